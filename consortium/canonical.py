@@ -1,0 +1,50 @@
+"""One spelling for every fact that is hashed, signed or stored.
+
+Canonical JSON: UTF-8, keys sorted, no white space, shortest round-trip floats, no NaN or Infinity.
+The same fact gives the same bytes in every process, under every PYTHONHASHSEED.
+Facts are frozen ``msgspec.Struct`` classes; decoding checks types and says where they are wrong.
+"""
+
+import math
+from typing import Any, TypeVar
+
+import msgspec
+
+from consortium.errors import BadInput
+from consortium.ids import Digest, digest_of
+
+T = TypeVar("T")
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of everything that is written down: immutable, named fields, defaults for what came later."""
+
+
+def encode(fact: Any) -> bytes:
+    """Canonical bytes of a fact. NaN and Infinity are refused, because JSON has no word for them."""
+    plain = msgspec.to_builtins(fact, order="sorted")
+    _refuse_non_finite(plain, "$")
+    return msgspec.json.encode(plain, order="sorted")
+
+
+def decode(data: bytes, kind: type[T], what: str = "document") -> T:
+    """The fact that ``data`` spells. Raises BadInput naming ``what``, the place and the rule."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInput(f"{what}: {error}") from error
+
+
+def digest_of_fact(fact: Any) -> Digest:
+    return digest_of(encode(fact))
+
+
+def _refuse_non_finite(value: Any, place: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadInput(f"{place}: {value} cannot be written down; only finite numbers can")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_non_finite(inner, f"{place}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            _refuse_non_finite(inner, f"{place}[{index}]")

@@ -1,0 +1,43 @@
+"""The errors of Sprachbund, drawn as a tree. Each says whose fault it is and whether trying again can help.
+
+    SprachbundError
+    ├── BadInput        a person or another party gave us something wrong; trying again will not help
+    │   └── Corrupt     bytes are not what their digest, signature or format says
+    ├── Refused         well formed, but a rule says no; the reason names the rule and the way out
+    ├── Unavailable     the world is not ready (network, disk, another process); try again later
+    │   └── DiskFull    no room left; free some, then try again
+    └── Broken          our own promise does not hold (ledger chain, replay); stop and call someone
+
+``ValueError`` and ``assert`` keep their usual meaning for programmers. What a network may do
+(lose, repeat, delay) is normal and has no exception here.
+"""
+
+
+class SprachbundError(Exception):
+    """Base of all; ``str()`` of it is a whole sentence for a person: the value, the rule, the way out."""
+
+    exit_code = 1
+
+
+class BadInput(SprachbundError):
+    exit_code = 2
+
+
+class Corrupt(BadInput):
+    exit_code = 3
+
+
+class Refused(SprachbundError):
+    exit_code = 4
+
+
+class Unavailable(SprachbundError):
+    exit_code = 5
+
+
+class DiskFull(Unavailable):
+    exit_code = 6
+
+
+class Broken(SprachbundError):
+    exit_code = 7

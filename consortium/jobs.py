@@ -1,0 +1,121 @@
+"""What a site can be asked to do: the assignment that becomes ``job.json`` in the job directory.
+
+An assignment is the whole order. With it, the base model beside it and the site's own text,
+``python -m site_agent.trainer JOB_DIR`` needs no agent and no network, and the same assignment
+over the same text gives the same bits on CPU.
+"""
+
+import enum
+from typing import Literal
+
+from consortium.canonical import Fact
+from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
+
+
+class Purpose(enum.StrEnum):
+    """Why a job exists. Decides what happens with its result, never how it is carried out."""
+
+    TOKENIZER = "tokenizer"  #: train the campaign's tokenizer on public text
+    SEED = "seed"  #: round 0: the base model, trained on public text at one site
+    ROUND = "round"  #: a language specialist whose delta will be merged
+    RIVAL = "rival"  #: trained for comparison only, never merged
+    GATE = "gate"  #: evaluate a candidate on held-out text
+    COMPARE = "compare"  #: evaluate the rivals on held-out text
+
+
+class Outcome(enum.StrEnum):
+    """How an attempt ended. Only ``failed`` and ``corrupt`` count against the job."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    PREEMPTED = "preempted"
+    EXPIRED = "expired"
+    REFUSED = "refused"
+    CORRUPT = "corrupt"
+    CANCELLED = "cancelled"
+
+
+class Phase(enum.StrEnum):
+    """What an agent says of an attempt it holds."""
+
+    STAGING = "staging"  #: fetching inputs
+    QUEUED = "queued"  #: handed to the launcher, not running yet
+    RUNNING = "running"
+    UPLOADING = "uploading"
+    ENDED = "ended"  #: ``outcome`` says how
+
+
+class Optimizer(Fact):
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and its learning-rate schedule over the job's steps."""
+
+    learning_rate: float
+    warmup_steps: int = 0
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    final_share: float = 0.1  #: learning rate at the last step, as a share of ``learning_rate``
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip_norm: float = 1.0  #: global gradient norm; 0 turns clipping off
+
+
+class Tokenizer(Fact, tag="tokenizer"):
+    """Train a byte-level BPE on public text, the same number of bytes from every language."""
+
+    languages: tuple[Language, ...]
+    vocabulary_size: int
+    bytes_per_language: int
+    split_seed: int = 0  #: which documents are held out
+
+
+class Train(Fact, tag="train"):
+    """Train the base for ``steps`` and return trained minus base."""
+
+    base: Digest  #: version manifest
+    languages: tuple[Language, ...]  #: the site's own languages; empty: public text only
+    public_languages: tuple[Language, ...]  #: of the replayed public text
+    replay_share: float  #: share of sequences drawn from public text, 0 to 1
+    epochs_max: float = 4.0  #: UniMax cap on passes over one language's text within the job
+    steps: int
+    batch_sequences: int
+    sequence_tokens: int
+    optimizer: Optimizer
+    seed: int  #: of data order
+    split_seed: int = 0
+    delta_dtype: Literal["bf16", "fp32"] = "bf16"
+    checkpoint_steps: int = 50
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  #: auto: bf16 on GPU, fp32 on CPU
+
+
+class Subject(Fact):
+    """A model to be scored: a version, or a version plus a delta."""
+
+    name: str
+    version: Digest
+    delta: Digest | None = None
+
+
+class Evaluate(Fact, tag="evaluate"):
+    """Score models on held-out text; returns nats and bytes per document, never the text."""
+
+    subjects: tuple[Subject, ...]
+    languages: tuple[Language, ...]
+    sequence_tokens: int
+    split_seed: int = 0
+
+
+Work = Tokenizer | Train | Evaluate
+
+
+class Assignment(Fact):
+    """``job.json``, verbatim as the coordinator signed it."""
+
+    schema: int = 1
+    job: JobId
+    attempt: AttemptId
+    campaign: CampaignId
+    round: int
+    site: SiteName
+    purpose: Purpose
+    work: Work
+    inputs: tuple[Digest, ...]  #: every blob the job needs, sorted; the site may read these and no others
+    tokenizer: Digest | None  #: tokenizer.json; None only for a tokenizer job

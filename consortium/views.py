@@ -1,0 +1,103 @@
+"""Frozen pictures of a consortium for people and scripts: what ``status``, ``watch`` and ``--json`` show.
+
+A view is made by the coordinator's core from its state and from presence; a screen is a function of a view.
+"""
+
+from consortium.canonical import Fact
+
+
+class AttemptView(Fact):
+    attempt: str
+    job: str
+    site: str
+    phase: str
+    step: int
+    steps: int
+    tokens: int
+    loss: float | None  #: nats per token
+    tokens_per_second: float
+
+
+class JobView(Fact):
+    job: str
+    campaign: str
+    round: int
+    purpose: str
+    site: str | None  #: None: any able site may take it
+    state: str
+    reason: str  #: of the last change
+    attempts: int
+
+
+class SiteView(Fact):
+    site: str
+    organisation: str
+    status: str
+    languages: tuple[str, ...]
+    slots: int
+    busy: int
+    seen_seconds_ago: float | None  #: None: not since the coordinator started
+    agent_version: str
+
+
+class LanguageResult(Fact):
+    """Bits per byte of one model on one language's held-out text."""
+
+    language: str
+    bits_per_byte: float
+    documents: int
+
+
+class ModelView(Fact):
+    """A scored model: a version, a round's specialist or a rival."""
+
+    name: str
+    role: str  #: version, specialist, rival
+    version: str  #: digest of the version (or of the base that the delta is relative to)
+    delta: str | None
+    results: tuple[LanguageResult, ...]
+    mean: float | None  #: unweighted over languages
+
+
+class RoundView(Fact):
+    round: int
+    state: str
+    reason: str
+    base: str | None
+    candidate: str | None
+    jobs_done: int
+    jobs: int
+
+
+class VersionView(Fact):
+    name: str
+    digest: str
+    status: str
+    round: int
+    base: str | None
+    contributions: int
+    reason: str
+
+
+class CampaignView(Fact):
+    campaign: str
+    status: str
+    reason: str
+    languages: tuple[str, ...]
+    rounds_planned: int
+    tokenizer: str | None
+    head: str | None  #: digest of the promoted version
+    rounds: tuple[RoundView, ...]
+    versions: tuple[VersionView, ...]
+    models: tuple[ModelView, ...]
+
+
+class ConsortiumView(Fact):
+    consortium: str
+    sequence: int  #: last event in the ledger
+    head: str  #: its hash
+    now: float
+    sites: tuple[SiteView, ...]
+    campaigns: tuple[CampaignView, ...]
+    jobs: tuple[JobView, ...]
+    attempts: tuple[AttemptView, ...]

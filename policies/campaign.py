@@ -1,0 +1,111 @@
+"""One training programme: what the admin writes in a campaign file, resolved and immutable.
+
+``policies.load_campaign`` reads the YAML, resolves the names of recipes, gates and limits, and checks the whole;
+what comes out holds no reference to any file and is stored in the ledger as it is.
+"""
+
+from typing import Any
+
+from consortium.canonical import Fact
+from consortium.ids import CampaignId, Digest, Language, SiteName
+from consortium.jobs import Optimizer
+from consortium.manifests import FileRef
+from consortium.merging.recipe import Recipe
+
+
+class ModelSource(Fact):
+    """The base: made from a Hugging Face config and a seed, or given as files already in the store."""
+
+    config: dict[str, Any] | None = None  #: of transformers, ``model_type`` included
+    seed: int = 0
+    files: dict[str, FileRef] | None = None  #: Hugging Face layout; set by ``submit`` when a directory is given
+
+
+class TokenizerSource(Fact):
+    """Trained in the campaign on public text, or given (``digest`` of a tokenizer.json in the store)."""
+
+    vocabulary_size: int | None = None
+    bytes_per_language: int = 1_000_000
+    digest: Digest | None = None
+
+
+class TrainPlan(Fact):
+    """What every specialist job of a round does."""
+
+    steps: int
+    batch_sequences: int
+    sequence_tokens: int
+    optimizer: Optimizer
+    replay_share: float = 0.5  #: public multilingual text; the largest single effect we measured, see docs
+    epochs_max: float = 4.0
+    delta_dtype: str = "bf16"
+    checkpoint_steps: int = 50
+
+
+class SeedRound(Fact):
+    """Round 0: the base trained on public text at one site, merged as it is."""
+
+    steps: int
+    optimizer: Optimizer
+
+
+class Quorum(Fact):
+    """When a round may close without everybody."""
+
+    share: float = 1.0  #: of the round's jobs that must have been admitted (rounded up); 1: all that can still come
+    minimum: int = 1  #: contributions below which the round fails
+    deadline_hours: float = 72.0  #: after this, close with `minimum` or fail
+
+
+class Gate(Fact):
+    """The per-language test for promotion.
+
+    A language regresses if its bits per byte grew by more than ``tolerance`` (relative) with confidence:
+    the one-sided paired bootstrap over documents puts the lower bound of the growth above it.
+    """
+
+    tolerance: float = 0.005
+    confidence: float = 0.95
+    resamples: int = 1000
+    seed: int = 0
+    protected: tuple[Language, ...] = ()  #: empty: every language of the campaign
+    documents_min: int = 20  #: fewer held-out documents than this cannot decide; the language counts as unscored
+    unscored: str = "reject"  #: or "allow": what an unscored protected language means
+
+
+class Admission(Fact):
+    """Limits on a contribution before it may be merged."""
+
+    norm_max: float = 0.5  #: of the delta's L2 norm relative to the base's
+    tensor_norm_max: float = 2.0  #: the same for every single tensor with a non-zero base
+    bytes_max: int = 64 << 30
+    tokens_share_min: float = 0.25  #: a partial delta with fewer of its planned steps is not merged
+
+
+class Rivals(Fact):
+    """What the campaign is compared with, at the cost of training it. Never merged."""
+
+    public_only: bool = False  #: the public slice alone, with the total compute of all sites and rounds
+    specialists: bool = False  #: each site alone, with its own share of the compute
+
+
+class Campaign(Fact):
+    schema: int = 1
+    campaign: CampaignId
+    description: str = ""
+    languages: tuple[Language, ...]  #: sorted
+    sites: tuple[SiteName, ...] = ()  #: who may take part; empty: every enrolled site that holds a language
+    sites_expected: int = 1  #: rounds wait until so many able sites are enrolled
+    model: ModelSource
+    tokenizer: TokenizerSource
+    seed_round: SeedRound | None = None
+    rounds: int
+    train: TrainPlan
+    merge: Recipe = Recipe()
+    quorum: Quorum = Quorum()
+    gate: Gate = Gate()
+    admission: Admission = Admission()
+    rivals: Rivals = Rivals()
+    attempts_max: int = 3
+    lease_seconds: float = 120.0
+    seed: int = 0
