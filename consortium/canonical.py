@@ -6,7 +6,7 @@ Facts are frozen ``msgspec.Struct`` classes; decoding checks types and says wher
 """
 
 import math
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import msgspec
 
@@ -16,7 +16,17 @@ from consortium.ids import Digest, digest_of
 T = TypeVar("T")
 
 
-class Fact(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
+class _FactMeta(msgspec.StructMeta):
+    """Makes every subclass frozen and keyword-only, which msgspec otherwise wants said on each of them."""
+
+    def __new__(
+        mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any
+    ) -> "_FactMeta":
+        return super().__new__(mcls, name, bases, namespace, **{"frozen": True, "kw_only": True, **options})
+
+
+class Fact(msgspec.Struct, metaclass=_FactMeta):
     """Base of everything that is written down: immutable, named fields, defaults for what came later."""
 
 
