@@ -1,0 +1,89 @@
+"""How bytes reach the disk so that a crash leaves the old file or the new one, never half of one.
+
+Write beside the final name, fsync, rename, fsync the folder: after the function returns, the file survives
+a power cut; before it returns, a reader sees what was there before.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from consortium.errors import DiskFull, Unavailable
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError inside the block into DiskFull or Unavailable that names ``path`` and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(
+                f"{path}: {error.strerror}; free some space or raise the quota, then try again"
+            ) from error
+        raise Unavailable(
+            f"{path}: {error.strerror or error}; check the file system and its permissions"
+        ) from error
+
+
+def temporary_beside(path: Path) -> Path:
+    """A fresh hidden name in the folder of ``path``: a rename from there stays on one file system."""
+    return path.with_name(f".{path.name[:64]}.{secrets.token_hex(6)}.tmp")
+
+
+def write_bytes_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Make ``path`` hold exactly ``data``, durably and all at once; folders are made as needed.
+
+    mode  permission bits from the first instant (0o600 for keys), less the umask.
+    Raises DiskFull or Unavailable; then nothing has changed.
+    """
+    with disk_errors(path):
+        make_folder(path.parent)
+        temporary = temporary_beside(path)
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            move_into_place(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Rename a file or folder whose bytes are already fsynced, and make the new name durable."""
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make ``path`` and what is missing above it; each new name is durable."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """fsync a file that somebody else wrote."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """fsync a folder, so that the names in it survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

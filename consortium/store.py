@@ -1,0 +1,269 @@
+"""Where blobs lie, named by their digest, and how half of one waits for the rest.
+
+    blobs/ab/cdef...            whole, verified, read-only; the name is the sha256 of the bytes
+    partials/<owner>/<digest>   what an owner has sent so far; nobody else can see or touch it
+
+A blob appears under its name only when it is whole, verified and durable. Two uploaders of one blob do no
+harm: the second finds it there. All methods may be called from several threads and several processes.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from consortium import ids
+from consortium.errors import BadInput, Corrupt, Unavailable
+from consortium.files import disk_errors, make_folder, move_into_place, sync_file, temporary_beside
+from consortium.ids import Digest
+from consortium.manifests import FileRef
+
+_READ_BYTES = 1 << 20
+_READ_ONLY = 0o444  # as git does: a stray editor cannot change what the name promises
+
+
+class _Partial:
+    """The running hash of one owner's upload of one blob, and how far it reaches."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.sha256 = hashlib.sha256()
+        self.hashed = 0
+
+    def catch_up(self, file: int) -> int:
+        """Size of the open partial; hashes what this process has not seen of it (after a restart: all)."""
+        size = os.fstat(file).st_size
+        if size < self.hashed:
+            self.sha256, self.hashed = hashlib.sha256(), 0
+        while self.hashed < size:
+            data = os.pread(file, min(_READ_BYTES, size - self.hashed), self.hashed)
+            if not data:
+                break
+            self.sha256.update(data)
+            self.hashed += len(data)
+        return self.hashed
+
+
+class BlobStore:
+    def __init__(self, root: Path) -> None:
+        self._blobs = root / "blobs"
+        self._partials_root = root / "partials"
+        self._partials: dict[tuple[str, Digest], _Partial] = {}
+        self._lock = threading.Lock()
+        with disk_errors(root):
+            make_folder(self._blobs)
+            make_folder(self._partials_root)
+
+    # ---- whole blobs
+
+    def has(self, digest: Digest) -> bool:
+        return self._place(digest).is_file()
+
+    def path(self, digest: Digest) -> Path:
+        """The file of a whole blob, to be read and never written. Raises Unavailable if it is not here."""
+        path = self._place(digest)
+        if not path.is_file():
+            raise Unavailable(f"blob {digest} is not in the store; it has to be uploaded or downloaded first")
+        return path
+
+    def size(self, digest: Digest) -> int:
+        """Bytes of a whole blob."""
+        return self.path(digest).stat().st_size
+
+    def digests(self) -> list[Digest]:
+        """All whole blobs, sorted."""
+        found = self._blobs.glob("[0-9a-f][0-9a-f]/*")
+        return sorted(Digest(path.parent.name + path.name) for path in found if not path.name.startswith("."))
+
+    def read_bytes(self, digest: Digest, limit: int) -> bytes:
+        """A small blob, verified. Raises BadInput above ``limit`` bytes, Corrupt if the disk changed it."""
+        path = self.path(digest)
+        size = path.stat().st_size
+        if size > limit:
+            raise BadInput(f"blob {digest} has {size} bytes; at most {limit} are allowed here")
+        with disk_errors(path):
+            data = path.read_bytes()
+        _same(digest, ids.digest_of(data), str(path))
+        return data
+
+    def verify(self, digest: Digest) -> FileRef:
+        """Read the whole blob again; Corrupt if its bytes are no longer those of its name."""
+        path = self.path(digest)
+        ref = ref_of(path)
+        _same(digest, ref.digest, str(path))
+        return ref
+
+    def put_bytes(self, data: bytes) -> FileRef:
+        ref = FileRef(digest=ids.digest_of(data), size=len(data))
+        target = self._place(ref.digest)
+        if not target.is_file():
+            with self._new_file(target) as temporary:
+                temporary.write_bytes(data)
+        return ref
+
+    def put_file(self, path: Path, link: bool = False) -> FileRef:
+        """Take in a file.
+
+        link  share its bytes by a hard link where the file system allows it: no copy, but the file becomes
+              read-only and must not be changed any more
+        """
+        ref = ref_of(path)
+        target = self._place(ref.digest)
+        if not target.is_file():
+            with self._new_file(target) as temporary:
+                _link_or_copy(path, temporary, link)
+                if not link:  # the source may have changed between the two readings
+                    _same(ref.digest, ref_of(temporary).digest, str(path))
+        return ref
+
+    def copy_to(self, digest: Digest, target: Path, link: bool = False) -> None:
+        """Put a blob under another name too: a copy that may be edited, or with ``link`` a read-only link."""
+        with disk_errors(target):
+            make_folder(target.parent)
+            temporary = temporary_beside(target)
+            try:
+                _link_or_copy(self.path(digest), temporary, link)
+                os.replace(temporary, target)
+            finally:  # also after a rename onto a link to the same bytes, which does nothing
+                temporary.unlink(missing_ok=True)
+
+    # ---- partial blobs
+
+    def received(self, digest: Digest, owner: str) -> int:
+        """Bytes held: of the whole blob, or of this owner's partial (0 if there is none)."""
+        for path in (self._place(digest), self._partial_place(digest, owner)):
+            with contextlib.suppress(FileNotFoundError):
+                return path.stat().st_size
+        return 0
+
+    def append(self, digest: Digest, owner: str, offset: int, data: bytes) -> int:
+        """Add ``data`` at ``offset``, which must be where the partial ends; returns where it ends now.
+
+        Not durable before ``finish``; what a crash takes away is sent again. Raises Unavailable if ``offset``
+        is elsewhere (ask ``received`` and go on from there), DiskFull.
+        """
+        path = self._partial_place(digest, owner)
+        partial = self._partial(digest, owner)
+        with partial.lock, disk_errors(path), _open_partial(path) as file:
+            size = partial.catch_up(file)
+            if offset != size:
+                raise Unavailable(
+                    f"blob {digest}: data came for offset {offset}, but {size} bytes are here; "
+                    f"go on from {size}"
+                )
+            written = 0
+            while written < len(data):
+                written += os.pwrite(file, memoryview(data)[written:], size + written)
+            partial.sha256.update(data)
+            partial.hashed += len(data)
+            return partial.hashed
+
+    def finish(self, digest: Digest, owner: str, size: int) -> FileRef:
+        """Make a partial of exactly ``size`` bytes a whole blob: verified, durable, visible.
+
+        Raises Unavailable while bytes are missing, Corrupt (and deletes the partial) if they are wrong.
+        """
+        ref = FileRef(digest=digest, size=size)
+        target = self._place(digest)
+        path = self._partial_place(digest, owner)
+        partial = self._partial(digest, owner)
+        with partial.lock:
+            if target.is_file():
+                self._forget(digest, owner)
+                return ref
+            with disk_errors(path), _open_partial(path) as file:
+                held = partial.catch_up(file)
+                if held < size:
+                    raise Unavailable(f"blob {digest}: {held} of {size} bytes are here; send the rest")
+                got = partial.sha256.hexdigest()
+                if held > size or got != digest:
+                    self._forget(digest, owner)
+                    raise Corrupt(
+                        f"blob {digest}: expected {size} bytes with this sha256, got {held} bytes with "
+                        f"{got}; the upload was deleted, send it again from the start"
+                    )
+                os.fchmod(file, _READ_ONLY)
+                os.fsync(file)
+                make_folder(target.parent)
+                move_into_place(path, target)
+            self._forget(digest, owner)
+        return ref
+
+    def discard(self, digest: Digest, owner: str) -> None:
+        """Delete this owner's partial, if there is one."""
+        with self._partial(digest, owner).lock:
+            self._forget(digest, owner)
+
+    # ---- inside
+
+    def _place(self, digest: Digest) -> Path:
+        ids.digest(digest)
+        return self._blobs / digest[:2] / digest[2:]
+
+    def _partial_place(self, digest: Digest, owner: str) -> Path:
+        return self._partials_root / ids.site_name(owner) / ids.digest(digest)
+
+    def _partial(self, digest: Digest, owner: str) -> _Partial:
+        with self._lock:
+            return self._partials.setdefault((owner, digest), _Partial())
+
+    def _forget(self, digest: Digest, owner: str) -> None:
+        path = self._partial_place(digest, owner)
+        with disk_errors(path):
+            path.unlink(missing_ok=True)
+        with self._lock:
+            self._partials.pop((owner, digest), None)
+
+    @contextlib.contextmanager
+    def _new_file(self, target: Path) -> Iterator[Path]:
+        """A temporary name to fill; on success it becomes ``target``, durable and read-only."""
+        with disk_errors(target):
+            make_folder(target.parent)
+            temporary = temporary_beside(target)
+            try:
+                yield temporary
+                temporary.chmod(_READ_ONLY)
+                sync_file(temporary)
+                move_into_place(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def ref_of(path: Path) -> FileRef:
+    """Digest and size of a file, read in pieces."""
+    sha256, size = hashlib.sha256(), 0
+    buffer = bytearray(_READ_BYTES)
+    with disk_errors(path), open(path, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise BadInput(f"{path}: not a regular file; only files can be stored")
+        while count := file.readinto(buffer):
+            sha256.update(memoryview(buffer)[:count])
+            size += count
+    return FileRef(digest=Digest(sha256.hexdigest()), size=size)
+
+
+@contextlib.contextmanager
+def _open_partial(path: Path) -> Iterator[int]:
+    make_folder(path.parent)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _link_or_copy(source: Path, target: Path, link: bool) -> None:
+    if link:
+        with contextlib.suppress(OSError):  # another file system, or one without hard links: copy
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
+
+
+def _same(want: str, got: str, place: str) -> None:
+    if got != want:
+        raise Corrupt(f"{place}: expected sha256 {want}, got {got}; the bytes changed, fetch them again")
