@@ -6,7 +6,7 @@ Facts are frozen ``msgspec.Struct`` classes; decoding checks types and says wher
 """
 
 import math
-from typing import Any, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import msgspec
 
@@ -26,8 +26,22 @@ class _FactMeta(msgspec.StructMeta):
         return super().__new__(mcls, name, bases, namespace, **{"frozen": True, "kw_only": True, **options})
 
 
-class Fact(msgspec.Struct, metaclass=_FactMeta):
-    """Base of everything that is written down: immutable, named fields, defaults for what came later."""
+if TYPE_CHECKING:
+    # Type checkers take msgspec.Struct's own (positional) rules over the metaclass's; hide it from them.
+    class Fact(metaclass=_FactMeta):
+        """Base of everything that is written down."""
+
+        def __init_subclass__(cls, **options: Any) -> None: ...
+
+else:
+
+    class Fact(msgspec.Struct, metaclass=_FactMeta):
+        """Base of everything that is written down: immutable, named fields, defaults for what came later."""
+
+
+def replace(fact: T, **changes: Any) -> T:
+    """A copy of a fact with some fields changed."""
+    return msgspec.structs.replace(fact, **changes)  # type: ignore[type-var]
 
 
 def encode(fact: Any) -> bytes:

@@ -4,8 +4,8 @@ Names are spelt here and nowhere else, so that a person who reads one in a log c
 
     campaign   ``balkan-1``                     a slug, chosen by the admin
     round      ``balkan-1/r2``                  round 0 is the seed round
-    job        ``balkan-1-r2-train-sofia``      unit of work for one site
-    attempt    ``balkan-1-r2-train-sofia.a1``   one try at it, used once
+    job        ``balkan-1_r2-train-sofia``      unit of work for one site
+    attempt    ``balkan-1_r2-train-sofia.a1``   one try at it, used once
     version    ``balkan-1/v3``                  third model the campaign made; its digest is its true name
     digest     64 lower-case hex digits         sha256 of the bytes
 """
@@ -25,8 +25,8 @@ Language = NewType("Language", str)  #: BCP-47, lower case, as policies/language
 
 _SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,160}")
-_ATTEMPT = re.compile(r"[a-z0-9][a-z0-9-]{0,160}\.a[1-9][0-9]{0,4}")
+_JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,39}_[a-z0-9-]{1,120}")  # the one '_' ends the campaign's name
+_ATTEMPT = re.compile(_JOB.pattern + r"\.a[1-9][0-9]{0,4}")
 
 
 def site_name(text: str) -> SiteName:
@@ -50,7 +50,7 @@ def digest(text: str) -> Digest:
 
 def job_id(text: str) -> JobId:
     if not _JOB.fullmatch(text):
-        raise BadInput(f"job id {text[:80]!r}: expected a-z, 0-9 and '-'")
+        raise BadInput(f"job id {text[:80]!r}: expected <campaign>_<what>, e.g. demo_r1-train-north")
     return JobId(text)
 
 
@@ -63,6 +63,10 @@ def attempt_id(text: str) -> AttemptId:
 
 def digest_of(data: bytes) -> Digest:
     return Digest(hashlib.sha256(data).hexdigest())
+
+
+def job_named(campaign: CampaignId, what: str) -> JobId:
+    return JobId(f"{campaign}_{what}")
 
 
 def attempt_of(job: JobId, number: int) -> AttemptId:

@@ -46,7 +46,12 @@ class Phase(enum.StrEnum):
 
 
 class Optimizer(Fact):
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and its learning-rate schedule over the job's steps."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and its learning-rate schedule.
+
+    Step t of a job (from 0) uses ``learning_rate * min(1, (t + 1) / warmup_steps) * decay(x)`` with
+    x = (schedule_start + t) / schedule_steps: warm-up starts anew in every job, because the moments do;
+    the decay runs over the whole campaign.
+    """
 
     learning_rate: float
     warmup_steps: int = 0
@@ -79,6 +84,8 @@ class Train(Fact, tag="train"):
     batch_sequences: int
     sequence_tokens: int
     optimizer: Optimizer
+    schedule_start: int = 0  #: where this job's first step stands in the decay schedule
+    schedule_steps: int = 0  #: length of the decay schedule; 0: this job's ``steps``
     seed: int  #: of data order
     split_seed: int = 0
     delta_dtype: Literal["bf16", "fp32"] = "bf16"
