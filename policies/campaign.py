@@ -4,7 +4,7 @@
 what comes out holds no reference to any file and is stored in the ledger as it is.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from consortium.canonical import Fact
 from consortium.ids import CampaignId, Digest, Language, SiteName
@@ -62,8 +62,10 @@ class Gate(Fact):
 
     A language regresses if its bits per byte grew by more than ``tolerance`` (relative) with confidence:
     the one-sided paired bootstrap over documents puts the lower bound of the growth above it.
+    With ``proven_no_regression`` it is enough that the upper bound is above it; see coordinator/core/gate.py.
     """
 
+    rule: Literal["no_proven_regression", "proven_no_regression"] = "no_proven_regression"
     tolerance: float = 0.005
     confidence: float = 0.95
     resamples: int = 1000
