@@ -29,8 +29,6 @@ from policies.campaign import Gate
 
 UNIT = 2.0**-16  # nats of one fixed-point step; a document of 60 nats is rounded by less than a millionth
 NATS_MAX = 2.0**40  # of one site's documents: sums over a hundred sites then fit an int64
-    2.0**-20
-)  # nats of one fixed-point step: a millionth; int64 then holds 8e12 nats, some terabytes of text
 CHUNK = 1 << 20  # resampled documents in memory at once: 8 MiB an array
 
 Status = Literal["better", "same", "worse", "regressed", "unproven", "unscored"]
@@ -256,7 +254,7 @@ def _advice(blocking: list[LanguageVerdict], trained_by: Mapping[Language, Colle
         )
     if missing:
         advice.append(
-            f"For {', '.join(missing)}: let a site that holds it keep more documents out, enrol one that does,"
-            " or let the gate allow unscored languages."
+            f"For {', '.join(missing)}: let a site that holds it keep more documents out, enrol one that "
+            "does, or let the gate allow unscored languages."
         )
     return " ".join(advice)
