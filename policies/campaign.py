@@ -1,60 +1,65 @@
 """One training programme: what the admin writes in a campaign file, resolved and immutable.
 
-``policies.load_campaign`` reads the YAML, resolves the names of recipes, gates and limits, and checks the whole;
-what comes out holds no reference to any file and is stored in the ledger as it is.
+``policies.reading.load_campaign`` reads the YAML, resolves the names of recipes, gates and limits, and checks the whole;
+what comes out holds no reference to any file and is stored in the ledger as it is. The ranges here are checked
+whenever a campaign is decoded; what only several fields together can violate is in ``policies.consistency``.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from consortium.canonical import Fact
 from consortium.ids import CampaignId, Digest, Language, SiteName
 from consortium.jobs import Optimizer
 from consortium.manifests import FileRef
 from consortium.merging.recipe import Recipe
+from policies.ranges import Count, Natural, NotNegative, Positive, Share
 
 
 class ModelSource(Fact):
     """The base: made from a Hugging Face config and a seed, or given as files already in the store."""
 
     config: dict[str, Any] | None = None  #: of transformers, ``model_type`` included
-    seed: int = 0
+    seed: Natural = 0
     files: dict[str, FileRef] | None = None  #: Hugging Face layout; set by ``submit`` when a directory is given
 
 
 class TokenizerSource(Fact):
     """Trained in the campaign on public text, or given (``digest`` of a tokenizer.json in the store)."""
 
-    vocabulary_size: int | None = None
-    bytes_per_language: int = 1_000_000
+    vocabulary_size: Annotated[int, Meta(ge=257)] | None = None  #: 256 bytes and an end of text at least
+    bytes_per_language: Count = 1_000_000
     digest: Digest | None = None
 
 
 class TrainPlan(Fact):
     """What every specialist job of a round does."""
 
-    steps: int
-    batch_sequences: int
-    sequence_tokens: int
+    steps: Count
+    batch_sequences: Count
+    sequence_tokens: Annotated[int, Meta(ge=2)]  #: one to read and one to predict
     optimizer: Optimizer
-    replay_share: float = 0.5  #: public multilingual text; the largest single effect we measured, see docs
-    epochs_max: float = 4.0
-    delta_dtype: str = "bf16"
-    checkpoint_steps: int = 50
+    replay_share: Share = 0.5  #: public multilingual text; the largest single effect we measured, see docs
+    epochs_max: Positive = 4.0
+    delta_dtype: Literal["bf16", "fp32"] = "bf16"
+    checkpoint_steps: Count = 50
 
 
 class SeedRound(Fact):
     """Round 0: the base trained on public text at one site, merged as it is."""
 
-    steps: int
+    steps: Count
     optimizer: Optimizer
 
 
 class Quorum(Fact):
     """When a round may close without everybody."""
 
-    share: float = 1.0  #: of the round's jobs that must have been admitted (rounded up); 1: all that can still come
-    minimum: int = 1  #: contributions below which the round fails
-    deadline_hours: float = 72.0  #: after this, close with `minimum` or fail
+    #: of the round's jobs that must have been admitted (rounded up); 1: all that can still come
+    share: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    minimum: Count = 1  #: contributions below which the round fails
+    deadline_hours: Positive = 72.0  #: after this, close with `minimum` or fail
 
 
 class Gate(Fact):
@@ -66,22 +71,22 @@ class Gate(Fact):
     """
 
     rule: Literal["no_proven_regression", "proven_no_regression"] = "no_proven_regression"
-    tolerance: float = 0.005
-    confidence: float = 0.95
-    resamples: int = 1000
-    seed: int = 0
+    tolerance: NotNegative = 0.005
+    confidence: Annotated[float, Meta(ge=0.5, lt=1)] = 0.95
+    resamples: Annotated[int, Meta(ge=100, le=1_000_000)] = 1000
+    seed: Natural = 0
     protected: tuple[Language, ...] = ()  #: empty: every language of the campaign
-    documents_min: int = 20  #: fewer held-out documents than this cannot decide; the language counts as unscored
-    unscored: str = "reject"  #: or "allow": what an unscored protected language means
+    documents_min: Count = 20  #: fewer held-out documents than this cannot decide; the language counts as unscored
+    unscored: Literal["reject", "allow"] = "reject"  #: what an unscored protected language means
 
 
 class Admission(Fact):
     """Limits on a contribution before it may be merged."""
 
-    norm_max: float = 0.5  #: of the delta's L2 norm relative to the base's
-    tensor_norm_max: float = 2.0  #: the same for every single tensor with a non-zero base
-    bytes_max: int = 64 << 30
-    tokens_share_min: float = 0.25  #: a partial delta with fewer of its planned steps is not merged
+    norm_max: Positive = 0.5  #: of the delta's L2 norm relative to the base's
+    tensor_norm_max: Positive = 2.0  #: the same for every single tensor with a non-zero base
+    bytes_max: Count = 64 << 30
+    tokens_share_min: Share = 0.25  #: a partial delta with fewer of its planned steps is not merged
 
 
 class Rivals(Fact):
@@ -92,22 +97,22 @@ class Rivals(Fact):
 
 
 class Campaign(Fact):
-    schema: int = 1
+    schema: Annotated[int, Meta(ge=1, le=1)] = 1
     campaign: CampaignId
     description: str = ""
-    languages: tuple[Language, ...]  #: sorted
+    languages: Annotated[tuple[Language, ...], Meta(min_length=1)]  #: sorted
     sites: tuple[SiteName, ...] = ()  #: who may take part; empty: every enrolled site that holds a language
-    sites_expected: int = 1  #: rounds wait until so many able sites are enrolled
+    sites_expected: Count = 1  #: rounds wait until so many able sites are enrolled
     model: ModelSource
     tokenizer: TokenizerSource
     seed_round: SeedRound | None = None
-    rounds: int
+    rounds: Count
     train: TrainPlan
     merge: Recipe = Recipe()
     quorum: Quorum = Quorum()
     gate: Gate = Gate()
     admission: Admission = Admission()
     rivals: Rivals = Rivals()
-    attempts_max: int = 3
-    lease_seconds: float = 120.0
-    seed: int = 0
+    attempts_max: Count = 3
+    lease_seconds: Positive = 120.0
+    seed: Natural = 0

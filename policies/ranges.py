@@ -1,0 +1,19 @@
+"""Which values the numbers of our policies may take; decoding and JSON Schemas both enforce them."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+Count = Annotated[int, Meta(ge=1)]  #: at least one of something
+Natural = Annotated[int, Meta(ge=0)]  #: none is possible; also seeds
+Share = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Port = Annotated[int, Meta(ge=0, le=65535)]  #: 0: any free one
+Address = Annotated[
+    str,
+    Meta(
+        pattern=r"^([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}$",
+        description="host:port, such as coordinator.example.eu:7443 or [::1]:7443",
+    ),
+]
