@@ -2,14 +2,17 @@
 
     blobs/ab/cdef...            whole, verified, read-only; the name is the sha256 of the bytes
     partials/<owner>/<digest>   what an owner has sent so far; nobody else can see or touch it
+    deliveries/<owner>/<digest> empty; says that this owner once sent every byte of that blob
 
 A blob appears under its name only when it is whole, verified and durable. Two uploaders of one blob do no
-harm: the second finds it there. All methods may be called from several threads and several processes.
+harm: the second proves that it has the bytes, too. All methods may be called from several threads and
+several processes.
 """
 
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import stat
 import threading
@@ -18,11 +21,19 @@ from pathlib import Path
 
 from consortium import ids
 from consortium.errors import BadInput, Corrupt, Unavailable
-from consortium.files import disk_errors, make_folder, move_into_place, sync_file, temporary_beside
+from consortium.files import (
+    disk_errors,
+    make_folder,
+    move_into_place,
+    sync_file,
+    temporary_beside,
+    write_bytes_atomically,
+)
 from consortium.ids import Digest
 from consortium.manifests import FileRef
 
 _READ_BYTES = 1 << 20
+_OWNER = re.compile(r"[a-z0-9-]{1,40}(\.[a-z0-9-]{1,40})?")
 _READ_ONLY = 0o444  # as git does: a stray editor cannot change what the name promises
 
 
@@ -52,6 +63,7 @@ class BlobStore:
     def __init__(self, root: Path) -> None:
         self._blobs = root / "blobs"
         self._partials_root = root / "partials"
+        self._deliveries = root / "deliveries"
         self._partials: dict[tuple[str, Digest], _Partial] = {}
         self._lock = threading.Lock()
         with disk_errors(root):
@@ -134,11 +146,14 @@ class BlobStore:
     # ---- partial blobs
 
     def received(self, digest: Digest, owner: str) -> int:
-        """Bytes held: of the whole blob, or of this owner's partial (0 if there is none)."""
-        for path in (self._place(digest), self._partial_place(digest, owner)):
-            with contextlib.suppress(FileNotFoundError):
-                return path.stat().st_size
+        """Bytes of this owner's partial; 0 if there is none, or no more because the blob is whole."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._own(self._partials_root, digest, owner).stat().st_size
         return 0
+
+    def delivered(self, digest: Digest, owner: str) -> bool:
+        """Whether the blob is whole here and this owner sent every byte of it."""
+        return self.has(digest) and self._own(self._deliveries, digest, owner).is_file()
 
     def append(self, digest: Digest, owner: str, offset: int, data: bytes) -> int:
         """Add ``data`` at ``offset``, which must be where the partial ends; returns where it ends now.
@@ -146,7 +161,7 @@ class BlobStore:
         Not durable before ``finish``; what a crash takes away is sent again. Raises Unavailable if ``offset``
         is elsewhere (ask ``received`` and go on from there), DiskFull.
         """
-        path = self._partial_place(digest, owner)
+        path = self._own(self._partials_root, digest, owner)
         partial = self._partial(digest, owner)
         with partial.lock, disk_errors(path), _open_partial(path) as file:
             size = partial.catch_up(file)
@@ -169,10 +184,10 @@ class BlobStore:
         """
         ref = FileRef(digest=digest, size=size)
         target = self._place(digest)
-        path = self._partial_place(digest, owner)
+        path = self._own(self._partials_root, digest, owner)
         partial = self._partial(digest, owner)
         with partial.lock:
-            if target.is_file():
+            if self.delivered(digest, owner):
                 self._forget(digest, owner)
                 return ref
             with disk_errors(path), _open_partial(path) as file:
@@ -186,10 +201,12 @@ class BlobStore:
                         f"blob {digest}: expected {size} bytes with this sha256, got {held} bytes with "
                         f"{got}; the upload was deleted, send it again from the start"
                     )
-                os.fchmod(file, _READ_ONLY)
-                os.fsync(file)
-                make_folder(target.parent)
-                move_into_place(path, target)
+                write_bytes_atomically(self._own(self._deliveries, digest, owner), b"")
+                if not target.is_file():
+                    os.fchmod(file, _READ_ONLY)
+                    os.fsync(file)
+                    make_folder(target.parent)
+                    move_into_place(path, target)
             self._forget(digest, owner)
         return ref
 
@@ -198,21 +215,31 @@ class BlobStore:
         with self._partial(digest, owner).lock:
             self._forget(digest, owner)
 
+    def make_room(self, owner: str, keep: int) -> None:
+        """Discard all but the ``keep`` youngest partials of this owner."""
+        folder = self._own(self._partials_root, ids.digest_of(b""), owner).parent
+        with disk_errors(folder), contextlib.suppress(FileNotFoundError):
+            oldest_first = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+            for path in oldest_first[: max(0, len(oldest_first) - keep)]:
+                self.discard(Digest(path.name), owner)
+
     # ---- inside
 
     def _place(self, digest: Digest) -> Path:
         ids.digest(digest)
         return self._blobs / digest[:2] / digest[2:]
 
-    def _partial_place(self, digest: Digest, owner: str) -> Path:
-        return self._partials_root / ids.site_name(owner) / ids.digest(digest)
+    def _own(self, folder: Path, digest: Digest, owner: str) -> Path:
+        if not _OWNER.fullmatch(owner):
+            raise BadInput(f"owner {owner[:80]!r} of an upload: expected a name, or <role>.<name>")
+        return folder / owner / ids.digest(digest)
 
     def _partial(self, digest: Digest, owner: str) -> _Partial:
         with self._lock:
             return self._partials.setdefault((owner, digest), _Partial())
 
     def _forget(self, digest: Digest, owner: str) -> None:
-        path = self._partial_place(digest, owner)
+        path = self._own(self._partials_root, digest, owner)
         with disk_errors(path):
             path.unlink(missing_ok=True)
         with self._lock:

@@ -1,0 +1,73 @@
+"""How two parties are joined: TLS in both directions, keepalive, and how large a message may be.
+
+TLS 1.2 is the least that gRPC speaks. The port with ``server_credentials`` demands a client certificate of
+the consortium's authority; only the enrolment port answers a caller without one.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import grpc
+
+from consortium.errors import Refused
+from consortium.identity import Credentials, Identity, identity_of
+
+CHUNK_BYTES = 1 << 20  # equal to 3 MiB in CPU at half the memory; 64 KiB costs 2.2 times the CPU
+_MESSAGE_BYTES_MAX = 16 << 20  # a large campaign's view; chunks stay far below
+
+_KEEPALIVE_SECONDS = 30  # a NAT on the way forgets an idle connection after minutes
+
+CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.keepalive_time_ms", _KEEPALIVE_SECONDS * 1000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),  # a long-polled Sync carries no data for a while
+    ("grpc.max_reconnect_backoff_ms", 20_000),
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+)
+
+SERVER_OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.keepalive_time_ms", _KEEPALIVE_SECONDS * 1000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_SECONDS * 500),  # accept the agents' pings
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+    ("grpc.so_reuseport", 0),  # a second coordinator on the port is an error, not a coin toss
+)
+
+
+def channel_credentials(authority: bytes, own: Credentials | None = None) -> grpc.ChannelCredentials:
+    """For a caller that trusts ``authority`` (PEM) and shows ``own`` certificate; None only to enrol."""
+    if own is None:
+        return grpc.ssl_channel_credentials(authority)
+    return grpc.ssl_channel_credentials(authority, own.key, own.certificate)
+
+
+def open_channel(target: str, authority: bytes, own: Credentials | None = None) -> grpc.aio.Channel:
+    """A channel to the coordinator at ``host:port``; it reconnects by itself."""
+    return grpc.aio.secure_channel(target, channel_credentials(authority, own), options=CHANNEL_OPTIONS)
+
+
+def server_credentials(authority: bytes, own: Credentials) -> grpc.ServerCredentials:
+    """For the port on which every caller must show a certificate of ``authority``."""
+    return grpc.ssl_server_credentials(
+        [(own.key, own.certificate)], root_certificates=authority, require_client_auth=True
+    )
+
+
+def enrolment_credentials(own: Credentials) -> grpc.ServerCredentials:
+    """For the port on which a caller has no certificate yet."""
+    return grpc.ssl_server_credentials([(own.key, own.certificate)])
+
+
+def peer_identity(auth_context: Mapping[str, Sequence[bytes]], consortium: str, now: float) -> Identity:
+    """Who is at the other end of a verified connection: give it ``context.auth_context()``.
+
+    A connection may outlive its certificate, so the end of validity is checked again at each call.
+    """
+    certificates = auth_context.get("x509_pem_cert", ())
+    if len(certificates) != 1:
+        raise Refused("no client certificate; enrol first, then call with the site's certificate")
+    identity = identity_of(certificates[0], consortium)
+    if now > identity.not_after:
+        raise Refused(
+            f"certificate of {identity.role} {identity.name}: expired; enrol again with a new token"
+        )
+    return identity

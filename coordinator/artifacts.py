@@ -1,0 +1,107 @@
+"""Which bytes go out and come in over ``ArtifactService``: decode, ask whether it is allowed, stream.
+
+A blob that a caller may not read and one that does not exist are answered alike, so that digests cannot be
+probed. A site that uploads a blob must send all of its bytes even when the store has it: possession is
+proven, not claimed. Disk and hashing run in threads; the event loop only moves messages.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+from sprachbund.v1 import artifact_pb2, artifact_pb2_grpc
+
+from consortium import ids
+from consortium.channels import CHUNK_BYTES
+from consortium.errors import BadInput, Refused, Unavailable
+from consortium.files import disk_errors
+from consortium.identity import Identity, Role
+from consortium.ids import Digest
+from consortium.store import BlobStore
+
+PARTIALS_PER_OWNER = 8  # the oldest goes when a ninth is begun: abandoned uploads cannot fill the disk
+
+Identify = Callable[[grpc.aio.ServicerContext], Identity]  #: raises Refused for who may not call at all
+MayRead = Callable[[Identity, Digest], tuple[bool, str]]  #: allowed, and the reason
+MayWrite = Callable[[Identity, Digest, int], tuple[bool, str]]  #: the same, for a blob of so many bytes
+
+
+class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
+    def __init__(self, store: BlobStore, identify: Identify, may_read: MayRead, may_write: MayWrite) -> None:
+        self._store = store
+        self._identify = identify
+        self._may_read = may_read
+        self._may_write = may_write
+
+    async def Stat(
+        self, request: artifact_pb2.StatRequest, context: grpc.aio.ServicerContext
+    ) -> artifact_pb2.StatResponse:
+        caller = self._identify(context)
+        digest = ids.digest(request.digest)
+        allowed, _ = self._may_read(caller, digest)
+        return await asyncio.to_thread(self._stat, digest, owner_of(caller), allowed)
+
+    async def Upload(
+        self, request_iterator: AsyncIterator[artifact_pb2.UploadRequest], context: grpc.aio.ServicerContext
+    ) -> artifact_pb2.UploadResponse:
+        caller = self._identify(context)
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise BadInput("upload: the first message must be the header")
+        digest, size, offset = ids.digest(first.header.digest), first.header.size, first.header.offset
+        allowed, reason = self._may_write(caller, digest, size)
+        if not allowed:
+            raise Refused(f"upload of {digest}, {size} bytes: {reason}")
+        if offset == 0:
+            await asyncio.to_thread(self._store.make_room, owner_of(caller), PARTIALS_PER_OWNER - 1)
+        async for message in request_iterator:
+            data = message.data
+            if message.WhichOneof("part") != "data" or len(data) > CHUNK_BYTES:
+                raise BadInput(
+                    f"upload of {digest}: after the header only data, at most {CHUNK_BYTES} bytes a message"
+                )
+            if offset + len(data) > size:
+                raise BadInput(
+                    f"upload of {digest}: more than the announced {size} bytes; hash the file again"
+                )
+            offset = await asyncio.to_thread(self._store.append, digest, owner_of(caller), offset, data)
+        if offset == size:
+            await asyncio.to_thread(self._store.finish, digest, owner_of(caller), size)
+        return artifact_pb2.UploadResponse(received=offset, complete=offset == size)
+
+    async def Download(
+        self, request: artifact_pb2.DownloadRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[artifact_pb2.DownloadResponse]:
+        caller = self._identify(context)
+        digest = ids.digest(request.digest)
+        allowed, reason = self._may_read(caller, digest)
+        if not allowed:
+            raise Refused(f"blob {digest}: {reason}")
+        path = self._store.path(digest)
+        with disk_errors(path), open(path, "rb") as file:
+            size, offset = os.fstat(file.fileno()).st_size, request.offset
+            if offset > size:
+                raise BadInput(f"blob {digest}: has {size} bytes, but {offset} are asked to be skipped")
+            message = artifact_pb2.DownloadResponse(size=size)
+            while True:
+                message.data = await asyncio.to_thread(os.pread, file.fileno(), CHUNK_BYTES, offset)
+                if not message.data and offset < size:
+                    raise Unavailable(
+                        f"blob {digest}: ends at {offset} of {size} bytes; the store is damaged"
+                    )
+                yield message
+                offset += len(message.data)
+                if offset >= size:
+                    return
+                message = artifact_pb2.DownloadResponse()
+
+    def _stat(self, digest: Digest, owner: str, may_read: bool) -> artifact_pb2.StatResponse:
+        if self._store.has(digest) and (may_read or self._store.delivered(digest, owner)):
+            return artifact_pb2.StatResponse(complete=True, received=self._store.size(digest))
+        return artifact_pb2.StatResponse(received=self._store.received(digest, owner))
+
+
+def owner_of(caller: Identity) -> str:
+    """Under which name the store keeps what a caller sends: a site's own, ``<role>.<name>`` for people."""
+    return caller.name if caller.role is Role.SITE else f"{caller.role}.{caller.name}"
