@@ -185,7 +185,7 @@ def _gather(scores: Iterable[Scores], candidate: str, reference: str, language: 
     left_out = []
     for site in sorted(ours.keys() | theirs.keys()):
         if site not in ours or site not in theirs:
-            left_out.append(f"{site} did not score it under {reference if site in ours else candidate}")
+            left_out.append(f"{site} did not score the {'reference' if site in ours else 'candidate'}")
         elif ours[site].heldout != theirs[site].heldout or ours[site].bytes != theirs[site].bytes:
             left_out.append(f"{site} scored the two models on different held-out documents")
         elif fault := _fault(ours[site]) or _fault(theirs[site]):

@@ -145,7 +145,7 @@ def test_sites_are_joined_in_any_order_and_a_site_that_does_not_pair_is_named() 
     parts.append(scores("mahti", {"v2": {"fi": [50.0] * 30}}))
     verdict = judge(parts, "v2", "v1", GATE, ["fi"])
     assert of(verdict, "fi").documents == 400
-    assert "mahti did not score it under v1" in of(verdict, "fi").reason
+    assert "mahti did not score the reference" in of(verdict, "fi").reason
     assert judge(parts[::-1], "v2", "v1", GATE, ["fi"]) == verdict
 
 
