@@ -1,0 +1,132 @@
+"""What is asked of the coordinator: by admins, by sites, and by its own worker reporting what it did.
+
+Who asks has been established by the shell (a certificate); a command carries the name, not the proof.
+"""
+
+from typing import Literal
+
+from consortium.canonical import Fact
+from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
+from consortium.jobs import Outcome, Phase
+from consortium.manifests import Contribution, Holding, VersionManifest
+from coordinator.core.events import ScoreSummary
+from coordinator.core.gate import GateVerdict
+from policies.campaign import Campaign
+
+
+class IssueToken(Fact):
+    site: SiteName
+    organisation: str
+    country: str
+    token_hash: str
+    valid_until: float
+    membership: str | None  #: the membership rule's reason; None: the rule says no, and ``refusal`` why
+    refusal: str = ""
+
+
+class EnrolSite(Fact):
+    site: SiteName
+    token_hash: str
+    certificate: str
+    fingerprint: str
+    not_after: float
+
+
+class RenewCertificate(Fact):
+    site: SiteName
+    certificate: str
+    fingerprint: str
+    not_after: float
+
+
+class SetSite(Fact):
+    site: SiteName
+    status: Literal["enrolled", "draining", "suspended"]
+    reason: str
+
+
+class SubmitCampaign(Fact):
+    campaign: Campaign
+
+
+class StopCampaign(Fact):
+    campaign: CampaignId
+    reason: str
+
+
+class Report(Fact):
+    """What an agent says of one attempt that it holds."""
+
+    attempt: AttemptId
+    phase: Phase
+    outcome: Outcome | None = None
+    reason: str = ""
+    envelope: Digest | None = None  #: the signed contribution, when it succeeded
+
+
+class SyncSite(Fact):
+    site: SiteName
+    agent_version: str
+    slots: int
+    draining: bool
+    holdings: tuple[Holding, ...]
+    reports: tuple[Report, ...]
+
+
+class ReportInspection(Fact):
+    """The worker looked at a delivered contribution. ``contribution`` is None when it is refused."""
+
+    job: JobId
+    attempt: AttemptId
+    contribution: Contribution | None
+    measures: dict[str, float] = {}
+    scores: dict[str, dict[Language, ScoreSummary]] = {}
+    reason: str
+
+
+class ReportBase(Fact):
+    campaign: CampaignId
+    manifest: VersionManifest
+
+
+class ReportMerge(Fact):
+    campaign: CampaignId
+    round: int
+    manifest: VersionManifest | None  #: None: the merge was refused, and ``reason`` says why
+    reason: str
+
+
+class ReportVerdict(Fact):
+    campaign: CampaignId
+    round: int
+    verdict: GateVerdict
+
+
+class MoveHead(Fact):
+    """``promote`` a candidate by hand, or ``roll_back`` to an earlier promoted version."""
+
+    campaign: CampaignId
+    version: str  #: name or digest (twelve digits are enough)
+    verb: Literal["promote", "roll_back"]
+    reason: str
+
+
+class Tick(Fact):
+    """Time has passed."""
+
+
+Command = (
+    IssueToken
+    | EnrolSite
+    | RenewCertificate
+    | SetSite
+    | SubmitCampaign
+    | StopCampaign
+    | SyncSite
+    | ReportInspection
+    | ReportBase
+    | ReportMerge
+    | ReportVerdict
+    | MoveHead
+    | Tick
+)

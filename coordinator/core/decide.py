@@ -1,0 +1,339 @@
+"""What a command adds to the ledger: the facts it establishes, or a refusal that says why and what to do.
+
+Only the fact is recorded here; everything that follows from it is decided in ``plan``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import singledispatch
+
+from consortium.errors import BadInput, Refused
+from consortium.ids import AttemptId, job_of, version_name
+from consortium.jobs import Outcome
+from coordinator.core import commands as cm
+from coordinator.core import events as ev
+from coordinator.core.state import CampaignState, Job, RoundState, Site, State, Version
+from coordinator.core.transitions import JobState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What the shell knows of time. Heartbeats live here, never in the ledger."""
+
+    now: float  #: seconds since the epoch, coordinator's clock
+    started_at: float = (
+        0.0  #: of this coordinator process: after a crash every lease gets its full length again
+    )
+    renewed: Mapping[AttemptId, float] = field(default_factory=dict)  #: when a Sync last spoke of the attempt
+
+
+@singledispatch
+def decide(command: cm.Command, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    raise AssertionError(f"no rule decides {type(command).__name__}")
+
+
+@decide.register
+def _(command: cm.Tick, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    return []
+
+
+# --- sites -----------------------------------------------------------------------------------------
+
+
+@decide.register
+def _(command: cm.IssueToken, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    if command.membership is None:
+        raise Refused(f"site {command.site} of {command.organisation} ({command.country}): {command.refusal}")
+    return [
+        ev.TokenIssued(
+            site=command.site,
+            organisation=command.organisation,
+            country=command.country,
+            token_hash=command.token_hash,
+            valid_until=command.valid_until,
+            reason=command.membership,
+        )
+    ]
+
+
+@decide.register
+def _(command: cm.EnrolSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    invitation = state.tokens.get(command.token_hash)
+    if invitation is None:
+        raise Refused(
+            f"site {command.site}: this enrolment token is unknown or already used; "
+            "ask the consortium's admin for a new invitation"
+        )
+    if invitation.site != command.site:
+        raise Refused(f"the enrolment token is for site {invitation.site}, the request names {command.site}")
+    if moment.now > invitation.valid_until:
+        raise Refused(
+            f"site {command.site}: the enrolment token has expired; ask the admin for a new invitation"
+        )
+    return [
+        ev.SiteEnrolled(
+            site=command.site,
+            token_hash=command.token_hash,
+            certificate=command.certificate,
+            fingerprint=command.fingerprint,
+            not_after=command.not_after,
+        )
+    ]
+
+
+@decide.register
+def _(command: cm.RenewCertificate, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    _site(state, command.site)
+    return [
+        ev.CertificateRenewed(
+            site=command.site,
+            certificate=command.certificate,
+            fingerprint=command.fingerprint,
+            not_after=command.not_after,
+        )
+    ]
+
+
+@decide.register
+def _(command: cm.SetSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    site = _site(state, command.site)
+    if site.status == command.status:
+        return []
+    return [ev.SiteStatusChanged(site=site.name, status=command.status, reason=command.reason)]
+
+
+@decide.register
+def _(command: cm.SyncSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    site = _site(state, command.site)
+    if site.status == "suspended":
+        raise Refused(f"site {site.name} is suspended; its operator should talk to the consortium's admin")
+    events: list[ev.AnyEvent] = []
+    offered = (command.agent_version, command.slots, command.draining, command.holdings)
+    if offered != (site.agent_version, site.slots, site.draining, site.holdings):
+        events.append(
+            ev.SiteDescribed(
+                site=site.name,
+                agent_version=command.agent_version,
+                slots=command.slots,
+                draining=command.draining,
+                holdings=command.holdings,
+            )
+        )
+    for report in sorted(command.reports, key=lambda r: r.attempt):
+        events += _report(state, site, report)
+    return events
+
+
+def _report(state: State, site: Site, report: cm.Report) -> list[ev.AnyEvent]:
+    """What one line of a Sync establishes. Late, repeated and foreign lines are normal and establish nothing."""
+    job = state.jobs.get(job_of(report.attempt))
+    if job is None or job.attempt != report.attempt or job.site != site.name or job.is_final:
+        return []
+    events: list[ev.AnyEvent] = []
+    if job.state is JobState.PLANNED and job.outcome is Outcome.EXPIRED and site.name not in job.refused_by:
+        events.append(
+            ev.LeaseResumed(
+                job=job.id,
+                attempt=report.attempt,
+                reason=f"{site.name} came back with the attempt before anybody else was asked",
+            )
+        )
+    elif job.state is not JobState.LEASED:
+        return []
+    if report.outcome is None:
+        return events
+    if report.outcome is Outcome.SUCCEEDED and report.envelope is not None:
+        events.append(
+            ev.ContributionReceived(
+                job=job.id, attempt=report.attempt, site=site.name, envelope=report.envelope
+            )
+        )
+    elif report.outcome is Outcome.SUCCEEDED:
+        reason = "reported as succeeded without a contribution; the agent must upload it first"
+        events.append(
+            ev.AttemptEnded(job=job.id, attempt=report.attempt, outcome=Outcome.CORRUPT, reason=reason)
+        )
+    else:
+        reason = report.reason or f"{site.name} gave no reason"
+        events.append(
+            ev.AttemptEnded(job=job.id, attempt=report.attempt, outcome=report.outcome, reason=reason)
+        )
+    return events
+
+
+# --- campaigns -------------------------------------------------------------------------------------
+
+
+@decide.register
+def _(command: cm.SubmitCampaign, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    name = command.campaign.campaign
+    if name in state.campaigns:
+        if state.campaigns[name].spec == command.campaign:
+            return []  # the same order, sent twice
+        raise Refused(
+            f"a campaign {name!r} exists already; choose another name (the ledger keeps the old one)"
+        )
+    return [ev.CampaignOpened(campaign=command.campaign)]
+
+
+@decide.register
+def _(command: cm.StopCampaign, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    campaign = _open_campaign(state, command.campaign)
+    cancelled: list[ev.AnyEvent] = [
+        ev.JobCancelled(job=job.id, reason=f"campaign stopped: {command.reason}")
+        for _, job in sorted(state.jobs.items())
+        if job.campaign == command.campaign and not job.is_final
+    ]
+    return [
+        *cancelled,
+        ev.CampaignEnded(campaign=campaign.spec.campaign, status="stopped", reason=command.reason),
+    ]
+
+
+@decide.register
+def _(command: cm.MoveHead, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    campaign = state.campaigns.get(command.campaign)
+    if campaign is None:
+        raise Refused(f"there is no campaign {command.campaign!r}; known: {_names(state.campaigns)}")
+    version = find_version(campaign, command.version)
+    if version is None:
+        known = [v.name for v in campaign.versions.values()]
+        raise Refused(
+            f"campaign {command.campaign} has no version {command.version!r}; known: {_names(known)}"
+        )
+    if command.verb == "promote":
+        if version.status == "promoted":
+            raise Refused(f"{version.name} is promoted already; to make it the head again, roll back to it")
+        return [
+            ev.VersionPromoted(
+                campaign=command.campaign, version=version.digest, reason=f"by hand: {command.reason}"
+            )
+        ]
+    if version.status != "promoted":
+        raise Refused(f"{version.name} was never promoted ({version.status}); promote it by hand instead")
+    return [ev.RolledBack(campaign=command.campaign, version=version.digest, reason=command.reason)]
+
+
+# --- what the coordinator's own worker did ---------------------------------------------------------
+
+
+@decide.register
+def _(command: cm.ReportBase, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    campaign = _open_campaign(state, command.campaign)
+    if campaign.head is not None:
+        return []  # a second worker was slower
+    return [
+        ev.VersionMade(
+            campaign=command.campaign,
+            version=command.manifest.digest,
+            name=version_name(command.campaign, 0),
+            role="initial",
+            round=0,
+            manifest=command.manifest,
+            reason=_origin(campaign),
+        )
+    ]
+
+
+def _origin(campaign: CampaignState) -> str:
+    if campaign.spec.model.files is not None:
+        return "the base that the campaign was submitted with"
+    return f"made from the campaign's config with seed {campaign.spec.model.seed}"
+
+
+@decide.register
+def _(command: cm.ReportInspection, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    job = state.jobs[command.job]
+    if job.state is not JobState.DELIVERED or job.attempt != command.attempt:
+        return []  # cancelled meanwhile, or inspected twice
+    if command.contribution is None:
+        return [ev.ContributionRefused(job=job.id, attempt=command.attempt, reason=command.reason)]
+    return [
+        ev.ContributionAdmitted(
+            job=job.id,
+            attempt=command.attempt,
+            contribution=command.contribution,
+            measures=command.measures,
+            scores=command.scores,
+            reason=command.reason,
+        )
+    ]
+
+
+@decide.register
+def _(command: cm.ReportMerge, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    campaign = _open_campaign(state, command.campaign)
+    round_ = campaign.rounds[command.round]
+    if round_.state is not RoundState.MERGING:
+        return []
+    if command.manifest is None:
+        return [ev.RoundFailed(campaign=command.campaign, round=command.round, reason=command.reason)]
+    return [
+        ev.VersionMade(
+            campaign=command.campaign,
+            version=command.manifest.digest,
+            name=version_name(command.campaign, len(campaign.versions)),
+            role="candidate",
+            round=command.round,
+            manifest=command.manifest,
+            reason=command.reason,
+        )
+    ]
+
+
+@decide.register
+def _(command: cm.ReportVerdict, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    campaign = _open_campaign(state, command.campaign)
+    round_ = campaign.rounds[command.round]
+    if round_.state is not RoundState.EVALUATING or round_.candidate is None:
+        return []
+    verdict = command.verdict
+    candidate = round_.candidate
+    ending: ev.AnyEvent = (
+        ev.VersionPromoted(campaign=command.campaign, version=candidate, reason=verdict.reason)
+        if verdict.promote
+        else ev.VersionRejected(campaign=command.campaign, version=candidate, reason=verdict.reason)
+    )
+    return [
+        ev.GateJudged(campaign=command.campaign, round=command.round, version=candidate, verdict=verdict),
+        ending,
+    ]
+
+
+# --- looking things up -----------------------------------------------------------------------------
+
+
+def find_version(campaign: CampaignState, text: str) -> Version | None:
+    """By name, by digest, or by the first digits of one (at least eight) if only one fits."""
+    fits = [
+        v
+        for digest, v in sorted(campaign.versions.items())
+        if v.name == text or (len(text) >= 8 and digest.startswith(text))
+    ]
+    return fits[0] if len(fits) == 1 else None
+
+
+def _site(state: State, name: str) -> Site:
+    for site in state.sites.values():
+        if site.name == name:
+            return site
+    raise Refused(f"site {name!r} is not enrolled; known: {_names(state.sites)}")
+
+
+def _open_campaign(state: State, name: str) -> CampaignState:
+    for known, campaign in state.campaigns.items():
+        if known == name:
+            if campaign.status != "open":
+                raise Refused(f"campaign {name} is {campaign.status}: {campaign.reason}")
+            return campaign
+    raise BadInput(f"there is no campaign {name!r}; known: {_names(state.campaigns)}")
+
+
+def _names(things: object) -> str:
+    return ", ".join(sorted(map(str, things))) or "none"  # type: ignore[call-overload]
+
+
+def lease_until(job: Job, lease_seconds: float, moment: Moment) -> float:
+    """Until when the site has the right to its attempt. Every Sync that speaks of it renews."""
+    last = job.leased_at if job.attempt is None else moment.renewed.get(job.attempt, job.leased_at)
+    return max(last, job.leased_at, moment.started_at) + lease_seconds

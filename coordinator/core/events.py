@@ -1,0 +1,249 @@
+"""What happened: the only durable truth. The state is the fold of these, in ledger order.
+
+Events are past tense, hold everything a reader needs in three years, and never change their meaning:
+a field is added with a default, an event that is no longer written stays readable.
+"""
+
+from typing import Literal
+
+from consortium.canonical import Fact
+from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
+from consortium.jobs import Outcome, Purpose, Work
+from consortium.manifests import Contribution, Holding, VersionManifest
+from coordinator.core.gate import GateVerdict
+from policies.campaign import Campaign
+
+
+class Event(Fact, tag=True, tag_field="kind"):
+    """Base of all; the tag is the class's name."""
+
+
+class ConsortiumFounded(Event):
+    consortium: str
+    ledger_key: str  #: Ed25519 public key, hex: signs assignments and checkpoints
+    authority: str  #: the CA's certificate, PEM
+    policies: dict[str, Digest]  #: of each policy file in force, by name
+
+
+class TokenIssued(Event):
+    site: SiteName
+    organisation: str
+    country: str
+    token_hash: str
+    valid_until: float
+    reason: str  #: the membership rule's verdict
+
+
+class SiteEnrolled(Event):
+    site: SiteName
+    token_hash: str
+    certificate: str  #: PEM; its key signs the site's contributions
+    fingerprint: str
+    not_after: float
+
+
+class CertificateRenewed(Event):
+    site: SiteName
+    certificate: str
+    fingerprint: str
+    not_after: float
+
+
+class SiteDescribed(Event):
+    """What a site offers; written when it changes."""
+
+    site: SiteName
+    agent_version: str
+    slots: int
+    draining: bool
+    holdings: tuple[Holding, ...]
+
+
+class SiteStatusChanged(Event):
+    site: SiteName
+    status: Literal["enrolled", "draining", "suspended"]
+    reason: str
+
+
+class CampaignOpened(Event):
+    campaign: Campaign
+
+
+class CampaignEnded(Event):
+    campaign: CampaignId
+    status: Literal["completed", "stopped", "failed"]
+    reason: str
+
+
+class TokenizerChosen(Event):
+    campaign: CampaignId
+    tokenizer: Digest
+    reason: str
+
+
+class VersionMade(Event):
+    """A model exists. ``initial`` ones are the head at once, candidates wait for the gate."""
+
+    campaign: CampaignId
+    version: Digest
+    name: str
+    role: Literal["initial", "candidate"]
+    round: int
+    manifest: VersionManifest
+    reason: str
+
+
+class RoundOpened(Event):
+    campaign: CampaignId
+    round: int
+    base: Digest
+    reason: str
+
+
+class JobPlanned(Event):
+    job: JobId
+    campaign: CampaignId
+    round: int
+    purpose: Purpose
+    sites: tuple[SiteName, ...]  #: any of these may do it
+    work: Work
+    inputs: tuple[Digest, ...]
+    tokenizer: Digest | None
+    reason: str
+
+
+class JobLeased(Event):
+    job: JobId
+    attempt: AttemptId
+    site: SiteName
+    lease_seconds: float
+    assignment: Digest  #: of the job.json that was signed
+    reason: str
+
+
+class LeaseResumed(Event):
+    """The site came back with the newest attempt after its lease had lapsed, and nobody else had been asked."""
+
+    job: JobId
+    attempt: AttemptId
+    reason: str
+
+
+class AttemptEnded(Event):
+    """Without a result; ``ContributionReceived`` is the other ending."""
+
+    job: JobId
+    attempt: AttemptId
+    outcome: Outcome
+    reason: str
+
+
+class ContributionReceived(Event):
+    job: JobId
+    attempt: AttemptId
+    site: SiteName
+    envelope: Digest  #: the signed contribution manifest, as stored
+
+
+class ScoreSummary(Fact):
+    """One model on one language at one site."""
+
+    nats: float
+    bytes: int
+    documents: int
+    heldout: Digest
+
+
+class ContributionAdmitted(Event):
+    job: JobId
+    attempt: AttemptId
+    contribution: Contribution
+    measures: dict[str, float]  #: what the inspection measured, e.g. ``norm``, ``base_norm``
+    scores: dict[str, dict[Language, ScoreSummary]] = {}  #: of an evaluation: subject -> language
+    reason: str
+
+
+class ContributionRefused(Event):
+    job: JobId
+    attempt: AttemptId
+    reason: str
+
+
+class JobFailed(Event):
+    job: JobId
+    reason: str
+
+
+class JobCancelled(Event):
+    job: JobId
+    reason: str
+
+
+class RoundCollected(Event):
+    """Training is over; these jobs' deltas will be merged."""
+
+    campaign: CampaignId
+    round: int
+    jobs: tuple[JobId, ...]
+    reason: str
+
+
+class RoundFailed(Event):
+    campaign: CampaignId
+    round: int
+    reason: str
+
+
+class GateJudged(Event):
+    campaign: CampaignId
+    round: int
+    version: Digest
+    verdict: GateVerdict
+
+
+class VersionPromoted(Event):
+    campaign: CampaignId
+    version: Digest
+    reason: str
+
+
+class VersionRejected(Event):
+    campaign: CampaignId
+    version: Digest
+    reason: str
+
+
+class RolledBack(Event):
+    campaign: CampaignId
+    version: Digest  #: the head from now on
+    reason: str
+
+
+AnyEvent = (
+    ConsortiumFounded
+    | TokenIssued
+    | SiteEnrolled
+    | CertificateRenewed
+    | SiteDescribed
+    | SiteStatusChanged
+    | CampaignOpened
+    | CampaignEnded
+    | TokenizerChosen
+    | VersionMade
+    | RoundOpened
+    | JobPlanned
+    | JobLeased
+    | LeaseResumed
+    | AttemptEnded
+    | ContributionReceived
+    | ContributionAdmitted
+    | ContributionRefused
+    | JobFailed
+    | JobCancelled
+    | RoundCollected
+    | RoundFailed
+    | GateJudged
+    | VersionPromoted
+    | VersionRejected
+    | RolledBack
+)

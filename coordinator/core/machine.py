@@ -1,0 +1,52 @@
+"""A command in, its events out: decide, then plan until nothing follows."""
+
+from dataclasses import dataclass
+
+from consortium.errors import Broken
+from coordinator.core import commands as cm
+from coordinator.core import events as ev
+from coordinator.core.decide import Moment, decide
+from coordinator.core.place import leases
+from coordinator.core.plan import follow
+from coordinator.core.state import State, apply
+
+_PASSES_MAX = 10_000  # a plan that never settles is our mistake; better a loud stop than a hung service
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    events: tuple[ev.AnyEvent, ...]
+    reason: str  #: one sentence for whoever asked
+
+
+def handle(state: State, command: cm.Command, moment: Moment) -> Decision:
+    """Decide a command and everything that follows. Changes ``state``; raises Refused without changing it.
+
+    The caller makes the events durable before it tells anybody. If it cannot, it must forget this state and
+    replay the ledger.
+    """
+    happened: list[ev.AnyEvent] = []
+
+    def record(events: list[ev.AnyEvent]) -> None:
+        for event in events:
+            apply(event, state, moment.now)
+        happened.extend(events)
+
+    record(decide(command, state, moment))
+    for _ in range(_PASSES_MAX):
+        if not (following := follow(state, moment)):
+            break
+        record(following)
+    else:
+        raise Broken("the plan does not settle: the same events follow for ever")
+    if isinstance(command, cm.SyncSite):
+        record(leases(state, command.site))
+    return Decision(tuple(happened), _reason(happened))
+
+
+def _reason(happened: list[ev.AnyEvent]) -> str:
+    for event in happened:
+        reason = getattr(event, "reason", None)
+        if reason:
+            return str(reason)
+    return "recorded" if happened else "nothing to do: it is so already"

@@ -1,0 +1,392 @@
+"""What the coordinator knows: the fold of its events.
+
+``apply`` is the only code that changes a state. The state is plain data, so it can be written down as a
+snapshot and compared byte for byte with a replay.
+"""
+
+import enum
+from collections.abc import Iterable
+from functools import singledispatch
+
+import msgspec
+
+from consortium.canonical import encode
+from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
+from consortium.jobs import Assignment, Outcome, Purpose, Work
+from consortium.manifests import Contribution, Holding, VersionManifest
+from coordinator.core import events as ev
+from coordinator.core.gate import GateVerdict
+from coordinator.core.transitions import FINAL, JobState, step
+from policies.campaign import Campaign
+
+
+class Invitation(msgspec.Struct):
+    site: SiteName
+    organisation: str
+    country: str
+    valid_until: float
+
+
+class Site(msgspec.Struct):
+    name: SiteName
+    organisation: str
+    country: str
+    certificate: str  #: PEM
+    fingerprint: str
+    not_after: float
+    status: str = "enrolled"
+    agent_version: str = ""
+    slots: int = 0
+    draining: bool = False  #: by the site's own wish
+    holdings: tuple[Holding, ...] = ()
+    certificates: dict[str, str] = {}  #: every one it ever had, by fingerprint
+
+    def languages(self, access: str, heldout: bool = False) -> tuple[Language, ...]:
+        """Languages of which the site holds documents (or held-out documents), sorted."""
+        return tuple(
+            sorted(
+                {
+                    h.language
+                    for h in self.holdings
+                    if h.access == access and (h.heldout_documents > 0 if heldout else h.documents > 0)
+                }
+            )
+        )
+
+
+class Job(msgspec.Struct):
+    id: JobId
+    campaign: CampaignId
+    round: int
+    purpose: Purpose
+    sites: tuple[SiteName, ...]
+    work: Work
+    inputs: tuple[Digest, ...]
+    tokenizer: Digest | None
+    state: JobState = JobState.PLANNED
+    reason: str = ""
+    attempts: int = 0
+    failures: int = 0
+    attempt: AttemptId | None = None  #: the newest
+    site: SiteName | None = None  #: who holds or held the newest attempt
+    outcome: Outcome | None = None  #: of the newest attempt, when it ended without a result
+    leased_at: float = 0.0
+    envelope: Digest | None = None
+    contribution: Contribution | None = None
+    refused_by: tuple[SiteName, ...] = ()
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL
+
+    def assignment(self, attempt: AttemptId, site: SiteName) -> Assignment:
+        """The order for one attempt: what the site finds as job.json."""
+        return Assignment(
+            job=self.id,
+            attempt=attempt,
+            campaign=self.campaign,
+            round=self.round,
+            site=site,
+            purpose=self.purpose,
+            work=self.work,
+            inputs=self.inputs,
+            tokenizer=self.tokenizer,
+        )
+
+
+class Version(msgspec.Struct):
+    digest: Digest
+    name: str
+    campaign: CampaignId
+    round: int
+    role: str
+    manifest: VersionManifest
+    status: str = "candidate"  #: candidate, promoted, rejected
+    reason: str = ""
+
+
+class RoundState(enum.StrEnum):
+    TRAINING = "training"
+    MERGING = "merging"
+    EVALUATING = "evaluating"
+    CLOSED = "closed"
+
+
+class Round(msgspec.Struct):
+    number: int
+    base: Digest
+    opened_at: float
+    state: RoundState = RoundState.TRAINING
+    reason: str = ""
+    jobs: tuple[JobId, ...] = ()  #: training
+    gate_jobs: tuple[JobId, ...] = ()
+    collected: tuple[JobId, ...] = ()
+    candidate: Digest | None = None
+    candidate_at: float = 0.0
+    verdict: GateVerdict | None = None
+
+
+class CampaignState(msgspec.Struct):
+    spec: Campaign
+    opened_at: float
+    status: str = "open"  #: open, completed, stopped, failed
+    reason: str = ""
+    tokenizer: Digest | None = None
+    tokenizer_job: JobId | None = None
+    head: Digest | None = None
+    rounds: dict[int, Round] = {}
+    rivals: tuple[JobId, ...] = ()
+    compare_jobs: tuple[JobId, ...] = ()
+    versions: dict[Digest, Version] = {}  #: in the order they were made
+    #: subject name -> language -> site -> score
+    scores: dict[str, dict[Language, dict[SiteName, ev.ScoreSummary]]] = {}
+
+
+class State(msgspec.Struct):
+    consortium: str = ""
+    ledger_key: str = ""
+    authority: str = ""
+    policies: dict[str, Digest] = {}
+    tokens: dict[str, Invitation] = {}  #: by hash; removed when used
+    sites: dict[SiteName, Site] = {}
+    campaigns: dict[CampaignId, CampaignState] = {}
+    jobs: dict[JobId, Job] = {}
+
+    def live(self, site: SiteName) -> tuple[Job, ...]:
+        """Jobs this site holds a lease on, by id."""
+        return tuple(j for _, j in sorted(self.jobs.items()) if j.state is JobState.LEASED and j.site == site)
+
+    def snapshot(self) -> bytes:
+        return encode(self)
+
+
+def restore(snapshot: bytes) -> State:
+    return msgspec.json.decode(snapshot, type=State)
+
+
+def fold(state: State, happened: Iterable[tuple[ev.AnyEvent, float]]) -> State:
+    """The state after these events, each with the time it was recorded. Changes and returns ``state``."""
+    for event, at in happened:
+        apply(event, state, at)
+    return state
+
+
+@singledispatch
+def apply(event: ev.AnyEvent, state: State, at: float) -> None:
+    raise AssertionError(f"no rule applies {type(event).__name__}")
+
+
+@apply.register
+def _(event: ev.ConsortiumFounded, state: State, at: float) -> None:
+    state.consortium = event.consortium
+    state.ledger_key = event.ledger_key
+    state.authority = event.authority
+    state.policies = dict(sorted(event.policies.items()))
+
+
+@apply.register
+def _(event: ev.TokenIssued, state: State, at: float) -> None:
+    # A newer invitation for the same site replaces the older one.
+    state.tokens = {h: t for h, t in state.tokens.items() if t.site != event.site}
+    state.tokens[event.token_hash] = Invitation(
+        event.site, event.organisation, event.country, event.valid_until
+    )
+
+
+@apply.register
+def _(event: ev.SiteEnrolled, state: State, at: float) -> None:
+    invitation = state.tokens.pop(event.token_hash)
+    known = state.sites.get(event.site)
+    site = known or Site(event.site, "", "", "", "", 0.0)
+    site.organisation, site.country = invitation.organisation, invitation.country
+    site.status = "enrolled"
+    state.sites[event.site] = site
+    _new_certificate(site, event.certificate, event.fingerprint, event.not_after)
+
+
+@apply.register
+def _(event: ev.CertificateRenewed, state: State, at: float) -> None:
+    _new_certificate(state.sites[event.site], event.certificate, event.fingerprint, event.not_after)
+
+
+def _new_certificate(site: Site, certificate: str, fingerprint: str, not_after: float) -> None:
+    site.certificate, site.fingerprint, site.not_after = certificate, fingerprint, not_after
+    site.certificates = {**site.certificates, fingerprint: certificate}
+
+
+@apply.register
+def _(event: ev.SiteDescribed, state: State, at: float) -> None:
+    site = state.sites[event.site]
+    site.agent_version, site.slots = event.agent_version, event.slots
+    site.draining, site.holdings = event.draining, event.holdings
+
+
+@apply.register
+def _(event: ev.SiteStatusChanged, state: State, at: float) -> None:
+    state.sites[event.site].status = event.status
+
+
+@apply.register
+def _(event: ev.CampaignOpened, state: State, at: float) -> None:
+    state.campaigns[event.campaign.campaign] = CampaignState(spec=event.campaign, opened_at=at)
+
+
+@apply.register
+def _(event: ev.CampaignEnded, state: State, at: float) -> None:
+    campaign = state.campaigns[event.campaign]
+    campaign.status, campaign.reason = event.status, event.reason
+
+
+@apply.register
+def _(event: ev.TokenizerChosen, state: State, at: float) -> None:
+    state.campaigns[event.campaign].tokenizer = event.tokenizer
+
+
+@apply.register
+def _(event: ev.VersionMade, state: State, at: float) -> None:
+    campaign = state.campaigns[event.campaign]
+    version = Version(
+        event.version,
+        event.name,
+        event.campaign,
+        event.round,
+        event.role,
+        event.manifest,
+        reason=event.reason,
+    )
+    campaign.versions[event.version] = version
+    if event.role == "initial":
+        version.status = "promoted"
+        campaign.head = event.version
+    else:
+        round_ = campaign.rounds[event.round]
+        round_.candidate, round_.candidate_at = event.version, at
+        round_.state, round_.reason = RoundState.EVALUATING, event.reason
+
+
+@apply.register
+def _(event: ev.RoundOpened, state: State, at: float) -> None:
+    state.campaigns[event.campaign].rounds[event.round] = Round(
+        event.round, event.base, at, reason=event.reason
+    )
+
+
+@apply.register
+def _(event: ev.JobPlanned, state: State, at: float) -> None:
+    state.jobs[event.job] = Job(
+        event.job, event.campaign, event.round, event.purpose, event.sites, event.work, event.inputs,
+        event.tokenizer, reason=event.reason,
+    )  # fmt: skip
+    campaign = state.campaigns[event.campaign]
+    match event.purpose:
+        case Purpose.TOKENIZER:
+            campaign.tokenizer_job = event.job
+        case Purpose.SEED | Purpose.ROUND:
+            campaign.rounds[event.round].jobs += (event.job,)
+        case Purpose.GATE:
+            campaign.rounds[event.round].gate_jobs += (event.job,)
+        case Purpose.RIVAL:
+            campaign.rivals += (event.job,)
+        case Purpose.COMPARE:
+            campaign.compare_jobs += (event.job,)
+
+
+def _move(state: State, job: JobId, verb: str, reason: str) -> Job:
+    """The only place where a job changes its state; whoever moves it says why."""
+    moved = state.jobs[job]
+    moved.state = step(job, moved.state, verb)
+    moved.reason = reason
+    return moved
+
+
+@apply.register
+def _(event: ev.JobLeased, state: State, at: float) -> None:
+    job = _move(state, event.job, "lease", event.reason)
+    job.attempts += 1
+    job.attempt, job.site, job.leased_at, job.outcome = event.attempt, event.site, at, None
+
+
+@apply.register
+def _(event: ev.LeaseResumed, state: State, at: float) -> None:
+    job = _move(state, event.job, "resume", event.reason)
+    job.leased_at, job.outcome = at, None
+
+
+@apply.register
+def _(event: ev.AttemptEnded, state: State, at: float) -> None:
+    job = _move(state, event.job, "release", event.reason)
+    job.outcome = event.outcome
+    if event.outcome in (Outcome.FAILED, Outcome.CORRUPT):
+        job.failures += 1
+    if event.outcome is Outcome.REFUSED and job.site is not None:
+        job.refused_by = tuple(sorted({*job.refused_by, job.site}))
+
+
+@apply.register
+def _(event: ev.ContributionReceived, state: State, at: float) -> None:
+    job = _move(state, event.job, "deliver", "delivered; waits for inspection")
+    job.envelope = event.envelope
+
+
+@apply.register
+def _(event: ev.ContributionAdmitted, state: State, at: float) -> None:
+    job = _move(state, event.job, "admit", event.reason)
+    job.contribution = event.contribution
+    scores = state.campaigns[job.campaign].scores
+    for subject, languages in sorted(event.scores.items()):
+        for language, score in sorted(languages.items()):
+            scores.setdefault(subject, {}).setdefault(language, {})[event.contribution.site] = score
+
+
+@apply.register
+def _(event: ev.ContributionRefused, state: State, at: float) -> None:
+    job = _move(state, event.job, "refuse", event.reason)
+    job.failures += 1
+    job.outcome, job.envelope = Outcome.CORRUPT, None
+
+
+@apply.register
+def _(event: ev.JobFailed, state: State, at: float) -> None:
+    _move(state, event.job, "give_up", event.reason)
+
+
+@apply.register
+def _(event: ev.JobCancelled, state: State, at: float) -> None:
+    _move(state, event.job, "cancel", event.reason)
+
+
+@apply.register
+def _(event: ev.RoundCollected, state: State, at: float) -> None:
+    round_ = state.campaigns[event.campaign].rounds[event.round]
+    round_.state, round_.collected, round_.reason = RoundState.MERGING, event.jobs, event.reason
+
+
+@apply.register
+def _(event: ev.RoundFailed, state: State, at: float) -> None:
+    round_ = state.campaigns[event.campaign].rounds[event.round]
+    round_.state, round_.reason = RoundState.CLOSED, event.reason
+
+
+@apply.register
+def _(event: ev.GateJudged, state: State, at: float) -> None:
+    round_ = state.campaigns[event.campaign].rounds[event.round]
+    round_.verdict = event.verdict
+    round_.state, round_.reason = RoundState.CLOSED, event.verdict.reason
+
+
+@apply.register
+def _(event: ev.VersionPromoted, state: State, at: float) -> None:
+    version = state.campaigns[event.campaign].versions[event.version]
+    version.status, version.reason = "promoted", event.reason
+    state.campaigns[event.campaign].head = event.version
+
+
+@apply.register
+def _(event: ev.VersionRejected, state: State, at: float) -> None:
+    version = state.campaigns[event.campaign].versions[event.version]
+    version.status, version.reason = "rejected", event.reason
+
+
+@apply.register
+def _(event: ev.RolledBack, state: State, at: float) -> None:
+    state.campaigns[event.campaign].head = event.version

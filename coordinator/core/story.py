@@ -1,0 +1,152 @@
+"""One subject's life in words, told from the ledger: what ``sprachbund why`` prints."""
+
+from collections.abc import Iterable
+
+from consortium.canonical import Fact
+from consortium.ids import short
+from coordinator.core import events as ev
+from coordinator.core.place import waiting
+from coordinator.core.plan import waits
+from coordinator.core.state import State
+from coordinator.core.transitions import JobState
+
+
+class Line(Fact):
+    at: float  #: seconds since the epoch
+    sequence: int
+    text: str
+
+
+def tell(happened: Iterable[tuple[int, float, ev.AnyEvent]], state: State, subject: str) -> tuple[Line, ...]:
+    """Every event that concerns ``subject``, in words, then what it waits for now.
+
+    subject   a job, an attempt, a round (``demo/r2``), a version (name or digest), a site or a campaign
+    Returns no lines if nothing in the ledger speaks of it.
+    """
+    lines: list[Line] = []
+    last = (0, 0.0)
+    version = _digest_of(state, subject)
+    for sequence, at, event in happened:
+        last = (sequence, at)
+        if _concerns(event, subject, version):
+            lines.append(Line(at=at, sequence=sequence, text=_sentence(event)))
+    lines.extend(Line(at=last[1], sequence=last[0], text=f"now: {text}") for text in _now(state, subject))
+    return tuple(lines)
+
+
+def _digest_of(state: State, subject: str) -> str | None:
+    for campaign in state.campaigns.values():
+        for digest, version in campaign.versions.items():
+            if version.name == subject or (len(subject) >= 8 and digest.startswith(subject)):
+                return digest
+    return None
+
+
+def _concerns(event: ev.AnyEvent, subject: str, version: str | None) -> bool:
+    names = {
+        getattr(event, "job", None),
+        getattr(event, "attempt", None),
+        getattr(event, "site", None),
+        getattr(event, "version", None),
+    }
+    campaign = getattr(event, "campaign", None)
+    if isinstance(event, ev.CampaignOpened):
+        campaign = event.campaign.campaign
+    names.add(campaign)
+    if (number := getattr(event, "round", None)) is not None:
+        names.add(f"{campaign}/r{number}")
+    if isinstance(event, ev.JobPlanned):
+        names.update(event.sites if len(event.sites) == 1 else ())
+    if isinstance(
+        event, ev.JobPlanned | ev.JobLeased | ev.AttemptEnded | ev.ContributionReceived | ev.JobFailed
+    ):
+        names.add(_round_of_job(event.job))
+    if isinstance(event, ev.ContributionAdmitted | ev.ContributionRefused | ev.JobCancelled):
+        names.add(_round_of_job(event.job))
+    if isinstance(event, ev.VersionMade):
+        names.add(event.name)
+    return subject in names or (version is not None and version in names)
+
+
+def _round_of_job(job: str) -> str:
+    """``demo/r2`` of ``demo_r2-train-x``: rounds are told with the jobs that made them."""
+    campaign, _, what = job.partition("_")
+    return f"{campaign}/{what.partition('-')[0]}"
+
+
+def _now(state: State, subject: str) -> list[str]:
+    for name, job in state.jobs.items():
+        if subject in (name, job.attempt):
+            return [
+                f"{job.state.value}: {waiting(state, job) if job.state is JobState.PLANNED else job.reason}"
+            ]
+    for wait in waits(state):
+        if subject in (wait.campaign, f"{wait.campaign}/r{wait.round}"):
+            return [f"waits for {wait.reason}"]
+    return []
+
+
+def _sentence(event: ev.AnyEvent) -> str:
+    """One event in words; the reason it carries closes the sentence."""
+    match event:
+        case ev.ConsortiumFounded():
+            return f"consortium {event.consortium} was founded"
+        case ev.TokenIssued():
+            return f"{event.organisation} ({event.country}) was invited as site {event.site}: {event.reason}"
+        case ev.SiteEnrolled():
+            return f"site {event.site} enrolled with certificate {short(event.fingerprint)}"
+        case ev.CertificateRenewed():
+            return f"site {event.site} renewed its certificate, now {short(event.fingerprint)}"
+        case ev.SiteDescribed():
+            held = (
+                ", ".join(sorted({h.language for h in event.holdings if h.access == "private"})) or "nothing"
+            )
+            state = ", draining" if event.draining else ""
+            return f"site {event.site} offers {event.slots} slot(s) and holds {held}{state}"
+        case ev.SiteStatusChanged():
+            return f"site {event.site} is now {event.status}: {event.reason}"
+        case ev.CampaignOpened():
+            spec = event.campaign
+            return f"campaign {spec.campaign} opened: {spec.rounds} rounds, {', '.join(spec.languages)}"
+        case ev.CampaignEnded():
+            return f"campaign {event.campaign} {event.status}: {event.reason}"
+        case ev.TokenizerChosen():
+            return f"tokenizer {short(event.tokenizer)} chosen: {event.reason}"
+        case ev.VersionMade():
+            made_of = (
+                f" from {len(event.manifest.ingredients)} contribution(s)" if event.role != "initial" else ""
+            )
+            return f"{event.name} ({short(event.version)}) made{made_of}: {event.reason}"
+        case ev.RoundOpened():
+            return f"round {event.round} opened on {short(event.base)}: {event.reason}"
+        case ev.JobPlanned():
+            return f"{event.job} planned: {event.reason}"
+        case ev.JobLeased():
+            return f"{event.attempt} leased to {event.site}: {event.reason}"
+        case ev.LeaseResumed():
+            return f"{event.attempt} got its lease back: {event.reason}"
+        case ev.AttemptEnded():
+            return f"{event.attempt} {event.outcome.value}: {event.reason}"
+        case ev.ContributionReceived():
+            return f"{event.attempt} delivered by {event.site}, envelope {short(event.envelope)}"
+        case ev.ContributionAdmitted():
+            return f"{event.attempt} admitted: {event.reason}"
+        case ev.ContributionRefused():
+            return f"{event.attempt} refused: {event.reason}"
+        case ev.JobFailed():
+            return f"{event.job} failed: {event.reason}"
+        case ev.JobCancelled():
+            return f"{event.job} cancelled: {event.reason}"
+        case ev.RoundCollected():
+            return f"round {event.round} collected {len(event.jobs)} contribution(s): {event.reason}"
+        case ev.RoundFailed():
+            return f"round {event.round} failed: {event.reason}"
+        case ev.GateJudged():
+            verdict = "passed" if event.verdict.promote else "did not pass"
+            return f"{short(event.version)} {verdict} the gate: {event.verdict.reason}"
+        case ev.VersionPromoted():
+            return f"{short(event.version)} promoted: {event.reason}"
+        case ev.VersionRejected():
+            return f"{short(event.version)} rejected: {event.reason}"
+        case ev.RolledBack():
+            return f"head moved back to {short(event.version)}: {event.reason}"

@@ -1,0 +1,172 @@
+"""State and presence -> a frozen picture for people and scripts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from consortium import views as vw
+from consortium.ids import AttemptId, SiteName
+from consortium.jobs import Train
+from consortium.metrics import bits_per_byte
+from coordinator.core.place import waiting
+from coordinator.core.plan import Waiting, waits
+from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State
+from coordinator.core.transitions import JobState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What the last Sync said of one attempt; lost in a restart, and no harm done."""
+
+    phase: str
+    step: int = 0
+    steps: int = 0
+    tokens: int = 0
+    loss: float | None = None
+    tokens_per_second: float = 0.0
+
+
+def view(
+    state: State,
+    *,
+    sequence: int,
+    head: str,
+    now: float,
+    seen: Mapping[SiteName, float],
+    sights: Mapping[AttemptId, Sight],
+) -> vw.ConsortiumView:
+    """The whole consortium at ``now``; ``seen`` is when each site last synced, ``sights`` what it said."""
+    reasons = waits(state)
+    return vw.ConsortiumView(
+        consortium=state.consortium,
+        sequence=sequence,
+        head=head,
+        now=now,
+        sites=tuple(_site(state, s, now, seen) for _, s in sorted(state.sites.items())),
+        campaigns=tuple(_campaign(state, c, reasons) for _, c in sorted(state.campaigns.items())),
+        jobs=tuple(_job(state, j) for _, j in sorted(state.jobs.items())),
+        attempts=tuple(
+            _attempt(job, sights.get(job.attempt))
+            for _, job in sorted(state.jobs.items())
+            if job.state is JobState.LEASED and job.attempt is not None
+        ),
+    )
+
+
+def _site(state: State, site: Site, now: float, seen: Mapping[SiteName, float]) -> vw.SiteView:
+    last = seen.get(site.name)
+    return vw.SiteView(
+        site=site.name,
+        organisation=site.organisation,
+        status="draining" if site.status == "enrolled" and site.draining else site.status,
+        languages=site.languages("private"),
+        slots=site.slots,
+        busy=len(state.live(site.name)),
+        seen_seconds_ago=None if last is None else max(0.0, now - last),
+        agent_version=site.agent_version,
+    )
+
+
+def _job(state: State, job: Job) -> vw.JobView:
+    reason = waiting(state, job) if job.state is JobState.PLANNED else job.reason
+    return vw.JobView(
+        job=job.id,
+        campaign=job.campaign,
+        round=job.round,
+        purpose=job.purpose.value,
+        site=job.site or (job.sites[0] if len(job.sites) == 1 else None),
+        state=job.state.value,
+        reason=reason,
+        attempts=job.attempts,
+    )
+
+
+def _attempt(job: Job, sight: Sight | None) -> vw.AttemptView:
+    planned = job.work.steps if isinstance(job.work, Train) else 0
+    sight = sight or Sight(phase="leased")
+    return vw.AttemptView(
+        attempt=job.attempt or "",
+        job=job.id,
+        site=job.site or "",
+        phase=sight.phase,
+        step=sight.step,
+        steps=sight.steps or planned,
+        tokens=sight.tokens,
+        loss=sight.loss,
+        tokens_per_second=sight.tokens_per_second,
+    )
+
+
+def _campaign(state: State, campaign: CampaignState, reasons: tuple[Waiting, ...]) -> vw.CampaignView:
+    name = campaign.spec.campaign
+    waiting_for = [w.reason for w in reasons if w.campaign == name]
+    return vw.CampaignView(
+        campaign=name,
+        status=campaign.status,
+        reason=campaign.reason or "; ".join(waiting_for),
+        languages=campaign.spec.languages,
+        rounds_planned=campaign.spec.rounds,
+        tokenizer=campaign.tokenizer,
+        head=campaign.head,
+        rounds=tuple(_round(state, r) for _, r in sorted(campaign.rounds.items())),
+        versions=tuple(
+            vw.VersionView(
+                name=v.name,
+                digest=v.digest,
+                status=v.status,
+                round=v.round,
+                base=v.manifest.base,
+                contributions=len(v.manifest.ingredients),
+                reason=v.reason,
+            )
+            for v in campaign.versions.values()
+        ),
+        models=_models(state, campaign),
+    )
+
+
+def _round(state: State, round_: Round) -> vw.RoundView:
+    jobs = round_.gate_jobs if round_.state is RoundState.EVALUATING else round_.jobs
+    return vw.RoundView(
+        round=round_.number,
+        state=round_.state.value,
+        reason=round_.reason,
+        base=round_.base,
+        candidate=round_.candidate,
+        jobs_done=sum(state.jobs[j].is_final for j in jobs),
+        jobs=len(jobs),
+    )
+
+
+def _models(state: State, campaign: CampaignState) -> tuple[vw.ModelView, ...]:
+    """Every scored model: versions in the order they were made, then rivals by name."""
+    found = []
+    for digest, version in campaign.versions.items():
+        if digest in campaign.scores:
+            found.append(_model(campaign, digest, version.name, "version", digest, None))
+    for name in campaign.rivals:
+        job = state.jobs[name]
+        if name in campaign.scores and job.contribution is not None and isinstance(job.work, Train):
+            role = "specialist" if job.work.languages else "rival"
+            delta = job.contribution.artifacts["delta"].digest
+            label = job.contribution.site if role == "specialist" else "public text only"
+            found.append(_model(campaign, name, label, role, job.work.base, delta))
+    return tuple(found)
+
+
+def _model(
+    campaign: CampaignState, subject: str, name: str, role: str, version: str, delta: str | None
+) -> vw.ModelView:
+    results = []
+    for language, sites in sorted(campaign.scores[subject].items()):
+        results.append(
+            vw.LanguageResult(
+                language=language,
+                bits_per_byte=bits_per_byte(
+                    sum(s.nats for _, s in sorted(sites.items())), sum(s.bytes for s in sites.values())
+                ),
+                documents=sum(s.documents for s in sites.values()),
+            )
+        )
+    complete = {r.language for r in results} >= set(campaign.spec.languages)
+    mean = sum(r.bits_per_byte for r in results) / len(results) if results and complete else None
+    return vw.ModelView(name=name, role=role, version=version, delta=delta, results=tuple(results), mean=mean)
