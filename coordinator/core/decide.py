@@ -125,7 +125,7 @@ def _(command: cm.SyncSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
 
 
 def _report(state: State, site: Site, report: cm.Report) -> list[ev.AnyEvent]:
-    """What one line of a Sync establishes. Late, repeated and foreign lines are normal and establish nothing."""
+    """What one line of a Sync establishes. Late, repeated and foreign lines establish nothing."""
     job = state.jobs.get(job_of(report.attempt))
     if job is None or job.attempt != report.attempt or job.site != site.name or job.is_final:
         return []

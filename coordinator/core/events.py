@@ -122,7 +122,7 @@ class JobLeased(Event):
 
 
 class LeaseResumed(Event):
-    """The site came back with the newest attempt after its lease had lapsed, and nobody else had been asked."""
+    """The site came back with the newest attempt after its lease had lapsed; nobody else had been asked."""
 
     job: JobId
     attempt: AttemptId

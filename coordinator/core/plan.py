@@ -1,8 +1,8 @@
 """Everything that follows from a state: which jobs exist, when a round closes, what the worker owes.
 
-``follow`` gives the next events that a state makes due, each with its reason; the machine applies them and asks again
-until nothing follows. ``owed`` gives the work that the coordinator's own worker should be doing. Both are
-derived from the state each time: an obligation is never stored, so it can neither be lost nor done twice.
+``follow`` gives the next events that a state makes due, each with its reason; the machine applies them and
+asks again until nothing follows. ``owed`` gives the work that the coordinator's own worker should be doing.
+Both are derived from the state each time: an obligation is never stored, so it can neither be lost nor done twice.
 """
 
 import math
@@ -147,7 +147,7 @@ def _tokenizer(state: State, campaign: CampaignState) -> Iterator[ev.AnyEvent]:
 
 
 def participants(state: State, campaign: CampaignState) -> tuple[Site, ...]:
-    """Sites that can train a specialist: enrolled, invited to the campaign, holding own text of its languages."""
+    """Sites that can train a specialist: enrolled, invited, holding own text of the campaign's languages."""
     spec = campaign.spec
     return tuple(
         site
@@ -231,7 +231,7 @@ def _train(
     *,
     replay_share: float,
 ) -> Train:
-    """One training job. Its data order is keyed by (campaign seed, round, stream): never by attempt or time."""
+    """One training job. Its data order is keyed by (campaign seed, round, stream), not by attempt."""
     spec, plan = campaign.spec, campaign.spec.train
     return Train(
         base=base,
@@ -293,10 +293,9 @@ def _planned(
 
 def _collect(state: State, campaign: CampaignState, round_: Round, moment: Moment) -> Iterator[ev.AnyEvent]:
     jobs = [state.jobs[j] for j in round_.jobs]
-    verdict = is_complete(campaign, round_, jobs, moment.now)
-    if verdict is None:
+    reason = is_complete(campaign, round_, jobs, moment.now)
+    if reason is None:
         return
-    reason = verdict
     open_jobs = [j for j in jobs if not j.is_final]
     for job in open_jobs:
         yield ev.JobCancelled(job=job.id, reason=f"the round closed without it: {reason}")
@@ -307,7 +306,7 @@ def _collect(state: State, campaign: CampaignState, round_: Round, moment: Momen
         yield ev.RoundFailed(
             campaign=campaign.spec.campaign,
             round=round_.number,
-            reason=f"{len(mergeable)} contribution(s), {campaign.spec.quorum.minimum} needed ({reason}): {why}",
+            reason=f"{len(mergeable)} contribution(s), {campaign.spec.quorum.minimum} needed; {reason}: {why}",
         )
         return
     yield ev.RoundCollected(
@@ -339,7 +338,7 @@ def is_complete(campaign: CampaignState, round_: Round, jobs: list[Job], now: fl
 
 
 def _gate_jobs(state: State, campaign: CampaignState, round_: Round, moment: Moment) -> Iterator[ev.AnyEvent]:
-    """One evaluation per site with held-out text; a late one is cancelled at the deadline, the gate decides anyway."""
+    """One evaluation per site with held-out text; at the deadline the gate decides without the late ones."""
     if not round_.gate_jobs:
         assert round_.candidate is not None
         for site, languages in judges(state, campaign):
