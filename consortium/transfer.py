@@ -82,6 +82,8 @@ async def download(stub: Any, ref: FileRef, store: BlobStore, retries: Retries =
                 raise Corrupt(
                     f"blob {ref.digest}: the coordinator has {message.size} bytes, expected {ref.size}"
                 )
+            if offset + len(message.data) > ref.size:
+                raise Corrupt(f"blob {ref.digest}: the coordinator sends more than its {ref.size} bytes")
             offset = await asyncio.to_thread(store.append, ref.digest, _OWNER, offset, message.data)
         await asyncio.to_thread(store.finish, ref.digest, _OWNER, ref.size)
 
@@ -110,7 +112,7 @@ async def _until_whole(
                 failures, furthest = 0, offset
             resumed = offset > 0
             await move(offset)
-            continue
+            return
         except grpc.RpcError as rpc_error:
             error = from_rpc_error(rpc_error)
         except SprachbundError as own:
@@ -138,7 +140,13 @@ async def _send(stub: Any, path: Path, ref: FileRef, offset: int) -> None:
         header = artifact_pb2.UploadHeader(digest=ref.digest, size=ref.size, offset=offset)
         await call.write(artifact_pb2.UploadRequest(header=header))
         with disk_errors(path), open(path, "rb") as file:
-            while data := await asyncio.to_thread(os.pread, file.fileno(), CHUNK_BYTES, offset):
+            while offset < ref.size:
+                length = min(CHUNK_BYTES, ref.size - offset)
+                data = await asyncio.to_thread(os.pread, file.fileno(), length, offset)
+                if not data:
+                    raise Corrupt(
+                        f"{path}: ends at {offset} of {ref.size} bytes; it changed after it was hashed"
+                    )
                 await call.write(artifact_pb2.UploadRequest(data=data))
                 offset += len(data)
         await call.done_writing()
@@ -147,7 +155,9 @@ async def _send(stub: Any, path: Path, ref: FileRef, offset: int) -> None:
     except BaseException:
         call.cancel()
         raise
-    await call
+    response = await call
+    if not response.complete:
+        raise Unavailable(f"blob {ref.digest}: the coordinator has {response.received} of {ref.size} bytes")
 
 
 # two jobs of one agent may want the same base at once: the second waits and finds it there

@@ -1,7 +1,8 @@
 """How our errors cross the wire and come out as the same errors.
 
 A gRPC status carries a code for everybody's tools, our sentence as its message, and a
-``google.rpc.ErrorInfo`` whose reason names the class in consortium/errors.py. What carries no ErrorInfo came from gRPC itself.
+``google.rpc.ErrorInfo`` whose reason names the class in consortium/errors.py. What carries no ErrorInfo
+came from gRPC itself.
 """
 
 from typing import cast
