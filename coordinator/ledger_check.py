@@ -4,6 +4,7 @@ Needs nothing but the file; with the consortium's ledger key and the checkpoints
 notices a ledger that was cut short or written anew.
 """
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,7 +37,6 @@ def verify_chain(
     except SprachbundError as error:
         yield Problem(sequence=0, what=str(error))
         return
-    db.text_factory = lambda data: data.decode(errors="replace")  # damaged text is ours to report
     try:
         yield from _file_problems(db)
         heads: dict[int, str] = {}
@@ -51,20 +51,24 @@ def verify_chain(
         for seq, hash, state, digest in db.execute("SELECT seq, hash, state, digest FROM snapshots"):
             if not isinstance(state, bytes) or digest_of(state) != digest or heads.get(seq) != hash:
                 yield Problem(sequence=seq, what="the snapshot is damaged or not of this ledger; delete it")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         yield Problem(sequence=0, what=f"{path}: {error}; restore a good copy")
     finally:
         db.close()
 
 
 def _file_problems(db: sqlite3.Connection) -> Iterator[Problem]:
-    for (found,) in db.execute("PRAGMA integrity_check"):
-        if found != "ok":
-            yield Problem(sequence=0, what=f"damaged database: {found}")
-    tables = {row[0] for row in db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")}
-    for statement in sorted(tables ^ set(TABLES)):
-        known = "is missing" if statement in TABLES else "does not belong here"
-        yield Problem(sequence=0, what=f"definition {known}: {' '.join(statement.split())}")
+    for (verdict,) in db.execute("PRAGMA integrity_check"):
+        if verdict != "ok":
+            yield Problem(sequence=0, what=f"damaged database: {verdict}")
+    with contextlib.closing(sqlite3.connect(":memory:")) as pattern:
+        for statement in TABLES:
+            pattern.execute(statement)
+        query = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+        wanted, found = set(pattern.execute(query)), set(db.execute(query))
+    for row in sorted(wanted ^ found, key=repr):
+        known = "is missing" if row in wanted else "does not belong here"
+        yield Problem(sequence=0, what=f"{row[0]} {row[1]} {known}: {' '.join(str(row[3]).split())}")
 
 
 def _entry_problems(db: sqlite3.Connection, heads: dict[int, str]) -> Iterator[Problem]:
@@ -74,7 +78,7 @@ def _entry_problems(db: sqlite3.Connection, heads: dict[int, str]) -> Iterator[P
     while True:
         try:
             row = rows.fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             yield Problem(sequence=seq, what=f"cannot be read: {error}")
             return
         if row is None:

@@ -74,6 +74,7 @@ def connect(path: Path, read_only: bool) -> sqlite3.Connection:
     with sqlite_errors(path):
         uri = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        db.text_factory = lambda data: data.decode(errors="replace")  # the chain says better what is damaged
         try:
             if not read_only:
                 _set_up(db)
@@ -124,6 +125,8 @@ def sqlite_errors(path: Path) -> Iterator[None]:
     """Turn what SQLite says inside the block into our errors."""
     try:
         yield
+    except UnicodeDecodeError as error:  # in SQLite's own sentence, which quotes what it found
+        raise Broken(f"{path}: damaged tables; run `sprachbund verify`, then restore a good copy") from error
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte; the rest is detail
         if code == sqlite3.SQLITE_FULL:

@@ -1,0 +1,40 @@
+"""A killed coordinator loses nothing that it acknowledged."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from coordinator.ledger import Ledger
+from coordinator.ledger_check import verify_chain
+
+# acknowledges each append on stdout, as the coordinator answers a site: only after it is durable
+APPEND_FOR_EVER = """
+import sys
+from pathlib import Path
+from coordinator.ledger import Ledger
+
+with Ledger(Path(sys.argv[1])) as ledger:
+    while True:
+        recorded = ledger.append([{"kind": "Happened", "filling": "x" * 3000}] * 3, at=1.0)
+        print(recorded[-1].seq, recorded[-1].hash, flush=True)
+"""
+
+
+def test_sigkill_during_append_loses_nothing_acknowledged(path: Path) -> None:
+    dice = random.Random(7)
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", APPEND_FOR_EVER, str(path)], stdout=subprocess.PIPE, text=True
+        ) as writer:
+            assert writer.stdout is not None
+            for _ in range(dice.randint(1, 150)):
+                acknowledged = writer.stdout.readline()
+            writer.kill()
+            acknowledged = ([acknowledged, *writer.stdout.readlines()])[-1]
+        seq, hash = acknowledged.split()
+        with Ledger(path) as ledger:
+            assert ledger.head.seq >= int(seq)
+            assert ledger.head.seq % 3 == 0  # never half an append
+            assert next(ledger.read(int(seq))).hash == hash
+        assert list(verify_chain(path)) == []
