@@ -1,0 +1,112 @@
+"""How single things look in every screen: a bar, a number, a state, a table.
+
+States are told by sign and word first, by colour second: the screens read the same without colour.
+"""
+
+from rich.table import Table
+from rich.text import Text
+
+_LOOKS = {
+    "good": ("●", "green"),
+    "busy": ("▶", "cyan"),
+    "wait": ("○", "yellow"),
+    "bad": ("✗", "bold red"),
+    "done": ("✓", "green"),
+    "off": ("·", "dim"),
+}
+_LOOK_OF = {
+    # sites
+    "enrolled": "good",
+    "draining": "wait",
+    "suspended": "bad",
+    # jobs and attempts
+    "planned": "wait",
+    "leased": "busy",
+    "staging": "wait",
+    "queued": "wait",
+    "running": "busy",
+    "uploading": "busy",
+    "delivered": "busy",
+    "ended": "done",
+    "done": "done",
+    "failed": "bad",
+    "cancelled": "off",
+    # rounds
+    "training": "busy",
+    "merging": "busy",
+    "evaluating": "busy",
+    "closed": "done",
+    # campaigns and versions
+    "open": "busy",
+    "completed": "done",
+    "stopped": "off",
+    "candidate": "wait",
+    "promoted": "done",
+    "rejected": "bad",
+}
+
+
+def plain(text: str) -> str:
+    """``text`` without anything that could steer a terminal: names and reasons may come from another site."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def words(text: str, style: str = "") -> Text:
+    return Text(plain(text), style=style)
+
+
+def state(word: str) -> Text:
+    """A state with its sign; a word this version does not know is shown as it is."""
+    sign, style = _LOOKS[_LOOK_OF.get(word, "off")]
+    return Text(f"{sign} {plain(word)}", style=style)
+
+
+def bar(done: float, total: float, width: int, style: str = "cyan") -> Text:
+    """A bar of ``width`` columns; empty when ``total`` is 0."""
+    full = int(width * min(1.0, done / total)) if total > 0 else 0
+    return Text.assemble(("━" * full, style), ("─" * (width - full), "bright_black"))
+
+
+def count(number: float) -> str:
+    """Three digits are enough for a glance: 950, 12.3k, 4.56M."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            share = number / size
+            return f"{share:.{2 if share < 10 else 1 if share < 100 else 0}f}{suffix}"
+    return f"{number:.0f}"
+
+
+def ago(seconds: float | None) -> Text:
+    """When a site was last heard of."""
+    if seconds is None:
+        return Text("not yet", style="yellow")
+    if seconds < 2:
+        return Text("now")
+    if seconds < 120:
+        return Text(f"{seconds:.0f} s ago", style="" if seconds < 60 else "yellow")
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return Text(f"{seconds / size:.0f} {unit} ago", style="yellow")
+    raise AssertionError("two minutes or more are at least two minutes")
+
+
+def table(*columns: str, width: int) -> Table:
+    """A table without lines. A column named ``>x`` is right-aligned; ``x…`` takes what room is left."""
+    grid = Table(
+        box=None,
+        width=width,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="bold bright_blue",
+        show_edge=False,
+    )
+    for column in columns:
+        grid.add_column(
+            column.strip(">…"),
+            justify="right" if column.startswith(">") else "left",
+            ratio=1 if column.endswith("…") else None,
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    grid.expand = True
+    return grid
