@@ -1,8 +1,8 @@
 """One training programme: what the admin writes in a campaign file, resolved and immutable.
 
-``policies.reading.load_campaign`` reads the YAML, resolves the names of recipes, gates and limits, and checks the whole;
-what comes out holds no reference to any file and is stored in the ledger as it is. The ranges here are checked
-whenever a campaign is decoded; what only several fields together can violate is in ``policies.consistency``.
+``policies.reading.load_campaign`` reads the YAML, resolves the names of recipes, gates and limits, and checks
+the whole; what comes out holds no reference to any file and is stored in the ledger as it is. The ranges here
+are checked whenever a campaign is decoded; ``policies.consistency`` has the rules over several fields.
 """
 
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ from consortium.ids import CampaignId, Digest, Language, SiteName
 from consortium.jobs import Optimizer
 from consortium.manifests import FileRef
 from consortium.merging.recipe import Recipe
-from policies.ranges import Count, Natural, NotNegative, Positive, Share
+from policies.ranges import Count, Natural, NotNegative, Positive, Share, VocabularySize
 
 
 class ModelSource(Fact):
@@ -22,13 +22,15 @@ class ModelSource(Fact):
 
     config: dict[str, Any] | None = None  #: of transformers, ``model_type`` included
     seed: Natural = 0
-    files: dict[str, FileRef] | None = None  #: Hugging Face layout; set by ``submit`` when a directory is given
+    files: dict[str, FileRef] | None = (
+        None  #: Hugging Face layout; set by ``submit`` when a directory is given
+    )
 
 
 class TokenizerSource(Fact):
     """Trained in the campaign on public text, or given (``digest`` of a tokenizer.json in the store)."""
 
-    vocabulary_size: Annotated[int, Meta(ge=257)] | None = None  #: 256 bytes and an end of text at least
+    vocabulary_size: VocabularySize | None = None
     bytes_per_language: Count = 1_000_000
     digest: Digest | None = None
 
@@ -76,7 +78,9 @@ class Gate(Fact):
     resamples: Annotated[int, Meta(ge=100, le=1_000_000)] = 1000
     seed: Natural = 0
     protected: tuple[Language, ...] = ()  #: empty: every language of the campaign
-    documents_min: Count = 20  #: fewer held-out documents than this cannot decide; the language counts as unscored
+    documents_min: Count = (
+        20  #: fewer held-out documents than this cannot decide; the language counts as unscored
+    )
     unscored: Literal["reject", "allow"] = "reject"  #: what an unscored protected language means
 
 

@@ -7,8 +7,10 @@ from msgspec import Meta
 Count = Annotated[int, Meta(ge=1)]  #: at least one of something
 Natural = Annotated[int, Meta(ge=0)]  #: none is possible; also seeds
 Share = Annotated[float, Meta(ge=0, le=1)]
+Fraction = Annotated[float, Meta(ge=0, lt=1)]  #: a share that is never the whole
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
+VocabularySize = Annotated[int, Meta(ge=257)]  #: of a byte-level BPE: 256 bytes and an end of text at least
 Port = Annotated[int, Meta(ge=0, le=65535)]  #: 0: any free one
 Address = Annotated[
     str,

@@ -1,0 +1,177 @@
+"""Whether the parts of a campaign fit together: what no single field's type can say.
+
+Pure, and used twice: by ``load_campaign``, which adds file and line, and by the coordinator, which checks
+whatever is submitted to it.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from consortium.canonical import Fact
+from consortium.errors import BadInput
+from consortium.ids import campaign_id, site_name
+from consortium.jobs import Optimizer
+from consortium.merging.recipe import Recipe
+from policies.campaign import Campaign
+from policies.checking import Place, Problem, problems_of, shown
+from policies.ranges import Fraction, Natural, NotNegative, Positive, Share
+
+# Ranges of facts that ``consortium`` owns, whose types say only int or float.
+_OPTIMIZER = {
+    "learning_rate": Positive,
+    "warmup_steps": Natural,
+    "final_share": Share,
+    "weight_decay": NotNegative,
+    "beta1": Fraction,
+    "beta2": Fraction,
+    "clip_norm": NotNegative,
+}
+_OUTER = {"learning_rate": Positive, "momentum": Fraction}
+_RECIPE = {
+    "shard_bytes": Annotated[int, Meta(ge=1 << 20)]
+}  # smaller: more files than a site's filesystem likes
+
+
+def problems_in(campaign: Campaign, config: dict[str, Any] | None = None) -> tuple[Problem, ...]:
+    """What does not fit in a campaign that decoded, each with its place and the way out.
+
+    config  of the model, where it is not in the campaign itself (a model given as files)
+    """
+    return tuple(_problems_in(campaign, config or campaign.model.config))
+
+
+def missing_in(campaign: Campaign) -> tuple[Problem, ...]:
+    """What ``submit`` has yet to fill in; a campaign in the ledger has nothing missing and nothing twice."""
+    found: list[Problem] = []
+    if (campaign.model.config is None) == (campaign.model.files is None):
+        found.append((("model",), "give either config or files, and not both"))
+    if (campaign.tokenizer.vocabulary_size is None) == (campaign.tokenizer.digest is None):
+        found.append((("tokenizer",), "give either vocabulary_size or digest, and not both"))
+    return tuple(found)
+
+
+def notes_on(campaign: Campaign) -> tuple[Problem, ...]:
+    """What is allowed and seldom meant."""
+    found: list[Problem] = []
+    if campaign.model.config is not None and campaign.seed_round is None:
+        sentence = (
+            "every site starts round 1 from random weights, and what they learn apart merges badly; "
+            "add seed_round, or give a trained model's directory"
+        )
+        found.append((("model",), sentence))
+    if campaign.train.replay_share == 0:
+        sentence = (
+            "0 means no public text, and specialists forget all other languages; we measured 0.5 to be good"
+        )
+        found.append((("train", "replay_share"), sentence))
+    return tuple(found)
+
+
+def _problems_in(campaign: Campaign, config: dict[str, Any] | None) -> Iterator[Problem]:
+    yield from _names(campaign)
+    yield from _quorum(campaign)
+    yield from _optimizer(campaign.train.optimizer, campaign.train.steps, "train")
+    if campaign.seed_round is not None:
+        yield from _optimizer(campaign.seed_round.optimizer, campaign.seed_round.steps, "seed_round")
+    yield from _recipe(campaign.merge)
+    if config is not None:
+        yield from _config(config, campaign)
+
+
+def _names(campaign: Campaign) -> Iterator[Problem]:
+    for place, parse, names in (
+        (("campaign",), campaign_id, (campaign.campaign,)),
+        (("sites",), site_name, campaign.sites),
+    ):
+        for name in names:
+            try:
+                parse(name)
+            except BadInput as error:
+                yield place, str(error)
+    for key, values in (("languages", campaign.languages), ("sites", campaign.sites)):
+        if list(values) != sorted(set(values)):
+            yield (
+                (key,),
+                f"{', '.join(values)} is not sorted, or has something twice; sort it and keep one of each",
+            )
+    for language in campaign.gate.protected:
+        if language not in campaign.languages:
+            known = ", ".join(campaign.languages)
+            yield (
+                ("gate", "protected"),
+                f"{shown(language)} is not in languages ({known}); add it there or drop it",
+            )
+
+
+def _quorum(campaign: Campaign) -> Iterator[Problem]:
+    minimum, expected = campaign.quorum.minimum, campaign.sites_expected
+    if minimum > expected:
+        sentence = f"{minimum} exceeds the {expected} of sites_expected; lower it, or wait for more sites"
+        yield ("quorum", "minimum"), sentence
+    if campaign.sites and expected > len(campaign.sites):
+        yield (
+            ("sites_expected",),
+            f"{expected} exceeds the {len(campaign.sites)} of sites; lower it, or name more sites",
+        )
+
+
+def _optimizer(optimizer: Optimizer, steps: int, section: str) -> Iterator[Problem]:
+    place = (section, "optimizer")
+    yield from _ranges(optimizer, place, _OPTIMIZER)
+    if optimizer.warmup_steps > steps:
+        sentence = (
+            f"{optimizer.warmup_steps} exceeds the {steps} steps of {section}; lower it, or train longer"
+        )
+        yield (*place, "warmup_steps"), sentence
+
+
+def _recipe(recipe: Recipe) -> Iterator[Problem]:
+    yield from _ranges(recipe.outer, ("merge", "outer"), _OUTER)
+    yield from _ranges(recipe, ("merge",), _RECIPE)
+
+
+def _config(config: dict[str, Any], campaign: Campaign) -> Iterator[Problem]:
+    """The few keys of a Hugging Face config that a campaign can contradict; transformers judges the rest."""
+    place = ("model", "config")
+    if not isinstance(config.get("model_type"), str):
+        yield place, "'model_type' is missing; add one that transformers knows, such as llama"
+    positions = _number(config, "max_position_embeddings")
+    if positions is not None and campaign.train.sequence_tokens > positions:
+        sentence = (
+            f"{campaign.train.sequence_tokens} exceeds the model's max_position_embeddings {positions}; "
+            f"lower it, or raise that"
+        )
+        yield ("train", "sequence_tokens"), sentence
+    words, vocabulary = _number(config, "vocab_size"), campaign.tokenizer.vocabulary_size
+    if words is not None and vocabulary is not None and vocabulary > words:
+        sentence = (
+            f"vocabulary_size {vocabulary} exceeds the model's vocab_size {words}; lower it, or raise that"
+        )
+        yield ("tokenizer",), sentence
+    hidden, heads = _number(config, "hidden_size"), _number(config, "num_attention_heads")
+    if (
+        hidden is not None
+        and heads is not None
+        and "head_dim" not in config
+        and (heads < 1 or hidden % heads)
+    ):
+        sentence = (
+            f"{hidden} is not a multiple of num_attention_heads {heads}; change one of them, or add head_dim"
+        )
+        yield (*place, "hidden_size"), sentence
+    shared = _number(config, "num_key_value_heads")
+    if heads is not None and shared is not None and (shared < 1 or heads % shared):
+        sentence = f"{shared} does not divide num_attention_heads {heads}; write a divisor of {heads}"
+        yield (*place, "num_key_value_heads"), sentence
+
+
+def _number(config: dict[str, Any], key: str) -> int | None:
+    value = config.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _ranges(fact: Fact, place: Place, kinds: dict[str, Any]) -> Iterator[Problem]:
+    for key, kind in kinds.items():
+        yield from problems_of(getattr(fact, key), kind, (*place, key))

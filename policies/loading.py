@@ -1,0 +1,240 @@
+"""How a YAML file becomes one typed, immutable fact, or a list of everything that is wrong with it.
+
+The dialect is the part of YAML 1.2 that cannot surprise: only ``true`` and ``false`` are booleans (``no`` is
+Norwegian), only decimal numbers are numbers, dates are text. Anchors, aliases, tags and
+repeated keys are refused.
+Every error is BadInput with one line per problem: ``file:line: key: value; rule; way out``.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from consortium.errors import BadInput, Unavailable
+from policies.checking import Place, problems_of, shown, spelt
+
+T = TypeVar("T")
+
+BYTES_MAX = 4 << 20  # a campaign is 2 kB; whoever sends more has sent something else
+DEPTH_MAX = 50
+PROBLEMS_SHOWN = 20
+
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*|(?=\.[0-9]))(\.[0-9]*)?([eE][-+]?[0-9]+)?")
+_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+
+
+class Document:
+    """A YAML file as plain values, with the line of every key and item.
+
+    name   the file's name as the caller gave it
+    value  dicts, lists, str, int, float, bool, None
+    """
+
+    def __init__(self, name: str, value: Any, lines: Mapping[Place, int]) -> None:
+        self.name = name
+        self.value = value
+        self._lines = lines
+
+    def where(self, place: Place) -> str:
+        """``file:line`` of a place such as ``("train", "steps")``, or of what is nearest around it."""
+        while place and place not in self._lines:
+            place = place[:-1]
+        return f"{self.name}:{self._lines.get(place, 1)}"
+
+    def worded(self, place: Place, sentence: str) -> str:
+        """``file:line: key: sentence``."""
+        return ": ".join(part for part in (self.where(place), spelt(place), sentence) if part)
+
+    def convert(self, kind: type[T]) -> T:
+        """The fact of type ``kind`` that this document spells. Raises BadInput with all that is wrong."""
+        problems = Problems(self)
+        problems.check(self.value, kind)
+        problems.raise_if_any()
+        return msgspec.convert(self.value, kind)
+
+
+class Problems:
+    """Collects what is wrong with a document, so that a person sees all of it at once."""
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._found: list[str] = []
+
+    def add(self, place: Place, sentence: str) -> None:
+        self._found.append(self._document.worded(place, sentence))
+
+    def check(self, value: Any, kind: Any, place: Place = ()) -> bool:
+        """Whether ``value``, which stands at ``place``, is of the msgspec type ``kind``; notes what isn't."""
+        before = len(self._found)
+        for inner, sentence in problems_of(value, kind, place):
+            self.add(inner, sentence)
+        return len(self._found) == before
+
+    def attempt(self, place: Place, parse: Callable[[str], T], value: str) -> T:
+        """``parse(value)``; where that raises BadInput, notes it and gives ``value`` back unparsed."""
+        try:
+            return parse(value)
+        except BadInput as error:
+            self.add(place, str(error))
+            return value  # type: ignore[return-value]  # never seen: raise_if_any comes before any use
+
+    def raise_if_any(self) -> None:
+        if self._found:
+            more = len(self._found) - PROBLEMS_SHOWN
+            raise BadInput(
+                "\n".join(self._found[:PROBLEMS_SHOWN] + ([f"... and {more} more"] if more > 0 else []))
+            )
+
+
+def load(path: str | Path, kind: type[T]) -> T:
+    """The fact of type ``kind`` (a msgspec Struct) in the YAML file ``path``."""
+    return read(path).convert(kind)
+
+
+def read(path: str | Path) -> Document:
+    """The YAML file ``path`` as plain values; raises BadInput where it is not the YAML that we accept."""
+    return parse(read_bytes(path), str(path))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """What is in a small file that a person named."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(BYTES_MAX + 1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"{path}: cannot be read ({reason}); give the path of a readable file") from error
+    except OSError as error:
+        raise Unavailable(f"{path}: cannot be read now ({error.strerror}); try again") from error
+    if len(data) > BYTES_MAX:
+        raise BadInput(f"{path}: larger than {BYTES_MAX >> 20} MiB; no file of ours is, give the right one")
+    return data
+
+
+def parse(data: bytes, name: str) -> Document:
+    """``read`` for bytes in memory; ``name`` stands in the errors."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"{name}:{line}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    builder = _Builder(name)
+    try:
+        value = builder.document(yaml.parse(text, Loader=yaml.SafeLoader))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise BadInput(f"{name}:{line}: not YAML: {error.problem}; check indentation and quotes") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise BadInput(f"{name}:{line}: control character U+{error.character:04X}; remove it") from error
+    except (ValueError, OverflowError) as error:  # PyYAML lets these through for escapes such as "\UFFFFFFFF"
+        raise BadInput(
+            f"{name}: an escape or a directive is out of range; check everything after '\\' and '%'"
+        ) from error
+    document = Document(name, value, builder.lines)
+    problems = Problems(document)
+    for place, sentence in builder.problems:
+        problems.add(place, sentence)
+    problems.raise_if_any()
+    return document
+
+
+class _Builder:
+    """Makes plain values of YAML events.
+
+    PyYAML's own constructor speaks YAML 1.1, expands aliases and keeps the last of repeated keys, so only its
+    scanner and parser are used.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lines: dict[Place, int] = {}
+        self.problems: list[tuple[Place, str]] = []
+
+    def document(self, events: Iterator[Any]) -> Any:
+        self._events = (event for event in events if not isinstance(event, yaml.StreamStartEvent))
+        if isinstance(next(self._events), yaml.StreamEndEvent):
+            return None
+        value = self._value(next(self._events), ())
+        next(self._events)  # the document's end
+        following = next(self._events)
+        if not isinstance(following, yaml.StreamEndEvent):
+            raise self._fatal(following, "a second document starts; keep one a file")
+        return value
+
+    def _fatal(self, event: Any, sentence: str) -> BadInput:
+        return BadInput(f"{self.name}:{event.start_mark.line + 1}: {sentence}")
+
+    def _value(self, event: Any, place: Place) -> Any:
+        self.lines.setdefault(place, event.start_mark.line + 1)
+        if len(place) > DEPTH_MAX:
+            raise self._fatal(event, f"nested deeper than {DEPTH_MAX}; flatten it")
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            self.problems.append(
+                (place, f"'{event.anchor}' is an anchor or alias; we read none, write the value out")
+            )
+        if isinstance(event, yaml.AliasEvent):
+            return None
+        if event.tag is not None:
+            self.problems.append((place, f"{shown(event.tag)} is a tag; we read none, write the plain value"))
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(place)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return self._sequence(place)
+        return self._scalar(event, place)
+
+    def _sequence(self, place: Place) -> list[Any]:
+        items: list[Any] = []
+        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+            items.append(self._value(event, (*place, len(items))))
+        return items
+
+    def _mapping(self, place: Place) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                raise self._fatal(event, "a key must be one word of text; use 'key: value'")
+            key = self._text(event, place)
+            inner = (*place, key)
+            if event.anchor is not None or event.tag is not None:
+                self.problems.append((inner, "the key has an anchor or a tag; we read none, remove it"))
+            if key in mapping:
+                self.problems.append(
+                    (place, f"key {shown(key)} again in line {event.start_mark.line + 1}; keep one of them")
+                )
+            self.lines.setdefault(inner, event.start_mark.line + 1)
+            mapping[key] = self._value(next(self._events), inner)
+        return mapping
+
+    def _scalar(self, event: Any, place: Place) -> Any:
+        text = self._text(event, place)
+        if event.style is not None:  # quoted or a block: text
+            return text
+        if text in _WORDS:
+            return _WORDS[text]
+        if _INTEGER.fullmatch(text):
+            if len(text) > 20 or not -(1 << 63) <= int(text) < 1 << 63:
+                self.problems.append(
+                    (place, f"{text[:24]} does not fit into 64 bits; write a smaller number")
+                )
+                return 0
+            return int(text)
+        if _NUMBER.fullmatch(text):
+            if not math.isfinite(float(text)):
+                self.problems.append((place, f"{shown(text)} is beyond any float; write a smaller number"))
+                return 0.0
+            return float(text)
+        return text
+
+    def _text(self, event: Any, place: Place) -> str:
+        text: str = event.value
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            self.problems.append((place, "half of a surrogate pair; write the character itself"))
+            return ""
+        return text

@@ -1,0 +1,91 @@
+"""What a site's operator decides: where things lie, what text there is, what the site consents to."""
+
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from consortium.canonical import Fact, replace
+from consortium.ids import CampaignId, Language, SiteName, campaign_id, site_name
+from consortium.jobs import Purpose
+from policies.languages import Languages, load_languages, normalise_all
+from policies.licences import load_licences
+from policies.loading import Problems, read
+from policies.ranges import Address, Count, Fraction, Positive
+from policies.verdict import Verdict
+
+
+class Text(Fact):
+    """One language's text in one folder or file; it is read here and never leaves."""
+
+    language: Language
+    path: str  #: file or folder; absolute once loaded
+    format: Literal["auto", "txt", "jsonl", "parquet"] = (
+        "auto"  #: auto: by the file's ending; .zst and .gz are seen through
+    )
+    access: Literal["private", "public"]  #: public: may serve as the campaign's replayed public slice
+    licence: str  #: SPDX, or LicenseRef-... for a contract of your own
+    text_field: str = "text"  #: of jsonl and parquet
+    id_field: str | None = None  #: None: documents are told apart by their digests
+
+
+class Consent(Fact):
+    """What the coordinator may ask of this site. A list left out allows all; an empty one allows nothing."""
+
+    campaigns: tuple[CampaignId, ...] | None = None
+    languages: tuple[Language, ...] | None = None
+    purposes: tuple[Purpose, ...] | None = None
+    steps_max: Count | None = None  #: optimizer steps of one training job
+
+
+class SiteConfig(Fact):
+    """The site's file, resolved: languages as the consortium spells them, paths absolute."""
+
+    site: SiteName
+    coordinator: Address
+    enrolment: Address
+    home: str  #: spool, blobs, prepared text and keys lie below it
+    slots: Count = 1  #: jobs at once
+    launcher: Literal["local"] = "local"
+    sync_seconds: Positive = 10.0  #: between Syncs when nothing is new; a lease outlives several
+    lives_max: Count = 3  #: times that a broken attempt is started again before it is reported as failed
+    torch_threads: Count = 1  #: per job; the bits of a CPU job depend on it
+    heldout_share: Fraction = 0.1  #: of each language's documents, for evaluation only
+    text: tuple[Text, ...] = ()
+    consent: Consent = Consent()
+
+
+def load_site_config(path: str | Path, languages: Languages | None = None) -> SiteConfig:
+    """The site config in ``path``; relative paths in it are relative to its folder.
+
+    Raises BadInput with every ``file:line`` that is wrong. Whether the text exists, ``site doctor`` asks.
+    """
+    document = read(path)
+    config = document.convert(SiteConfig)
+    problems = Problems(document)
+    folder = Path(path).resolve().parent
+    known = languages or load_languages()
+    text = tuple(
+        replace(
+            text,
+            language=problems.attempt(("text", index, "language"), known.normalise, text.language),
+            path=str(folder / Path(text.path).expanduser()),
+        )
+        for index, text in enumerate(config.text)
+    )
+    consent = config.consent
+    if consent.languages is not None:
+        allowed = normalise_all(consent.languages, ("consent", "languages"), problems, known)
+        consent = replace(consent, languages=allowed)
+    problems.attempt(("site",), site_name, config.site)
+    for index, campaign in enumerate(consent.campaigns or ()):
+        problems.attempt(("consent", "campaigns", index), campaign_id, campaign)
+    licences = load_licences()
+    for index, one in enumerate(text):
+        verdict = problems.attempt(
+            ("text", index, "licence"), partial(licences.judge, access=one.access), one.licence
+        )
+        if isinstance(verdict, Verdict) and not verdict.allowed:
+            problems.add(("text", index, "access"), verdict.reason)
+    problems.raise_if_any()
+    home = str(folder / Path(config.home).expanduser())
+    return replace(config, home=home, text=text, consent=consent)
