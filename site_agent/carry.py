@@ -1,0 +1,142 @@
+"""How bytes come to a job and leave it: inputs from the coordinator, results to it.
+
+Both ways may be begun again at any time: what has arrived is not fetched or sent a second time.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import grpc
+from sprachbund.v1 import artifact_pb2
+
+from consortium.canonical import decode, encode
+from consortium.errors import BadInput, Corrupt, Unavailable
+from consortium.files import write_bytes_atomically
+from consortium.ids import AttemptId, Digest
+from consortium.jobs import Assignment, Evaluate, Outcome, Train
+from consortium.manifests import Contribution, FileRef, VersionManifest
+from consortium.signing import CONTRIBUTION, seal
+from consortium.store import BlobStore
+from consortium.transfer import download, upload
+from consortium.versions import lay_out
+from consortium.wire_errors import from_rpc_error
+from site_agent.core.facts import Ended
+from site_agent.identity import SiteIdentity
+from site_agent.spool import Spool
+
+ARTIFACTS = {"delta": "delta.safetensors", "scores": "scores.json", "tokenizer": "tokenizer.json"}
+
+_MANIFEST_BYTES_MAX = 16 << 20
+_STAT_SECONDS = 30.0
+
+
+async def stage(attempt: AttemptId, spool: Spool, store: BlobStore, artifacts: Any, site: bytes) -> None:
+    """Fetch and lay out what the attempt's job needs; ``site.json`` comes last and says: all here.
+
+    artifacts  an ``ArtifactServiceStub`` on an aio channel
+    site       the bytes of ``site.json``
+    Raises BadInput or Corrupt if the assignment cannot be carried out, else what the coordinator says.
+    """
+    assignment = spool.assignment(attempt)
+    await _fetch(assignment.inputs, store, artifacts)
+    await asyncio.to_thread(_lay_out_inputs, assignment, spool.directory(attempt), store)
+    await asyncio.to_thread(write_bytes_atomically, spool.directory(attempt) / "site.json", site)
+
+
+async def deliver(
+    attempt: AttemptId,
+    spool: Spool,
+    store: BlobStore,
+    artifacts: Any,
+    identity: SiteIdentity,
+    upload_bytes_max: int,
+) -> Ended:
+    """Send what the attempt made, then the signed contribution; returns what is to be written down.
+
+    upload_bytes_max  for all artifacts together; 0: no limit
+    Raises BadInput or Corrupt if the result is not whole, else what the coordinator says.
+    """
+    result = spool.directory(attempt) / "result"
+    contribution, envelope = await asyncio.to_thread(_seal, result, attempt, identity)
+    size = sum(ref.size for ref in contribution.artifacts.values())
+    if upload_bytes_max and size > upload_bytes_max:
+        raise BadInput(
+            f"the result has {size} bytes, the coordinator takes {upload_bytes_max}; ask its admin"
+        )
+    for kind, ref in sorted(contribution.artifacts.items()):
+        await upload(artifacts, result / ARTIFACTS[kind], ref)
+    ref = await asyncio.to_thread(store.put_bytes, envelope)
+    await upload(artifacts, store.path(ref.digest), ref)
+    return Ended(outcome=Outcome.SUCCEEDED, contribution=ref.digest)
+
+
+async def _fetch(digests: Iterable[Digest], store: BlobStore, artifacts: Any) -> None:
+    for (
+        digest
+    ) in digests:  # one after the other: one stream fills most links, and attempts are fetched at once
+        if not store.has(digest):
+            await download(artifacts, await _ref(digest, artifacts), store)
+
+
+async def _ref(digest: Digest, artifacts: Any) -> FileRef:
+    """A blob's size is asked for: assignments name digests only."""
+    try:
+        stat = await artifacts.Stat(artifact_pb2.StatRequest(digest=digest), timeout=_STAT_SECONDS)
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
+    if not stat.complete:
+        raise Unavailable(f"input {digest} is not whole at the coordinator yet")
+    return FileRef(digest=digest, size=stat.received)
+
+
+def _lay_out_inputs(assignment: Assignment, directory: Path, store: BlobStore) -> None:
+    work = assignment.work
+    if assignment.tokenizer is not None:
+        _link(assignment.tokenizer, directory / "tokenizer.json", assignment, store)
+    if isinstance(work, Train):
+        _lay_out_version(work.base, directory / "base", assignment, store)
+    if isinstance(work, Evaluate):
+        for subject in work.subjects:
+            _lay_out_version(subject.version, directory / "versions" / subject.version, assignment, store)
+            if subject.delta is not None:
+                _link(subject.delta, directory / "inputs" / subject.delta, assignment, store)
+
+
+def _lay_out_version(version: Digest, place: Path, assignment: Assignment, store: BlobStore) -> None:
+    if place.is_dir():
+        return
+    _check_listed([version], assignment)
+    manifest = decode(store.read_bytes(version, _MANIFEST_BYTES_MAX), VersionManifest, f"version {version}")
+    _check_listed([ref.digest for ref in manifest.files.values()], assignment)
+    lay_out(manifest, store.path, place)
+
+
+def _link(digest: Digest, place: Path, assignment: Assignment, store: BlobStore) -> None:
+    _check_listed([digest], assignment)
+    store.copy_to(digest, place, link=True)
+
+
+def _check_listed(digests: Iterable[Digest], assignment: Assignment) -> None:
+    missing = sorted(set(digests) - set(assignment.inputs))
+    if missing:
+        raise BadInput(
+            f"assignment {assignment.attempt}: needs blob {missing[0]}, which is not among its inputs; "
+            f"the coordinator has to plan the job anew"
+        )
+
+
+def _seal(result: Path, attempt: AttemptId, identity: SiteIdentity) -> tuple[Contribution, bytes]:
+    path = result / "contribution.json"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise Corrupt(f"{path}: is missing, so the result cannot be delivered") from None
+    contribution = decode(data, Contribution, str(path))
+    if contribution.attempt != attempt:
+        raise Corrupt(f"{path}: is of attempt {contribution.attempt}, not of {attempt}")
+    unknown = sorted(set(contribution.artifacts) - set(ARTIFACTS))
+    if unknown:
+        raise Corrupt(f"{path}: unknown artifact {unknown[0]!r}; known are {', '.join(sorted(ARTIFACTS))}")
+    return contribution, seal(encode(contribution), CONTRIBUTION, identity.key)

@@ -1,0 +1,110 @@
+"""When the agent speaks to its coordinator: at once if it has news, else when the last answer lets it."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sprachbund.v1 import site_pb2
+
+from consortium.errors import Broken, SprachbundError
+from site_agent.core.facts import Report
+from site_agent.link import Link, News
+
+_log = logging.getLogger(__name__)
+
+_BACKOFF_SECONDS = (
+    0.5  # doubled with each failure in a row, with jitter: sites must not come back all at once
+)
+_BACKOFF_SECONDS_MAX = 60.0
+
+
+class Conversation:
+    """One Sync at a time, for ever; one that tells old news is given up for one that tells the new.
+
+    news     the newest answer; None: not heard since the agent started
+    trouble  why the last Sync failed; "" if it did not
+    """
+
+    def __init__(self, link: Link, wait_seconds: float, changed: Callable[[], None]) -> None:
+        self.news: News | None = None
+        self.trouble = ""
+        self.synced_at: float | None = None
+        self._link = link
+        self._wait_seconds = wait_seconds
+        self._changed = changed
+        self._task: asyncio.Task[News] | None = None
+        self._told: object = None
+        self._not_before = 0.0
+        self._failures = 0
+
+    @property
+    def connected(self) -> bool:
+        return self.news is not None and not self.trouble
+
+    def say(self, description: site_pb2.SiteDescription, reports: tuple[Report, ...]) -> None:
+        """Begin a Sync if one is due."""
+        told = description.SerializeToString(deterministic=True), _substance(reports)
+        is_early = asyncio.get_running_loop().time() < self._not_before
+        if is_early and (self._failures or told == self._told):
+            return
+        if self._task is not None:
+            if told == self._told:
+                return
+            self._task.cancel()
+        self._told = told
+        self._task = asyncio.create_task(self._talk(description, reports))
+        self._task.add_done_callback(lambda _: self._changed())
+
+    def listen(self) -> bool:
+        """Take the answer, or the failure, if there is one by now; whether there was."""
+        task = self._task
+        if task is None or not task.done():
+            return False
+        self._task = None
+        now = asyncio.get_running_loop().time()
+        try:
+            self.news = task.result()
+        except SprachbundError as error:
+            self._failures += 1
+            pause = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS * 2.0 ** min(self._failures - 1, 10))
+            self._not_before = now + pause * random.uniform(0.5, 1.5)
+            self._complain(error)
+        else:
+            self._not_before = now + self.news.next_seconds
+            if self._failures:
+                _log.info("the coordinator answers again, after %d failures", self._failures)
+            self._failures, self.trouble, self.synced_at = 0, "", time.time()
+        return True
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _talk(self, description: site_pb2.SiteDescription, reports: tuple[Report, ...]) -> News:
+        if self._link.identity.is_due(time.time()):
+            try:
+                await self._link.renew()
+                _log.info("the certificate was renewed")
+            except SprachbundError as error:
+                _log.warning("the certificate is due for renewal, which failed: %s", error)
+        return await self._link.sync(description, reports, self._wait_seconds)
+
+    def _complain(self, error: SprachbundError) -> None:
+        trouble = str(error)
+        if self._link.identity.seconds_left(time.time()) <= 0:
+            trouble += (
+                "; this site's certificate has expired: ask for a new invitation, enrol, restart the agent"
+            )
+        if trouble != self.trouble:
+            level = logging.ERROR if isinstance(error, Broken) else logging.WARNING
+            _log.log(level, "Sync failed: %s; jobs go on, it is tried again", trouble)
+        self.trouble = trouble
+
+
+def _substance(reports: tuple[Report, ...]) -> Any:
+    """What of the reports is worth a Sync of its own; progress is not."""
+    return tuple((report.attempt, report.phase, report.ended, report.native_id) for report in reports)

@@ -1,0 +1,187 @@
+"""What a site does next, and what it tells the coordinator.
+
+    STAGING ──stage──▶ QUEUED ──launch──▶ RUNNING ──deliver──▶ UPLOADING ──upload──▶ ENDED
+                          ▲ ◀────lose────────┘                                         ▲
+                          └────────────────────deliver (seen late)──▶ UPLOADING        │
+    STAGING, QUEUED, RUNNING, UPLOADING ──end (failed, refused, cancelled)─────────────┘
+
+The phase is never stored: it follows from the attempt's directory and from what the launcher sees, so an
+agent that starts anew is where the old one was. A life that is gone and left neither result nor failure is
+started again in the same directory, from its training checkpoint, ``lives_max`` times in all. A new life
+starts only when the launcher is sure that the last one is gone; unknown is never gone.
+
+Only the coordinator ends an attempt for good: what it settled is dropped, what it no longer wants is
+stopped, reported and then settled. Not hearing it changes nothing: what is held goes on.
+"""
+
+from consortium.ids import AttemptId
+from consortium.jobs import Outcome, Phase
+from site_agent.config import Consent
+from site_agent.core.consent import refusal
+from site_agent.core.facts import (
+    Act,
+    Action,
+    AttemptFiles,
+    Ended,
+    Limits,
+    Observation,
+    Offer,
+    Plan,
+    Report,
+    Seen,
+    Sighting,
+)
+
+TRANSITIONS = {
+    (Phase.STAGING, "stage"): Phase.QUEUED,
+    (Phase.STAGING, "end"): Phase.ENDED,
+    (Phase.QUEUED, "launch"): Phase.RUNNING,
+    (Phase.QUEUED, "deliver"): Phase.UPLOADING,
+    (Phase.QUEUED, "end"): Phase.ENDED,
+    (Phase.RUNNING, "lose"): Phase.QUEUED,
+    (Phase.RUNNING, "deliver"): Phase.UPLOADING,
+    (Phase.RUNNING, "end"): Phase.ENDED,
+    (Phase.UPLOADING, "upload"): Phase.ENDED,
+    (Phase.UPLOADING, "end"): Phase.ENDED,
+}
+
+_MOVES = {Act.STAGE, Act.LAUNCH, Act.UPLOAD, Act.END}  # the others ask the world, or leave the table
+_NO_LIFE = Sighting(seen=Seen.GONE)
+_UNKNOWN = Sighting(seen=Seen.UNKNOWN)
+
+
+def reconcile(observed: Observation, limits: Limits, consent: Consent) -> Plan:
+    """The actions that bring the site nearer to what is wanted, each with its reason, and the reports due.
+
+    Actions come in the order to begin them in. Doing one twice does no harm, nor does doing none.
+    """
+    offers = {offer.attempt: offer for offer in observed.wanted or ()}
+    held = {files.attempt: files for files in observed.held}
+    actions: list[Action] = []
+    reports: list[Report] = []
+    free = limits.slots - sum(is_alive(files, _sighting(files, observed)) for files in held.values())
+    for files in sorted(
+        held.values(), key=lambda files: (files.lives == 0, files.attempt)
+    ):  # begun ones first
+        sighting = _sighting(files, observed)
+        action = _decide(files, sighting, offers.get(files.attempt), observed, limits, consent)
+        reports.append(_report(files, sighting))
+        if action is None or (action.act is Act.LAUNCH and free <= 0):
+            continue
+        if action.act is Act.LAUNCH:
+            free -= 1
+        phase = phase_of(files, sighting)
+        assert action.act not in _MOVES or (phase, action.act.value) in TRANSITIONS, (files, action)
+        actions.append(action)
+    for attempt, offer in sorted(offers.items()):
+        if attempt in held or attempt in observed.settled:
+            continue
+        refused = _refused(offer, consent)
+        if refused:
+            ended = Ended(outcome=Outcome.REFUSED, reason=refused)
+            reports.append(Report(attempt=attempt, phase=Phase.ENDED, ended=ended))
+        else:
+            actions.append(Action(act=Act.STAGE, attempt=attempt, reason="the coordinator wants it"))
+            reports.append(Report(attempt=attempt, phase=Phase.STAGING))
+    return Plan(actions=tuple(actions), reports=tuple(sorted(reports, key=lambda report: report.attempt)))
+
+
+def phase_of(files: AttemptFiles, sighting: Sighting) -> Phase:
+    """Where an attempt stands. A result or an end in its directory outweighs whatever the launcher says."""
+    if files.ended:
+        return Phase.ENDED
+    if files.has_result:
+        return Phase.UPLOADING
+    if not files.staged:
+        return Phase.STAGING
+    if files.lives == 0 or sighting.seen in (Seen.GONE, Seen.PENDING):
+        return Phase.QUEUED
+    return Phase.RUNNING
+
+
+def is_alive(files: AttemptFiles, sighting: Sighting) -> bool:
+    """Whether a life of the attempt may still write into its directory or hold a slot."""
+    return files.lives > 0 and sighting.seen is not Seen.GONE
+
+
+def _decide(
+    files: AttemptFiles,
+    sighting: Sighting,
+    offer: Offer | None,
+    observed: Observation,
+    limits: Limits,
+    consent: Consent,
+) -> Action | None:
+    """The one next action of an attempt that the spool holds; None: wait."""
+    attempt = files.attempt
+    if attempt in observed.settled:
+        why = "the coordinator has settled it"
+        return _leave(files, sighting, limits, why) or Action(act=Act.DROP, attempt=attempt, reason=why)
+    if files.ended:
+        return _leave(files, sighting, limits, f"it has ended: {files.ended.outcome}")
+    if observed.wanted is not None and offer is None:
+        why = "the coordinator no longer wants it"
+        return _leave(files, sighting, limits, why) or _end(attempt, Outcome.CANCELLED, why)
+    if files.has_result:
+        if attempt in observed.problems:
+            return _end(attempt, Outcome.FAILED, observed.problems[attempt])
+        return Action(act=Act.UPLOAD, attempt=attempt, reason="the trainer left a result")
+    if files.failure:
+        return _end(attempt, Outcome.FAILED, files.failure)
+    if is_alive(files, sighting):
+        return None
+    if files.lives == 0 and offer is not None and (refused := _refused(offer, consent)):
+        return _end(attempt, Outcome.REFUSED, refused)
+    if attempt in observed.problems:
+        return _end(attempt, Outcome.FAILED, observed.problems[attempt])
+    if not files.staged:
+        return Action(act=Act.STAGE, attempt=attempt, reason="its inputs are not all here")
+    return _next_life(files, sighting, limits)
+
+
+def _next_life(files: AttemptFiles, sighting: Sighting, limits: Limits) -> Action:
+    life = files.lives + 1
+    if life == 1:
+        return Action(act=Act.LAUNCH, attempt=files.attempt, life=1, reason="its inputs are here")
+    how = f"life {files.lives} of {limits.lives_max} ended without a result"
+    if sighting.detail:
+        how += f" ({sighting.detail})"
+    if life > limits.lives_max:
+        return _end(files.attempt, Outcome.FAILED, f"{how}; the job's log at the site says more")
+    return Action(act=Act.LAUNCH, attempt=files.attempt, life=life, reason=f"{how}; it goes on where it was")
+
+
+def _leave(files: AttemptFiles, sighting: Sighting, limits: Limits, why: str) -> Action | None:
+    """What makes a living trainer go: first asked, then killed. None if it is gone."""
+    if not is_alive(files, sighting):
+        return None
+    late = files.stopping_seconds is not None and files.stopping_seconds > limits.stop_seconds
+    if late or sighting.seen is Seen.PENDING:  # what waits in a queue reads no STOP
+        return Action(act=Act.KILL, attempt=files.attempt, reason=why)
+    return Action(act=Act.STOP, attempt=files.attempt, reason=why)
+
+
+def _end(attempt: AttemptId, outcome: Outcome, reason: str) -> Action:
+    return Action(act=Act.END, attempt=attempt, outcome=outcome, reason=reason)
+
+
+def _refused(offer: Offer, consent: Consent) -> str:
+    if offer.assignment is None:
+        return offer.problem
+    return refusal(offer.assignment, consent)
+
+
+def _sighting(files: AttemptFiles, observed: Observation) -> Sighting:
+    if files.lives == 0:
+        return _NO_LIFE
+    return observed.sightings.get(files.attempt, _UNKNOWN)
+
+
+def _report(files: AttemptFiles, sighting: Sighting) -> Report:
+    return Report(
+        attempt=files.attempt,
+        phase=phase_of(files, sighting),
+        ended=files.ended,
+        native_id=files.native_id,
+        progress=files.progress,
+    )

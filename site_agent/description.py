@@ -1,0 +1,77 @@
+"""What the site says it holds: looked at when the agent starts, and again while files may change."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from consortium.canonical import decode, encode
+from consortium.errors import BadInput, SprachbundError
+from consortium.files import write_bytes_atomically
+from consortium.manifests import DataManifest
+from site_agent.config import SiteConfig
+from site_agent.holdings import describe
+
+_log = logging.getLogger(__name__)
+
+_REFRESH_SECONDS = 60.0  # unchanged files cost one stat each
+_SPLIT_SEED = 0  # of the counts told; each job names its own
+
+
+def prepared_text(config: SiteConfig) -> Path:
+    """The folder for what is derived from the site's text; it never leaves the site either."""
+    return Path(config.home) / "text"
+
+
+class Description:
+    """The newest manifest of the site's text, made in a thread: terabytes take hours to read the first time.
+
+    manifest  what was told last, from disk at first; None while it has never been made
+    """
+
+    def __init__(self, config: SiteConfig) -> None:
+        self._config = config
+        self._path = Path(config.home) / "holdings.json"
+        self._trouble = ""
+        self._over = threading.Event()
+        self.manifest: DataManifest | None = None
+        with contextlib.suppress(FileNotFoundError, BadInput):
+            self.manifest = decode(self._path.read_bytes(), DataManifest, str(self._path))
+
+    def refresh(self) -> bool:
+        """Look at the text; whether there was news. What cannot be read leaves the manifest as it was."""
+        config = self._config
+        try:
+            found = describe(
+                config.site, config.text, config.heldout_share, _SPLIT_SEED, prepared_text(config)
+            )
+        except (SprachbundError, OSError) as error:
+            if str(error) != self._trouble:
+                _log.error("the site's text cannot be described: %s", error)
+            self._trouble = str(error)
+            return False
+        self._trouble = ""
+        if found == self.manifest:
+            return False
+        write_bytes_atomically(self._path, encode(found))
+        self.manifest = found
+        _log.info("the site holds text in %d languages", len({h.language for h in found.holdings}))
+        return True
+
+    def keep_fresh(self, changed: Callable[[], None]) -> None:
+        """Go on refreshing in a thread of its own, which the end of the process does not wait for."""
+        loop = asyncio.get_running_loop()
+
+        def work() -> None:
+            while not self._over.is_set():
+                if self.refresh() and not self._over.is_set():
+                    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                        loop.call_soon_threadsafe(changed)
+                self._over.wait(_REFRESH_SECONDS)
+
+        threading.Thread(target=work, name="description", daemon=True).start()
+
+    def stop(self) -> None:
+        self._over.set()

@@ -1,0 +1,232 @@
+"""Where a job runs when there is no batch system: as a process of this machine that outlives the agent.
+
+A life is found by a mark in its environment, which its children inherit, and by its pid with the time the
+process began (so that a pid used again is not taken for it). The shell that becomes the trainer first makes
+the folder ``started.<life>``. Making a folder succeeds once, so a life can start once; and an agent that
+finds an intent and no process makes the folder itself, and so knows that the life will never start.
+Reads ``/proc``: Linux only.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from consortium.canonical import decode, encode, replace
+from consortium.errors import Refused, Unavailable
+from consortium.files import write_bytes_atomically
+from site_agent.core.facts import Seen, Sighting
+from site_agent.launchers.base import LIFE_FILE, Life
+from site_agent.trainer.folder import CONTINUE_LATER
+
+TRAINER = (sys.executable, "-P", "-m", "site_agent.trainer")  # -P: nothing in the job directory is imported
+
+_MARK = b"SPRACHBUND_LIFE="
+_START_ONCE = 'mkdir "$0" 2>/dev/null && exec "$@"'
+_EXEC_SECONDS = 0.05  # a process within execve shows an empty environment for some microseconds
+_KEPT = (  # of the agent's environment; everything else may be a secret
+    "PATH",
+    "HOME",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+)
+
+
+class LocalLauncher:
+    """Satisfies ``site_agent.launchers.base.Launcher``.
+
+    command  the program; the job directory becomes its last argument
+    threads  for OpenMP and so for torch: the bits of a CPU job depend on it
+    """
+
+    def __init__(self, command: Sequence[str] = TRAINER, threads: int = 1, poll_seconds: float = 0.5) -> None:
+        if not Path("/proc/self/environ").exists():
+            raise Refused(
+                "the local launcher needs Linux's /proc; choose another launcher in the site's config"
+            )
+        self.poll_seconds = poll_seconds
+        self._command = tuple(command)
+        self._threads = threads
+        self._host = socket.gethostname()
+        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._children: dict[Path, subprocess.Popen[bytes]] = {}
+
+    def submit(self, directory: Path, life: int) -> None:
+        directory = directory.resolve()
+        if _read_life(directory).number >= life:
+            return
+        if self._marked([directory])[directory]:
+            raise Unavailable(f"{directory}: processes of an earlier life are still there")
+        intent = Life(number=life, name=f"{directory}#{life}", host=self._host, boot=self._boot)
+        _write_life(directory, intent)
+        child = self._start(directory, intent)
+        self._children[directory] = child
+        _write_life(directory, replace(intent, native_id=_native_id(child.pid)))
+
+    def poll(self, directories: Sequence[Path]) -> dict[Path, Sighting]:
+        lives = {path: _read_life(path.resolve()) for path in directories}
+        exits = {path: self._reap(path.resolve()) for path in directories}
+        doubtful = [
+            path.resolve()
+            for path, life in lives.items()
+            if self._is_here(life) and not _is_running(life.native_id)
+        ]
+        marked = self._marked(doubtful)
+        return {path: self._look(path.resolve(), life, exits[path], marked) for path, life in lives.items()}
+
+    def cancel(self, directory: Path) -> None:
+        directory = directory.resolve()
+        life = _read_life(directory)
+        if not self._is_here(life):
+            return
+        if not life.native_id:
+            _claim(directory, life.number)
+        if _is_running(life.native_id):
+            _kill(int(life.native_id.partition(":")[0]))
+        while pids := self._marked([directory])[directory]:  # until none was forked meanwhile
+            for pid in pids:
+                _kill(pid)
+            self._reap(directory)
+        self._reap(directory)
+
+    # ---- inside
+
+    def _start(self, directory: Path, life: Life) -> subprocess.Popen[bytes]:
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        environment |= {
+            "LANG": "C.UTF-8",
+            "PYTHONHASHSEED": "0",
+            "OMP_NUM_THREADS": str(self._threads),
+            os.fsdecode(_MARK[:-1]): life.name,
+        }
+        claim = directory / f"started.{life.number}"
+        try:
+            with open(directory / "log.txt", "ab") as log:
+                return subprocess.Popen(
+                    ["/bin/sh", "-c", _START_ONCE, str(claim), *self._command, str(directory)],
+                    cwd=directory,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # a hang-up or Ctrl-C for the agent is none for the job
+                )
+        except OSError as error:
+            raise Unavailable(f"{directory}: cannot start a process: {error.strerror}") from error
+
+    def _look(
+        self, directory: Path, life: Life, exit_code: int | None, marked: dict[Path, list[int]]
+    ) -> Sighting:
+        if not life.number:
+            return Sighting(seen=Seen.UNKNOWN, detail=f"{directory} has no readable {LIFE_FILE}")
+        if life.host != self._host:
+            return Sighting(seen=Seen.UNKNOWN, detail=f"it was started on {life.host}, this is {self._host}")
+        if life.boot != self._boot:
+            return Sighting(seen=Seen.GONE, detail=f"{life.host} was restarted")
+        if directory not in marked:
+            return Sighting(seen=Seen.RUNNING)
+        pids = marked[directory]
+        if not pids and not life.native_id:
+            if _claim(directory, life.number):
+                return Sighting(seen=Seen.GONE, detail="it was never started")
+            time.sleep(_EXEC_SECONDS)
+            pids = self._marked([directory])[directory]
+        if not pids:
+            return Sighting(seen=Seen.GONE, detail=_in_words(exit_code))
+        if not life.native_id:
+            _write_life(directory, replace(life, native_id=_native_id(min(pids))))
+        return Sighting(seen=Seen.RUNNING)
+
+    def _is_here(self, life: Life) -> bool:
+        return (life.host, life.boot) == (self._host, self._boot)
+
+    def _reap(self, directory: Path) -> int | None:
+        """The exit code of this agent's own child, once it has one."""
+        child = self._children.get(directory)
+        return child.poll() if child else None
+
+    def _marked(self, directories: Iterable[Path]) -> dict[Path, list[int]]:
+        """The living processes that carry the mark of each directory, whatever the life."""
+        found: dict[Path, list[int]] = {directory: [] for directory in directories}
+        if not found:
+            return found
+        for entry in os.scandir("/proc"):
+            if not entry.name.isdigit():
+                continue
+            for variable in _environment(entry.path):
+                if variable.startswith(_MARK):
+                    directory = Path(os.fsdecode(variable[len(_MARK) :]).rpartition("#")[0])
+                    if directory in found:
+                        found[directory].append(int(entry.name))
+        return found
+
+
+def _read_life(directory: Path) -> Life:
+    try:
+        return decode((directory / LIFE_FILE).read_bytes(), Life, str(directory / LIFE_FILE))
+    except FileNotFoundError:
+        return Life(number=0, name="", host="")
+
+
+def _write_life(directory: Path, life: Life) -> None:
+    write_bytes_atomically(directory / LIFE_FILE, encode(life))
+
+
+def _claim(directory: Path, number: int) -> bool:
+    """Whether life ``number`` had not started; then it never will."""
+    try:
+        (directory / f"started.{number}").mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _native_id(pid: int) -> str:
+    return f"{pid}:{_began(pid)}"
+
+
+def _is_running(native_id: str) -> bool:
+    pid, _, began = native_id.partition(":")
+    return bool(pid) and _began(int(pid)) == began != ""
+
+
+def _began(pid: int) -> str:
+    """When a process began, in clock ticks since boot; "" if there is none or only its zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything; source: proc(5)
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _environment(process: str) -> list[bytes]:
+    """Of one's own process; of others', and of zombies, nothing can be read."""
+    try:
+        return Path(process, "environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _in_words(exit_code: int | None) -> str:
+    if exit_code is None:
+        return ""
+    if exit_code == CONTINUE_LATER:
+        return "it stopped with a training checkpoint"
+    if exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"exit code {exit_code}"

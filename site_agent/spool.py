@@ -1,0 +1,182 @@
+"""Where a site keeps its attempts, one directory each, and what such a directory says.
+
+    spool/<job>/<attempt>/
+        job.json       the assignment, verbatim         job.sig      the coordinator's signature of it
+        site.json      written last by staging          life.json    the launcher's note of the newest start
+        progress.jsonl, checkpoint/, result/, failure.json, log.txt  the trainer's
+        STOP           the agent's wish that it leaves  ended.json   how it ended, to be reported
+    spool/broken/      what could not be read: moved aside for a person, never deleted, never in the way
+
+All that an agent knows of its jobs it knows from here: a new agent, and a person with ``ls``, know as much.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+from pathlib import Path
+
+from consortium import ids
+from consortium.canonical import decode, encode
+from consortium.errors import BadInput
+from consortium.files import disk_errors, make_folder, move_into_place, write_bytes_atomically
+from consortium.folders import fresh_folder
+from consortium.ids import AttemptId
+from consortium.jobs import Assignment
+from site_agent.core.facts import AttemptFiles, Ended, Progress
+from site_agent.launchers.base import LIFE_FILE, Life
+from site_agent.trainer.folder import Failure
+
+_TAIL_BYTES = 8192  # a progress line is below 1 kB
+_BROKEN = "broken"
+
+
+class Spool:
+    """The attempts below ``root``; logs of dropped ones go to ``logs`` beside it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._logs = root.parent / "logs"
+        self._assignments: dict[AttemptId, Assignment] = {}
+        with disk_errors(root):
+            make_folder(root)
+            make_folder(self._logs)
+            for leftover in root.glob(".dropped.*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def directory(self, attempt: AttemptId) -> Path:
+        return self.root / ids.job_of(attempt) / attempt
+
+    def assignment(self, attempt: AttemptId) -> Assignment:
+        """What ``job.json`` says; it never changes. Raises BadInput if it is not this attempt's."""
+        if attempt not in self._assignments:
+            path = self.directory(attempt) / "job.json"
+            found = decode(_read(path), Assignment, str(path))
+            if found.attempt != attempt:
+                raise BadInput(f"{path}: belongs to attempt {found.attempt}")
+            self._assignments[attempt] = found
+        return self._assignments[attempt]
+
+    def create(self, attempt: AttemptId, job: bytes, signature: bytes) -> Path:
+        """The attempt's directory with ``job.json`` and its signature; all at once, and only once."""
+        directory = self.directory(attempt)
+        if not directory.is_dir():
+            with fresh_folder(directory) as folder:
+                write_bytes_atomically(folder / "job.json", job)
+                write_bytes_atomically(folder / "job.sig", signature)
+        return directory
+
+    def look(self) -> tuple[tuple[AttemptFiles, ...], tuple[str, ...]]:
+        """Every attempt, sorted, and a sentence on each thing that was moved to ``spool/broken``.
+
+        Raises Unavailable if the file system does not answer; then nothing is known, and nothing was changed.
+        """
+        found: list[AttemptFiles] = []
+        complaints: list[str] = []
+        with disk_errors(self.root):
+            for job in _visible(self.root):
+                if job.name == _BROKEN:
+                    continue
+                for place in _visible(job) if job.is_dir() else [job]:
+                    try:
+                        found.append(self._look_at(place))
+                    except BadInput as error:
+                        complaints.append(f"{error}; moved to {self._set_aside(place)}")
+        return tuple(found), tuple(complaints)
+
+    def ask_to_stop(self, attempt: AttemptId) -> None:
+        with disk_errors(self.directory(attempt)):
+            with contextlib.suppress(FileExistsError):
+                (self.directory(attempt) / "STOP").touch(exist_ok=False)
+
+    def take_back_stop(self, attempt: AttemptId) -> None:
+        with disk_errors(self.directory(attempt)):
+            (self.directory(attempt) / "STOP").unlink(missing_ok=True)
+
+    def end(self, attempt: AttemptId, ended: Ended) -> None:
+        write_bytes_atomically(self.directory(attempt) / "ended.json", encode(ended))
+
+    def drop(self, attempt: AttemptId) -> None:
+        """Delete the directory. The log stays for people, in ``logs/<attempt>.txt``."""
+        directory = self.directory(attempt)
+        with disk_errors(directory):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(directory / "log.txt", self._logs / f"{attempt}.txt")
+            dropped = self.root / f".dropped.{attempt}.{secrets.token_hex(4)}"
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(directory, dropped)  # at once: half of a directory would look broken
+            shutil.rmtree(dropped, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other attempts of the job are still there
+                directory.parent.rmdir()
+        self._assignments.pop(attempt, None)
+
+    # ---- inside
+
+    def _look_at(self, place: Path) -> AttemptFiles:
+        attempt = ids.attempt_id(place.name)
+        if place != self.directory(attempt):
+            raise BadInput(f"{place}: is not where {attempt} belongs")
+        self.assignment(attempt)
+        life = decode(_read(place / LIFE_FILE), Life) if (place / LIFE_FILE).exists() else None
+        ended = place / "ended.json"
+        return AttemptFiles(
+            attempt=attempt,
+            staged=(place / "site.json").is_file(),
+            lives=life.number if life else 0,
+            native_id=life.native_id if life else "",
+            has_result=(place / "result").is_dir(),
+            failure=_failure(place / "failure.json"),
+            stopping_seconds=_age_seconds(place / "STOP"),
+            progress=_newest_progress(place / "progress.jsonl"),
+            ended=decode(_read(ended), Ended, str(ended)) if ended.exists() else None,
+        )
+
+    def _set_aside(self, place: Path) -> Path:
+        target = self.root / _BROKEN / f"{place.name}.{secrets.token_hex(4)}"
+        make_folder(target.parent)
+        move_into_place(place, target)
+        with contextlib.suppress(ValueError, BadInput):
+            self._assignments.pop(ids.attempt_id(place.name), None)
+        return target
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise BadInput(f"{path}: {error.strerror}") from error
+
+
+def _age_seconds(path: Path) -> float | None:
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except FileNotFoundError:
+        return None
+
+
+def _newest_progress(path: Path) -> Progress | None:
+    """The last whole line that can be read; a trainer may be in the middle of the next."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        with contextlib.suppress(BadInput):
+            return decode(line, Progress)
+    return None
+
+
+def _failure(path: Path) -> str:
+    if not path.exists():
+        return ""
+    try:
+        return decode(_read(path), Failure, str(path)).sentence or "the trainer failed without a word"
+    except BadInput as error:
+        return f"the trainer failed, but its reason cannot be read: {error}"

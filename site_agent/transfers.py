@@ -1,0 +1,76 @@
+"""What of the carrying is under way, what failed for good, and when the rest is tried again."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from consortium.errors import BadInput, Refused, SprachbundError
+from consortium.ids import AttemptId
+
+_log = logging.getLogger(__name__)
+
+_PAUSE_SECONDS = 15.0  # after a transfer lost patience, which takes it a minute or two
+_REFUSALS_MAX = 3
+
+
+class Transfers:
+    """At most one transfer an attempt, beside everything else that the agent does.
+
+    problems   sentences on what trying again cannot help
+    connected  whether the coordinator talks to this site at all: a refusal counts for the attempt only then;
+               one of the whole site (suspended, certificate expired) will pass, and the result is kept
+    """
+
+    def __init__(self, changed: Callable[[], None], connected: Callable[[], bool]) -> None:
+        self.problems: dict[AttemptId, str] = {}
+        self._changed = changed
+        self._connected = connected
+        self._tasks: dict[AttemptId, asyncio.Task[None]] = {}
+        self._not_before: dict[AttemptId, float] = {}
+        self._refusals: dict[AttemptId, int] = {}
+
+    def begin(self, attempt: AttemptId, carry: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run ``carry()`` unless the attempt has one under way, or has just failed."""
+        now = asyncio.get_running_loop().time()
+        if attempt in self._tasks or now < self._not_before.get(attempt, 0.0):
+            return
+        task = asyncio.create_task(self._run(attempt, carry))
+        self._tasks[attempt] = task
+        task.add_done_callback(lambda _: self._done(attempt, task))
+
+    async def stop(self, attempt: AttemptId) -> None:
+        """End the attempt's transfer, if there is one; returns when it does nothing any more."""
+        if task := self._tasks.get(attempt):
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def stop_all(self) -> None:
+        for attempt in sorted(self._tasks):
+            await self.stop(attempt)
+
+    async def wait(self) -> None:
+        """Until none is under way."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks.values()))
+
+    def forget(self, attempt: AttemptId) -> None:
+        self.problems.pop(attempt, None)
+        self._not_before.pop(attempt, None)
+        self._refusals.pop(attempt, None)
+
+    def _done(self, attempt: AttemptId, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(attempt) is task:
+            del self._tasks[attempt]
+        self._changed()
+
+    async def _run(self, attempt: AttemptId, carry: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await carry()
+        except SprachbundError as error:
+            _log.warning("%s: %s", attempt, error)
+            if isinstance(error, Refused) and self._connected():
+                self._refusals[attempt] = self._refusals.get(attempt, 0) + 1
+            if isinstance(error, BadInput) or self._refusals.get(attempt, 0) >= _REFUSALS_MAX:
+                self.problems[attempt] = str(error)
+            self._not_before[attempt] = asyncio.get_running_loop().time() + _PAUSE_SECONDS
