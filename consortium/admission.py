@@ -1,0 +1,144 @@
+"""Whether a delta may be merged: whole, of the base's shape, finite, and of a believable size.
+
+The file is a stranger's: nothing in it is used before it was checked, and whatever is wrong with it is a
+reason, never a crash. Who sent it, for which job, and whether the signature verifies is the coordinator's
+to know.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from consortium.canonical import Fact
+from consortium.deltas import check_delta, require_finite
+from consortium.errors import BadInput
+from consortium.ids import short
+from consortium.manifests import FileRef
+from consortium.store import ref_of
+from consortium.tensors import DType, F32Array, TensorFile, Tensors
+
+_WORST = 3  #: tensors named in an inspection
+_HEADER_BYTES_FIXED, _HEADER_BYTES_PER_TENSOR = 1 << 16, 1 << 10  # a name is at most 512 characters
+
+
+class TensorNorm(Fact):
+    """L2 norms of one tensor."""
+
+    name: str
+    norm: float
+    base_norm: float
+
+
+class Inspection(Fact):
+    """What was found in a delta. Norms are zero if it was refused before they were known."""
+
+    ok: bool
+    reason: str  #: a sentence for ``why``: if refused, the tensor, the value, the rule and the way out
+    norm: float = 0.0  #: L2 norm of the whole delta
+    base_norm: float = 0.0
+    worst: tuple[TensorNorm, ...] = ()  #: largest relative to their base first
+
+
+def base_norms(base: Tensors) -> dict[str, float]:
+    """L2 norm of every tensor: read the base once, inspect many deltas. Raises BadInput for NaN."""
+    return {name: _norm(base, name) for name in base}
+
+
+def inspect(
+    base: Tensors,
+    delta_path: Path,
+    ref: FileRef,
+    *,
+    norm_max: float,
+    tensor_norm_max: float,
+    bytes_max: int,
+    dtype: DType | None = None,
+    norms: Mapping[str, float] | None = None,
+) -> Inspection:
+    """Check a delta against its base, its manifest's ``ref`` and the campaign's limits.
+
+    norm_max         of the delta's L2 norm relative to the base's
+    tensor_norm_max  the same for each tensor whose base is not zero
+    bytes_max        of the file
+    dtype            the stored dtype that the job asked for; None: any
+    norms            ``base_norms(base)`` if known
+    Raises Unavailable if the disk fails; a bad delta is an answer, not an error.
+    """
+    label = f"delta {short(ref.digest)}"
+    try:
+        _check_bytes(delta_path, ref, bytes_max, label)
+        header_max = _HEADER_BYTES_FIXED + _HEADER_BYTES_PER_TENSOR * len(base)
+        with TensorFile(delta_path, label, header_max) as delta:
+            check_delta(base, delta)
+            _check_dtype(delta, dtype)
+            found = _norms(delta, base_norms(base) if norms is None else norms)
+    except BadInput as error:
+        return Inspection(ok=False, reason=str(error))
+    return _judge(found, norm_max, tensor_norm_max, label)
+
+
+def _check_bytes(path: Path, ref: FileRef, bytes_max: int, label: str) -> None:
+    if ref.size > bytes_max:
+        raise BadInput(
+            f"{label}: {ref.size} bytes exceed the {bytes_max} that the campaign admits; send bf16"
+        )
+    got = ref_of(path)
+    if got != ref:
+        raise BadInput(
+            f"{label}: the file has {got.size} bytes with sha256 {got.digest}, its manifest says "
+            f"{ref.size} bytes with {ref.digest}; upload it again"
+        )
+
+
+def _check_dtype(delta: Tensors, dtype: DType | None) -> None:
+    for name, info in delta.items():
+        if dtype is not None and info.dtype != dtype:
+            raise BadInput(
+                f"{delta.label}: tensor {name!r} is {info.dtype}, the job asked for {dtype}; store it so"
+            )
+
+
+def _norms(delta: Tensors, norms: Mapping[str, float]) -> list[TensorNorm]:
+    """Of every tensor, sorted by how far it moved: largest relative norm first, then by name."""
+    found = [TensorNorm(name=name, norm=_norm(delta, name), base_norm=norms[name]) for name in delta]
+    return sorted(found, key=lambda item: (-_relative(item), item.name))
+
+
+def _judge(found: list[TensorNorm], norm_max: float, tensor_norm_max: float, label: str) -> Inspection:
+    norm = math.hypot(*(item.norm for item in found))
+    base_norm = math.hypot(*(item.base_norm for item in found))
+    way_out = "train fewer steps or with a lower learning rate, or have the campaign raise its limit"
+    ok, reason = True, f"{label}: its norm {norm:.4g} is {norm / (base_norm or 1.0):.4g} of the base's"
+    if norm > norm_max * base_norm:
+        ok, reason = (
+            False,
+            f"{label}: its norm {norm:.4g} exceeds {norm_max:g} of the base's {base_norm:.4g}; {way_out}",
+        )
+    elif found and _relative(found[0]) > tensor_norm_max:
+        worst = found[0]
+        ok, reason = (
+            False,
+            f"{label}: tensor {worst.name!r} has norm {worst.norm:.4g}, which exceeds {tensor_norm_max:g} of "
+            f"the base's {worst.base_norm:.4g}; {way_out}",
+        )
+    return Inspection(ok=ok, reason=reason, norm=norm, base_norm=base_norm, worst=tuple(found[:_WORST]))
+
+
+def _relative(item: TensorNorm) -> float:
+    """Norm relative to the base's; 0 where the base is zero and every change is infinitely large."""
+    return item.norm / item.base_norm if item.base_norm else 0.0
+
+
+def _norm(tensors: Tensors, name: str) -> float:
+    squares = []
+    for start, piece in tensors.pieces(name):
+        require_finite(piece, tensors.label, name, start)
+        squares.append(_square_sum(piece))
+    return math.sqrt(math.fsum(squares))
+
+
+def _square_sum(values: F32Array) -> float:
+    wide = values.astype(np.float64)
+    return float(np.sum(np.square(wide, out=wide)))

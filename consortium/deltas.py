@@ -1,0 +1,102 @@
+"""What a site sends back: trained minus base, as a safetensors file that is the same for the same training.
+
+Two signs are in use and only ``pseudo_gradient`` turns one into the other: a *delta* is trained - base,
+which is stored, sent and merged; the *pseudo-gradient* is base - trained, which the outer optimizer
+descends.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from consortium.errors import BadInput
+from consortium.folders import fresh_folder
+from consortium.manifests import FileRef
+from consortium.store import ref_of
+from consortium.tensor_writer import CheckpointWriter, TensorWriter, copy_companions
+from consortium.tensors import Checkpoint, DType, F32Array, TensorFile, Tensors
+
+_Float = TypeVar("_Float", bound=np.floating[Any])
+_STORED_AS: dict[str, DType] = {"bf16": "BF16", "fp32": "F32"}
+_SPECIALIST_SHARD_BYTES = 4 << 30
+
+
+def pseudo_gradient(delta: npt.NDArray[_Float]) -> npt.NDArray[_Float]:
+    """The gradient that the outer optimizer sees: base minus trained."""
+    return -delta
+
+
+def write_delta(
+    base: Tensors,
+    trained: Mapping[str, npt.NDArray[Any]],
+    path: Path,
+    dtype: Literal["bf16", "fp32"] = "bf16",
+) -> FileRef:
+    """Write trained - base, computed in float32, then stored as ``dtype``; returns digest and size.
+
+    trained  exactly the base's tensors, any float dtype; where weights are tied, under the base's name only
+    Raises BadInput for a missing, extra or misshapen tensor and for one that is not finite.
+    """
+    label = "the trained model"
+    _same_tensors(base, {name: tuple(array.shape) for name, array in trained.items()}, label)
+    with TensorWriter(path, base.shapes, _STORED_AS[dtype]) as writer:
+        for name in base:
+            flat = trained[name].reshape(-1)
+            for start, piece in base.pieces(name):
+                after = flat[start : start + piece.size].astype(np.float32, copy=False)
+                require_finite(after, label, name, start)
+                np.subtract(after, piece, out=piece)
+                writer.write(name, start, piece)
+    return ref_of(path)
+
+
+def check_delta(base: Tensors, delta: Tensors) -> None:
+    """Raise BadInput naming the tensor unless ``delta`` has the names and shapes of ``base``."""
+    _same_tensors(base, delta.shapes, delta.label)
+
+
+def trained_tensors(base: Tensors, delta: Tensors) -> Iterator[tuple[str, F32Array]]:
+    """``(name, base + delta)`` for every tensor, float32, in its shape; one tensor in memory at a time."""
+    check_delta(base, delta)
+    for name in base:
+        yield name, base.array(name) + delta.array(name)
+
+
+def apply_delta(base_dir: Path, delta_path: Path, out_dir: Path) -> None:
+    """Make ``out_dir`` the specialist: base + delta in float32, with the base's config and tokenizer.
+
+    Raises Corrupt, BadInput (misfit, or ``out_dir`` exists), DiskFull, Unavailable; then nothing is left.
+    """
+    with Checkpoint(base_dir) as base, TensorFile(delta_path) as delta, fresh_folder(out_dir) as folder:
+        check_delta(base, delta)
+        with CheckpointWriter(folder, base.shapes, "F32", _SPECIALIST_SHARD_BYTES) as writer:
+            for name in base:
+                for (start, before), (_, change) in zip(base.pieces(name), delta.pieces(name), strict=True):
+                    writer.write(name, start, before + change)
+        copy_companions(base_dir, folder, "F32")
+
+
+def require_finite(values: npt.NDArray[_Float], label: str, name: str, start: int) -> None:
+    """Raise BadInput naming the first NaN or infinity; ``values`` begin at ``start`` in tensor ``name``."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        at = int(np.argmin(finite))
+        raise BadInput(
+            f"{label}: tensor {name!r} is {values[at]} at element {start + at}; every element must be "
+            "finite, train again with a lower learning rate or tighter clipping"
+        )
+
+
+def _same_tensors(base: Tensors, shapes: Mapping[str, tuple[int, ...]], label: str) -> None:
+    for name in sorted(base.keys() ^ shapes.keys()):
+        fault = "is missing, the base has it" if name in base else "is not in the base"
+        raise BadInput(f"{label}: tensor {name!r} {fault}; train from this base and change no layer")
+    for name, info in base.items():
+        if shapes[name] != info.shape:
+            raise BadInput(
+                f"{label}: tensor {name!r} has shape {list(shapes[name])}, the base {list(info.shape)}; "
+                "train from this base and change no layer"
+            )

@@ -1,0 +1,65 @@
+"""How a whole folder of files appears at once: filled under a hidden name, synced, then renamed.
+
+A process that is killed half-way leaves ``.<name>.<random>.partial`` beside the place, never the place
+itself. Whoever fills the same place next removes it: the owner of a partial folder holds a lock on it as
+long as it lives.
+"""
+
+import contextlib
+import fcntl
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from consortium.errors import BadInput
+from consortium.files import disk_errors, make_folder, move_into_place, sync_folder
+
+
+@contextlib.contextmanager
+def fresh_folder(place: Path) -> Iterator[Path]:
+    """An empty folder to fill with fsynced files; becomes ``place`` when the block ends well, else vanishes.
+
+    Raises BadInput if ``place`` exists, DiskFull or Unavailable as the disk has it.
+    """
+    if os.path.lexists(place):
+        raise BadInput(f"{place}: exists already; choose another name or remove it")
+    with disk_errors(place):
+        make_folder(place.parent)
+        _remove_orphans(place)
+        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
+        lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _lock(lock)
+            yield partial
+            partial.chmod(0o755)
+            for folder in sorted({partial, *(path.parent for path in partial.rglob("*"))}):
+                sync_folder(folder)
+            move_into_place(partial, place)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        finally:
+            os.close(lock)
+
+
+def _remove_orphans(place: Path) -> None:
+    for partial in sorted(place.parent.glob(f".{glob.escape(place.name)}.*.partial")):
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                if _lock(lock):
+                    shutil.rmtree(partial, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _lock(folder: int) -> bool:
+    """Whether nobody else holds it. A file system without locks (some Lustre mounts) keeps its orphans."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
