@@ -101,7 +101,7 @@ class Rivals(Fact):
 
 
 class Campaign(Fact):
-    schema: Annotated[int, Meta(ge=1, le=1)] = 1
+    schema: Literal[1] = 1
     campaign: CampaignId
     description: str = ""
     languages: Annotated[tuple[Language, ...], Meta(min_length=1)]  #: sorted

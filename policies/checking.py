@@ -155,7 +155,7 @@ def _hint(value: Any, kind: mi.Type) -> str:
     if isinstance(kind, mi.BoolType):
         return " (yes, no, on and off are text)"
     if isinstance(kind, mi.IntType | mi.FloatType) and re.search("[0-9]", value):
-        return " (decimal digits, without quotes, spaces, '_' or units)"
+        return ", in decimal digits without quotes, '_' or units"
     return ""
 
 
@@ -194,4 +194,4 @@ def _bounds(kind: mi.IntType | mi.FloatType) -> str:
         )
         if bound is not None
     ]
-    return "".join([", ", " and ".join(parts)]) if parts else ""
+    return f" ({' and '.join(parts)})" if parts else ""

@@ -58,9 +58,7 @@ class Languages(Fact):
             raise BadInput(f"{shown(tag)} could be several languages; write the one it is: {choices}")
         language = next((one for one in self.languages if word == one.code or word in one.aliases), None)
         if language is None:
-            raise BadInput(
-                f"{shown(tag)} is not a language of this consortium; {nearest(word, self._words())}"
-            )
+            raise BadInput(f"{shown(tag)} is not a language of this consortium; {nearest(word, self.codes)}")
         if modifier:
             subtags.append(_GETTEXT_SCRIPTS.get(modifier.lower(), modifier))
         for subtag in subtags:
@@ -75,9 +73,6 @@ class Languages(Fact):
                     f"{shown(tag)}: subtag {shown(subtag)} means nothing to us; write {language.code!r}"
                 )
         return language.code
-
-    def _words(self) -> list[str]:
-        return [word for language in self.languages for word in (language.code, *language.aliases)]
 
 
 def load_languages(path: str | Path = DEFAULT) -> Languages:
@@ -109,6 +104,8 @@ def normalise_all(
     codes: dict[ids.Language, str] = {}
     for index, tag in enumerate(tags):
         code = problems.attempt((*place, index), known.normalise, tag)
+        if code is None:
+            continue
         if code in codes:
             problems.add(
                 (*place, index), f"{shown(tag)} is {code!r} again, as {shown(codes[code])} was; keep one"

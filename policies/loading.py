@@ -43,9 +43,12 @@ class Document:
 
     def where(self, place: Place) -> str:
         """``file:line`` of a place such as ``("train", "steps")``, or of what is nearest around it."""
+        return f"{self.name}:{self.line(place)}"
+
+    def line(self, place: Place) -> int:
         while place and place not in self._lines:
             place = place[:-1]
-        return f"{self.name}:{self._lines.get(place, 1)}"
+        return self._lines.get(place, 1)
 
     def worded(self, place: Place, sentence: str) -> str:
         """``file:line: key: sentence``."""
@@ -64,10 +67,10 @@ class Problems:
 
     def __init__(self, document: Document) -> None:
         self._document = document
-        self._found: list[str] = []
+        self._found: list[tuple[int, str]] = []
 
     def add(self, place: Place, sentence: str) -> None:
-        self._found.append(self._document.worded(place, sentence))
+        self._found.append((self._document.line(place), self._document.worded(place, sentence)))
 
     def check(self, value: Any, kind: Any, place: Place = ()) -> bool:
         """Whether ``value``, which stands at ``place``, is of the msgspec type ``kind``; notes what isn't."""
@@ -76,20 +79,20 @@ class Problems:
             self.add(inner, sentence)
         return len(self._found) == before
 
-    def attempt(self, place: Place, parse: Callable[[str], T], value: str) -> T:
-        """``parse(value)``; where that raises BadInput, notes it and gives ``value`` back unparsed."""
+    def attempt(self, place: Place, parse: Callable[[str], T], value: str) -> T | None:
+        """``parse(value)``; where that raises BadInput, notes it and gives None."""
         try:
             return parse(value)
         except BadInput as error:
             self.add(place, str(error))
-            return value  # type: ignore[return-value]  # never seen: raise_if_any comes before any use
+            return None
 
     def raise_if_any(self) -> None:
         if self._found:
-            more = len(self._found) - PROBLEMS_SHOWN
-            raise BadInput(
-                "\n".join(self._found[:PROBLEMS_SHOWN] + ([f"... and {more} more"] if more > 0 else []))
-            )
+            found = [text for _, text in sorted(self._found, key=lambda one: one[0])]
+            if len(found) > PROBLEMS_SHOWN:
+                found[PROBLEMS_SHOWN:] = [f"... and {len(found) - PROBLEMS_SHOWN} more"]
+            raise BadInput("\n".join(found))
 
 
 def load(path: str | Path, kind: type[T]) -> T:
@@ -160,7 +163,7 @@ class _Builder:
     def document(self, events: Iterator[Any]) -> Any:
         self._events = (event for event in events if not isinstance(event, yaml.StreamStartEvent))
         if isinstance(next(self._events), yaml.StreamEndEvent):
-            return None
+            raise BadInput(f"{self.name}:1: the file says nothing; write at least one 'key: value'")
         value = self._value(next(self._events), ())
         next(self._events)  # the document's end
         following = next(self._events)
@@ -169,10 +172,10 @@ class _Builder:
         return value
 
     def _fatal(self, event: Any, sentence: str) -> BadInput:
-        return BadInput(f"{self.name}:{event.start_mark.line + 1}: {sentence}")
+        return BadInput(f"{self.name}:{_line(event)}: {sentence}")
 
     def _value(self, event: Any, place: Place) -> Any:
-        self.lines.setdefault(place, event.start_mark.line + 1)
+        self.lines.setdefault(place, _line(event))
         if len(place) > DEPTH_MAX:
             raise self._fatal(event, f"nested deeper than {DEPTH_MAX}; flatten it")
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
@@ -205,10 +208,8 @@ class _Builder:
             if event.anchor is not None or event.tag is not None:
                 self.problems.append((inner, "the key has an anchor or a tag; we read none, remove it"))
             if key in mapping:
-                self.problems.append(
-                    (place, f"key {shown(key)} again in line {event.start_mark.line + 1}; keep one of them")
-                )
-            self.lines.setdefault(inner, event.start_mark.line + 1)
+                self.problems.append((inner, f"stands again in line {_line(event)}; keep one of them"))
+            self.lines.setdefault(inner, _line(event))
             mapping[key] = self._value(next(self._events), inner)
         return mapping
 
@@ -238,3 +239,8 @@ class _Builder:
             self.problems.append((place, "half of a surrogate pair; write the character itself"))
             return ""
         return text
+
+
+def _line(event: Any) -> int:
+    line: int = event.start_mark.line
+    return line + 1

@@ -124,7 +124,7 @@ def load_campaign(path: str | Path, languages: Languages | None = None) -> Campa
 
 def _preset(section: str, name: str) -> Document:
     if name not in preset_names(section):
-        raise BadInput(f"no {section} is called {shown(name)}; {nearest(name, preset_names(section))}")
+        raise BadInput(f"no {section} preset is called {shown(name)}; {nearest(name, preset_names(section))}")
     return read(HERE / PRESETS[section][0] / f"{name}.yaml")
 
 

@@ -11,7 +11,6 @@ from policies.languages import Languages, load_languages, normalise_all
 from policies.licences import load_licences
 from policies.loading import Problems, read
 from policies.ranges import Address, Count, Fraction, Positive
-from policies.verdict import Verdict
 
 
 class Text(Fact):
@@ -47,7 +46,7 @@ class SiteConfig(Fact):
     slots: Count = 1  #: jobs at once
     launcher: Literal["local"] = "local"
     sync_seconds: Positive = 10.0  #: between Syncs when nothing is new; a lease outlives several
-    lives_max: Count = 3  #: times that a broken attempt is started again before it is reported as failed
+    lives_max: Count = 3  #: starts of one attempt, the first included, before it is reported as failed
     torch_threads: Count = 1  #: per job; the bits of a CPU job depend on it
     heldout_share: Fraction = 0.1  #: of each language's documents, for evaluation only
     text: tuple[Text, ...] = ()
@@ -67,7 +66,8 @@ def load_site_config(path: str | Path, languages: Languages | None = None) -> Si
     text = tuple(
         replace(
             text,
-            language=problems.attempt(("text", index, "language"), known.normalise, text.language),
+            language=problems.attempt(("text", index, "language"), known.normalise, text.language)
+            or text.language,
             path=str(folder / Path(text.path).expanduser()),
         )
         for index, text in enumerate(config.text)
@@ -84,7 +84,7 @@ def load_site_config(path: str | Path, languages: Languages | None = None) -> Si
         verdict = problems.attempt(
             ("text", index, "licence"), partial(licences.judge, access=one.access), one.licence
         )
-        if isinstance(verdict, Verdict) and not verdict.allowed:
+        if verdict is not None and not verdict.allowed:
             problems.add(("text", index, "access"), verdict.reason)
     problems.raise_if_any()
     home = str(folder / Path(config.home).expanduser())
