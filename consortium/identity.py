@@ -11,7 +11,6 @@ All keys are ECDSA P-256. Times are seconds since the epoch and are always given
 """
 
 import datetime
-import enum
 import hashlib
 import ipaddress
 import re
@@ -30,6 +29,7 @@ from consortium.canonical import Fact
 from consortium.errors import BadInput, Refused, Unavailable
 from consortium.files import disk_errors, write_bytes_atomically
 from consortium.ids import SiteName, site_name
+from consortium.roles import Role
 from consortium.signing import load_key, new_key, private_pem, save_key
 
 DAY_SECONDS = 86_400.0
@@ -50,13 +50,6 @@ _PARSE_ERRORS = (
     x509.UnsupportedGeneralNameType,
     x509.AttributeNotFound,
 )
-
-
-class Role(enum.StrEnum):
-    COORDINATOR = "coordinator"
-    SITE = "site"
-    ADMIN = "admin"
-    AUDITOR = "auditor"
 
 
 class Identity(Fact):

@@ -16,8 +16,9 @@ from consortium import ids
 from consortium.channels import CHUNK_BYTES
 from consortium.errors import BadInput, Refused, Unavailable
 from consortium.files import disk_errors
-from consortium.identity import Identity, Role
+from consortium.identity import Identity
 from consortium.ids import Digest
+from consortium.roles import Role
 from consortium.store import BlobStore
 
 PARTIALS_PER_OWNER = 8  # the oldest goes when a ninth is begun: abandoned uploads cannot fill the disk

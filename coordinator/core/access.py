@@ -1,16 +1,10 @@
 """Who may call what, and who may read and write which blob."""
 
-import enum
 from dataclasses import dataclass
 
 from consortium.ids import Digest, SiteName
+from consortium.roles import Role
 from coordinator.core.state import State
-
-
-class Role(enum.StrEnum):
-    ADMIN = "admin"
-    SITE = "site"
-    AUDITOR = "auditor"
 
 
 @dataclass(frozen=True, slots=True)

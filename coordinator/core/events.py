@@ -14,7 +14,7 @@ from coordinator.core.gate import GateVerdict
 from policies.campaign import Campaign
 
 
-class Event(Fact, tag=True, tag_field="kind"):
+class Event(Fact, tag=True):
     """Base of all; the tag is the class's name."""
 
 

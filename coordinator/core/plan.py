@@ -2,7 +2,7 @@
 
 ``follow`` gives the next events that a state makes due, each with its reason; the machine applies them and
 asks again until nothing follows. ``owed`` gives the work that the coordinator's own worker should be doing.
-Both are derived from the state each time: an obligation is never stored, so it can neither be lost nor done twice.
+Both are derived from the state each time: an obligation is never stored, never lost or done twice.
 """
 
 import math
@@ -306,7 +306,7 @@ def _collect(state: State, campaign: CampaignState, round_: Round, moment: Momen
         yield ev.RoundFailed(
             campaign=campaign.spec.campaign,
             round=round_.number,
-            reason=f"{len(mergeable)} contribution(s), {campaign.spec.quorum.minimum} needed; {reason}: {why}",
+            reason=f"{len(mergeable)} of {campaign.spec.quorum.minimum} needed contributions; {reason}: {why}",
         )
         return
     yield ev.RoundCollected(

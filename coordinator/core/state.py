@@ -72,6 +72,7 @@ class Job(msgspec.Struct):
     outcome: Outcome | None = None  #: of the newest attempt, when it ended without a result
     leased_at: float = 0.0
     envelope: Digest | None = None
+    delivered_at: float = 0.0
     contribution: Contribution | None = None
     refused_by: tuple[SiteName, ...] = ()
 
@@ -325,7 +326,7 @@ def _(event: ev.AttemptEnded, state: State, at: float) -> None:
 @apply.register
 def _(event: ev.ContributionReceived, state: State, at: float) -> None:
     job = _move(state, event.job, "deliver", "delivered; waits for inspection")
-    job.envelope = event.envelope
+    job.envelope, job.delivered_at = event.envelope, at
 
 
 @apply.register

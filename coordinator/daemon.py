@@ -1,0 +1,140 @@
+"""The coordinator as a process: ledger, driver, worker, clock ticks and two gRPC ports."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+from pathlib import Path
+
+import grpc
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from sprachbund.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    artifact_pb2,
+    artifact_pb2_grpc,
+    audit_pb2,
+    audit_pb2_grpc,
+    enrolment_pb2_grpc,
+    site_pb2,
+    site_pb2_grpc,
+)
+
+from consortium.channels import SERVER_OPTIONS, enrolment_credentials, server_credentials
+from consortium.errors import Unavailable
+from consortium.files import write_bytes_atomically
+from consortium.identity import Identity
+from consortium.ids import Digest
+from coordinator.artifacts import ArtifactService
+from coordinator.config import CoordinatorConfig
+from coordinator.core.access import may_read, may_write
+from coordinator.core.commands import Tick
+from coordinator.driver import Driver
+from coordinator.errors_on_wire import ErrorsOnWire
+from coordinator.founding import Keys
+from coordinator.guard import Guard, caller
+from coordinator.ledger import Ledger
+from coordinator.services import AdminService, AuditService, EnrolmentService, SiteService
+from coordinator.worker import Worker
+from coordinator.workshop import Workshop
+from policies.membership import load_membership
+
+_log = logging.getLogger(__name__)
+_GRACE_SECONDS = 2.0  # for calls in flight when we are asked to stop; agents repeat what is cut
+
+
+async def serve(config: CoordinatorConfig) -> None:
+    """Run until SIGTERM or SIGINT. Writes the ports it got to ``home/ports.json`` once it answers."""
+    home = Path(config.home)
+    keys = Keys.load(home)
+    with Ledger(Path(config.ledger or home / "ledger.sqlite")) as ledger:
+        driver = Driver(ledger, keys.ledger)
+        workshop = Workshop(home)
+        membership = load_membership(config.membership) if config.membership else load_membership()
+        main = _main_server(driver, keys, config, workshop, AdminService(driver, membership, config))
+        enrolment = grpc.aio.server(interceptors=[ErrorsOnWire()], options=SERVER_OPTIONS)
+        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(
+            EnrolmentService(driver, keys, config), enrolment
+        )
+        ports = {
+            "port": _listen(
+                main, config.listen, config.port, server_credentials(keys.authority.pem, keys.server)
+            ),
+            "enrolment_port": _listen(
+                enrolment, config.listen, config.enrolment_port, enrolment_credentials(keys.server)
+            ),
+        }
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        scheduler = AsyncIOScheduler(timezone="UTC")
+        scheduler.add_job(
+            lambda: driver.execute(Tick()),
+            "interval",
+            seconds=config.tick_seconds,
+            max_instances=1,
+            coalesce=True,
+        )
+        await main.start()
+        await enrolment.start()
+        scheduler.start()
+        driver.execute(Tick())
+        worker = asyncio.create_task(Worker(driver, workshop).run())
+        write_bytes_atomically(home / "ports.json", json.dumps(ports, sort_keys=True).encode())
+        _log.info("coordinator of %s is ready", driver.state.consortium, extra={"ports": ports})
+        try:
+            await stop.wait()
+        finally:
+            scheduler.shutdown(wait=False)
+            worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await worker
+            await asyncio.gather(main.stop(_GRACE_SECONDS), enrolment.stop(_GRACE_SECONDS))
+            _log.info("stopped; the ledger ends at %d", driver.sequence)
+
+
+def _main_server(
+    driver: Driver, keys: Keys, config: CoordinatorConfig, workshop: Workshop, admin: AdminService
+) -> grpc.aio.Server:
+    def readable(who: Identity, digest: Digest) -> tuple[bool, str]:
+        verdict = may_read(driver.state, who.role, who.name, digest)
+        return verdict.allowed, verdict.reason
+
+    def writable(who: Identity, digest: Digest, size: int) -> tuple[bool, str]:
+        verdict = may_write(driver.state, who.role, who.name, size, config.upload_bytes_max)
+        return verdict.allowed, verdict.reason
+
+    server = grpc.aio.server(interceptors=[ErrorsOnWire(), Guard(driver)], options=SERVER_OPTIONS)
+    site_pb2_grpc.add_SiteServiceServicer_to_server(SiteService(driver, keys, config), server)
+    artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(
+        ArtifactService(workshop.store, caller, readable, writable), server
+    )
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+    audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(driver), server)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    names = [
+        module.DESCRIPTOR.services_by_name[service].full_name
+        for module, service in (
+            (admin_pb2, "AdminService"),
+            (artifact_pb2, "ArtifactService"),
+            (audit_pb2, "AuditService"),
+            (health_pb2, "Health"),
+            (site_pb2, "SiteService"),
+        )
+    ]
+    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    return server
+
+
+def _listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials) -> int:
+    try:
+        return int(server.add_secure_port(f"{host}:{port}", credentials))
+    except RuntimeError as error:
+        raise Unavailable(
+            f"{host}:{port} cannot be listened on ({error}); is another coordinator running? choose another port"
+        ) from error

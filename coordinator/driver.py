@@ -1,0 +1,139 @@
+"""Takes commands to the core and makes its events durable: the one place where the coordinator's state lives.
+
+Ledger first, world second: nobody is told of an event before it is on disk. The driver belongs to one thread
+(the event loop's); an append is one SQLite transaction of a few milliseconds, so it is not moved elsewhere.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from consortium.errors import Refused
+from consortium.ids import AttemptId, SiteName
+from consortium.signing import Checkpoint, sign_checkpoint
+from consortium.views import ConsortiumView
+from coordinator.core import commands as cm
+from coordinator.core import events as ev
+from coordinator.core.decide import Moment
+from coordinator.core.machine import Decision, handle
+from coordinator.core.state import State, apply, restore
+from coordinator.core.story import Line, tell
+from coordinator.core.view import Sight, view
+from coordinator.ledger import Ledger, Recorded
+
+_log = logging.getLogger(__name__)
+
+#: After these, a snapshot and a signed checkpoint: a replay never has to go back further than one round.
+_MILESTONES = (ev.VersionPromoted, ev.VersionRejected, ev.RoundFailed, ev.CampaignEnded)
+
+
+def decode_event(recorded: Recorded) -> ev.AnyEvent:
+    event: ev.AnyEvent = msgspec.convert(recorded.event, type=ev.AnyEvent)
+    return event
+
+
+def replay(ledger: Ledger, *, from_snapshot: bool = True) -> State:
+    """The state that the ledger tells: its snapshot, if there is a whole one, and everything since."""
+    snapshot = ledger.snapshot() if from_snapshot else None
+    state = restore(snapshot.state) if snapshot else State()
+    for recorded in ledger.read(snapshot.seq + 1 if snapshot else 1):
+        apply(decode_event(recorded), state, recorded.at)
+    return state
+
+
+class Driver:
+    """State, ledger and presence, and the only way to change them."""
+
+    def __init__(
+        self, ledger: Ledger, key: ed25519.Ed25519PrivateKey, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._ledger = ledger
+        self._key = key
+        self.clock = clock
+        self.state = replay(ledger)
+        self.started_at = clock()
+        self.renewed: dict[AttemptId, float] = {}
+        self.seen: dict[SiteName, float] = {}
+        self.sights: dict[AttemptId, Sight] = {}
+        self._incarnations: dict[SiteName, list[str]] = {}
+        self._changed = asyncio.Event()
+        self._checkpoint: Checkpoint | None = None
+
+    def execute(self, command: cm.Command) -> Decision:
+        """Decide ``command`` and everything that follows, durably. Raises what the core or the disk refuses."""
+        now = self.clock()
+        moment = Moment(now=now, started_at=self.started_at, renewed=self.renewed)
+        decision = handle(self.state, command, moment)
+        if not decision.events:
+            return decision
+        try:
+            recorded = self._ledger.append(decision.events, now)
+        except BaseException:
+            self.state = replay(self._ledger)  # what could not be written down has not happened
+            raise
+        for entry in recorded:
+            _log.info("%s", entry.event["type"], extra={"event": entry.event, "sequence": entry.seq})
+        if any(isinstance(event, _MILESTONES) for event in decision.events):
+            self._ledger.save_snapshot(self.state.snapshot(), self._ledger.head)
+            self._ledger.save_checkpoint(self.checkpoint())
+        self.announce()
+        return decision
+
+    def announce(self) -> None:
+        """Wake everybody who waits for news."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def news(self, seconds: float) -> bool:
+        """Whether something changed within ``seconds``."""
+        changed = self._changed
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), seconds)
+            return True
+        return False
+
+    def arrive(self, site: SiteName, incarnation: str) -> None:
+        """Two agents of one site: the newest holds it, the older is told so at its next call."""
+        known = self._incarnations.setdefault(site, [])
+        if incarnation not in known:
+            known.append(incarnation)
+        if known[-1] != incarnation:
+            raise Refused(f"another, newer agent of site {site} has taken over; stop this one")
+        self.seen[site] = self.clock()
+
+    @property
+    def sequence(self) -> int:
+        return self._ledger.head.seq
+
+    def checkpoint(self) -> Checkpoint:
+        """The signed head. Signing costs 50 µs; it is done once per head."""
+        head = self._ledger.head
+        if self._checkpoint is None or self._checkpoint.sequence != head.seq:
+            self._checkpoint = sign_checkpoint(self._key, head.seq, head.hash)
+        return self._checkpoint
+
+    def view(self) -> ConsortiumView:
+        head = self._ledger.head
+        return view(
+            self.state,
+            sequence=head.seq,
+            head=head.hash,
+            now=self.clock(),
+            seen=self.seen,
+            sights=self.sights,
+        )
+
+    def events(self) -> Iterator[tuple[int, float, ev.AnyEvent]]:
+        for recorded in self._ledger.read():
+            yield recorded.seq, recorded.at, decode_event(recorded)
+
+    def entries(self, from_sequence: int) -> Iterator[Recorded]:
+        yield from self._ledger.read(max(1, from_sequence))
+
+    def why(self, subject: str) -> tuple[Line, ...]:
+        return tell(self.events(), self.state, subject)

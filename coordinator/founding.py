@@ -1,0 +1,104 @@
+"""How a consortium begins: its authority, its keys, its ledger's first event. Done once, by ``sprachbund init``.
+
+home/
+  authority/ca.pem ca.key       who may speak for a site; keep the key offline when no site is enrolling
+  server.pem server.key         the coordinator's own certificate
+  ledger.key                    signs assignments and checkpoints
+  admin/admin.pem admin.key     the first admin's certificate
+  ledger.sqlite  store/  work/
+"""
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from consortium.errors import Refused, Unavailable
+from consortium.files import make_folder, write_bytes_atomically
+from consortium.identity import Authority, Credentials
+from consortium.ids import Digest, digest_of
+from consortium.roles import Role
+from consortium.signing import load_ledger_key, new_ledger_key, save_key
+from coordinator.config import CoordinatorConfig
+from coordinator.core.events import ConsortiumFounded
+from coordinator.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Everything secret that a running coordinator needs."""
+
+    authority: Authority
+    server: Credentials
+    ledger: ed25519.Ed25519PrivateKey
+
+    @classmethod
+    def load(cls, home: Path) -> "Keys":
+        return cls(
+            Authority.load(home / "authority"),
+            _load_credentials(home / "server"),
+            load_ledger_key(home / "ledger.key"),
+        )
+
+
+def found(config: CoordinatorConfig, now: float) -> Keys:
+    """Make a consortium in the config's home. Refused where there is one already; a half-made one is finished."""
+    home = Path(config.home)
+    ledger_path = Path(config.ledger or home / "ledger.sqlite")
+    if ledger_path.exists():
+        raise Refused(f"{ledger_path}: a consortium lives here already; choose another home")
+    make_folder(home)
+    authority = Authority.create(config.consortium, now)
+    authority.save(home / "authority")
+    server = authority.coordinator(config.names, now)
+    _save_credentials(home / "server", server)
+    key = new_ledger_key()
+    save_key(home / "ledger.key", key)
+    issue_person(home, authority, Role.ADMIN, "admin", now)
+    with Ledger(ledger_path) as ledger:
+        ledger.append(
+            [
+                ConsortiumFounded(
+                    consortium=config.consortium,
+                    ledger_key=key.public_key().public_bytes_raw().hex(),
+                    authority=authority.pem.decode(),
+                    policies=policies_in_force(),
+                )
+            ],
+            now,
+        )
+    return Keys(authority, server, key)
+
+
+def policies_in_force() -> dict[str, Digest]:
+    """Digest of every policy file that ships with this release, by its path below ``policies/``."""
+    root = files("policies")
+    found_files: dict[str, Digest] = {}
+    for folder in ("", "admission", "gates", "recipes"):
+        place = root / folder if folder else root
+        for file in place.iterdir():
+            if file.name.endswith(".yaml"):
+                found_files[f"{folder}/{file.name}".lstrip("/")] = digest_of(file.read_bytes())
+    return dict(sorted(found_files.items()))
+
+
+def issue_person(home: Path, authority: Authority, role: Role, name: str, now: float) -> Path:
+    """A client certificate for an admin or auditor, below ``home/<role>/``; returns its path without suffix."""
+    place = home / role.value / name
+    make_folder(place.parent)
+    _save_credentials(place, authority.person(role, name, now))
+    write_bytes_atomically(place.parent / "ca.pem", authority.pem)
+    return place
+
+
+def _save_credentials(stem: Path, credentials: Credentials) -> None:
+    write_bytes_atomically(stem.with_suffix(".key"), credentials.key, mode=0o600)
+    write_bytes_atomically(stem.with_suffix(".pem"), credentials.certificate)
+
+
+def _load_credentials(stem: Path) -> Credentials:
+    certificate, key = stem.with_suffix(".pem"), stem.with_suffix(".key")
+    if not certificate.is_file() or not key.is_file():
+        raise Unavailable(f"{certificate}: not there; `sprachbund init` makes a coordinator's home")
+    return Credentials(certificate.read_bytes(), key.read_bytes())

@@ -1,0 +1,199 @@
+"""Is a delivered contribution what it says, by whom it says, and fit to be used: admission.
+
+Signature, order and bytes are checked here; the tensors of a delta in ``consortium.admission``. Every refusal is a
+sentence that ends in ``sprachbund why``.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from consortium.admission import inspect
+from consortium.canonical import decode, digest_of_fact
+from consortium.errors import BadInput, Corrupt
+from consortium.identity import identity_of
+from consortium.ids import Language
+from consortium.jobs import Evaluate, Tokenizer, Train
+from consortium.manifests import Contribution, FileRef, Scores
+from consortium.signing import CONTRIBUTION, key_of_certificate, open_envelope
+from consortium.store import BlobStore
+from consortium.tensors import Checkpoint
+from coordinator.core.commands import ReportInspection
+from coordinator.core.events import ScoreSummary
+from coordinator.core.state import Job, Site
+from policies.campaign import Admission
+
+_ENVELOPE_BYTES_MAX = 1 << 20
+_SCORES_BYTES_MAX = 1 << 30
+_TOKENIZER_BYTES_MAX = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One contribution and what it is measured against."""
+
+    job: Job
+    site: Site
+    consortium: str
+    limits: Admission
+    base_dir: Callable[[], Path]  #: lays the job's base out when the delta needs it
+
+
+def inspect_delivery(delivery: Delivery, store: BlobStore) -> ReportInspection:
+    """Admit or refuse. Raises Unavailable only if the world is not ready; bad bytes are a refusal."""
+    job = delivery.job
+    assert job.attempt is not None and job.envelope is not None and job.site is not None
+    measures: dict[str, float] = {}
+    scores: dict[str, dict[Language, ScoreSummary]] = {}
+    try:
+        contribution = _signed_manifest(delivery, store.read_bytes(job.envelope, _ENVELOPE_BYTES_MAX))
+        _answers(contribution, job)
+        _bytes_are_there(contribution, store)
+        match job.work:
+            case Train():
+                measures = _delta(delivery, contribution, store)
+                reason = "signature, base, shapes and norms are as they should be"
+            case Evaluate():
+                scores = _scores(job.work, contribution, store)
+                reason = f"scores of {len(scores)} model(s) by {job.site}"
+            case Tokenizer():
+                measures = _tokenizer(job.work, contribution, store)
+                reason = "a byte-level BPE of the size asked for"
+    except BadInput as refusal:
+        return ReportInspection(job=job.id, attempt=job.attempt, contribution=None, reason=str(refusal))
+    return ReportInspection(
+        job=job.id,
+        attempt=job.attempt,
+        contribution=contribution,
+        measures=measures,
+        scores=scores,
+        reason=reason,
+    )
+
+
+def _signed_manifest(delivery: Delivery, envelope: bytes) -> Contribution:
+    """The payload, if a certificate of this very site signed it and had not expired when it was delivered."""
+    site, job = delivery.site, delivery.job
+    refusals = []
+    for _, pem in sorted(site.certificates.items()):
+        try:
+            payload = open_envelope(envelope, CONTRIBUTION, key_of_certificate(pem.encode()))
+        except Corrupt as refusal:
+            refusals.append(str(refusal))
+            continue
+        signer = identity_of(pem.encode(), delivery.consortium)
+        if job.delivered_at > signer.not_after:
+            raise BadInput(
+                f"signed with a certificate of {site.name} that had expired {job.delivered_at - signer.not_after:.0f} "
+                "s before delivery; the site must renew it or enrol again"
+            )
+        return decode(payload, Contribution, "contribution manifest")
+    raise Corrupt(f"not signed by site {site.name}: {refusals[-1] if refusals else 'it has no certificate'}")
+
+
+def _answers(contribution: Contribution, job: Job) -> None:
+    """The manifest speaks of this attempt, this order and this base, and no other."""
+    assert job.attempt is not None and job.site is not None
+    base = job.work.base if isinstance(job.work, Train) else None
+    wanted = {
+        "job": job.id,
+        "attempt": job.attempt,
+        "campaign": job.campaign,
+        "site": job.site,
+        "assignment": digest_of_fact(job.assignment(job.attempt, job.site)),
+        "base": base,
+    }
+    for field, want in wanted.items():
+        got = getattr(contribution, field)
+        if got != want:
+            way_out = (
+                "train from the base of the round" if field == "base" else "deliver what the job asked for"
+            )
+            raise BadInput(f"manifest's {field} is {got}, the job's is {want}; {way_out}")
+    artifact = {Train: "delta", Evaluate: "scores", Tokenizer: "tokenizer"}[type(job.work)]
+    if set(contribution.artifacts) != {artifact}:
+        raise BadInput(
+            f"artifacts are {sorted(contribution.artifacts)}, this job's result is one {artifact!r}"
+        )
+    counts = (contribution.steps, contribution.planned_steps, *contribution.tokens.values())
+    if min(counts, default=0) < 0 or contribution.steps > contribution.planned_steps:
+        raise BadInput(
+            f"steps {contribution.steps} of {contribution.planned_steps}: counts must be whole and not negative"
+        )
+    if isinstance(job.work, Train) and contribution.planned_steps != job.work.steps:
+        raise BadInput(f"planned_steps is {contribution.planned_steps}, the job asked for {job.work.steps}")
+
+
+def _bytes_are_there(contribution: Contribution, store: BlobStore) -> None:
+    for name, ref in sorted(contribution.artifacts.items()):
+        if not store.has(ref.digest):
+            raise BadInput(f"artifact {name} {ref.digest} was never uploaded; upload it before reporting")
+        if store.verify(ref.digest).size != ref.size:
+            raise BadInput(
+                f"artifact {name}: {store.size(ref.digest)} bytes stored, the manifest says {ref.size}"
+            )
+
+
+def _delta(delivery: Delivery, contribution: Contribution, store: BlobStore) -> dict[str, float]:
+    limits, ref, work = delivery.limits, contribution.artifacts["delta"], delivery.job.work
+    assert isinstance(work, Train)
+    with Checkpoint(delivery.base_dir()) as base:
+        found = inspect(
+            base,
+            store.path(ref.digest),
+            ref,
+            norm_max=limits.norm_max,
+            tensor_norm_max=limits.tensor_norm_max,
+            bytes_max=limits.bytes_max,
+            dtype="BF16" if work.delta_dtype == "bf16" else "F32",
+        )
+    if not found.ok:
+        raise BadInput(found.reason)
+    return {"norm": found.norm, "base_norm": found.base_norm}
+
+
+def _scores(
+    work: Evaluate, contribution: Contribution, store: BlobStore
+) -> dict[str, dict[Language, ScoreSummary]]:
+    scores = load_scores(contribution.artifacts["scores"], store)
+    if scores.site != contribution.site:
+        raise BadInput(f"scores are of site {scores.site}, delivered by {contribution.site}")
+    wanted = {s.name for s in work.subjects}
+    if set(scores.subjects) != wanted:
+        raise BadInput(f"scored {sorted(scores.subjects)}, asked for {sorted(wanted)}")
+    summaries: dict[str, dict[Language, ScoreSummary]] = {}
+    for subject, languages in sorted(scores.subjects.items()):
+        if not set(languages) <= set(work.languages):
+            raise BadInput(f"{subject}: scored {sorted(languages)}, asked for {sorted(work.languages)}")
+        for language, score in sorted(languages.items()):
+            if len(score.nats) != len(score.bytes) or min(score.bytes, default=1) < 1:
+                raise BadInput(f"{subject}, {language}: every document needs its nats and at least one byte")
+            if not all(math.isfinite(x) and x >= 0 for x in score.nats):
+                raise BadInput(f"{subject}, {language}: nats must be finite and not negative")
+            summaries.setdefault(subject, {})[language] = ScoreSummary(
+                nats=math.fsum(score.nats),
+                bytes=sum(score.bytes),
+                documents=len(score.nats),
+                heldout=score.heldout,
+            )
+    return summaries
+
+
+def load_scores(ref: FileRef, store: BlobStore) -> Scores:
+    return decode(store.read_bytes(ref.digest, _SCORES_BYTES_MAX), Scores, "scores")
+
+
+def _tokenizer(work: Tokenizer, contribution: Contribution, store: BlobStore) -> dict[str, float]:
+    data = store.read_bytes(contribution.artifacts["tokenizer"].digest, _TOKENIZER_BYTES_MAX)
+    try:
+        model = json.loads(data)["model"]
+        kind, size = model["type"], len(model["vocab"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadInput(f"tokenizer.json: not a tokenizer ({type(error).__name__}: {error})") from error
+    if kind != "BPE" or not 256 <= size <= work.vocabulary_size:
+        raise BadInput(
+            f"tokenizer.json: {kind} of {size} entries, asked for BPE of at most {work.vocabulary_size}"
+        )
+    return {"vocabulary_size": float(size)}

@@ -1,0 +1,364 @@
+"""The gRPC services: decode, hand over a command, encode. If a method needs an "if", the core wants to know."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Literal
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from sprachbund.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    audit_pb2,
+    audit_pb2_grpc,
+    enrolment_pb2,
+    enrolment_pb2_grpc,
+    site_pb2,
+    site_pb2_grpc,
+)
+
+from consortium import identity, ids
+from consortium.canonical import decode, encode
+from consortium.errors import BadInput
+from consortium.ids import SiteName
+from consortium.jobs import Outcome, Phase
+from consortium.manifests import Holding
+from consortium.signing import ASSIGNMENT, Checkpoint, sign
+from coordinator.config import CoordinatorConfig
+from coordinator.core import commands as cm
+from coordinator.core.view import Sight
+from coordinator.driver import Driver
+from coordinator.founding import Keys
+from coordinator.guard import caller
+from policies.campaign import Campaign
+from policies.membership import Membership
+
+_WAIT_SECONDS_MAX = 60.0  # a long poll; keepalive pings go every 30 s
+
+
+class SiteService(site_pb2_grpc.SiteServiceServicer):
+    def __init__(self, driver: Driver, keys: Keys, config: CoordinatorConfig) -> None:
+        self._driver = driver
+        self._keys = keys
+        self._config = config
+
+    async def Sync(
+        self, request: site_pb2.SyncRequest, context: grpc.aio.ServicerContext
+    ) -> site_pb2.SyncResponse:
+        driver, site = self._driver, SiteName(caller().name)
+        command = sync_command(site, request)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(request.wait.ToTimedelta().total_seconds(), _WAIT_SECONDS_MAX)
+        while True:
+            driver.arrive(site, request.incarnation)
+            now = driver.clock()
+            for line, report in zip(request.attempts, command.reports, strict=True):
+                driver.renewed[report.attempt] = now
+                driver.sights[report.attempt] = _sight(line, report)
+            driver.execute(command)
+            response = self._response(site, request)
+            left = until - loop.time()
+            if response.revision != request.seen or response.settled or left <= 0:
+                return response
+            await driver.news(left)
+
+    def _response(self, site: SiteName, request: site_pb2.SyncRequest) -> site_pb2.SyncResponse:
+        driver = self._driver
+        live = driver.state.live(site)
+        wanted = []
+        for job in live:
+            assert job.attempt is not None
+            body = encode(job.assignment(job.attempt, site))
+            lease = driver.state.campaigns[job.campaign].spec.lease_seconds
+            wanted.append(
+                site_pb2.SignedAssignment(
+                    attempt=job.attempt,
+                    lease=_duration(lease),
+                    job=body,
+                    signature=sign(self._keys.ledger, ASSIGNMENT, body),
+                )
+            )
+        names = {job.attempt for job in live}
+        revision = int(hashlib.sha256(encode(sorted(names))).hexdigest()[:15], 16)
+        return site_pb2.SyncResponse(
+            revision=revision,
+            wanted=wanted,
+            settled=sorted(line.attempt for line in request.attempts if line.attempt not in names),
+            checkpoint=_checkpoint(driver.checkpoint()),
+            next=_duration(0),
+            now=_timestamp(driver.clock()),
+            upload_bytes_max=self._config.upload_bytes_max,
+        )
+
+    async def RenewCertificate(
+        self, request: site_pb2.RenewCertificateRequest, context: grpc.aio.ServicerContext
+    ) -> site_pb2.RenewCertificateResponse:
+        site = SiteName(caller().name)
+        certificate = self._keys.authority.site(
+            request.signing_request, site, self._driver.clock(), self._config.certificate_days
+        )
+        who = identity.identity_of(certificate, self._driver.state.consortium)
+        self._driver.execute(
+            cm.RenewCertificate(
+                site=site,
+                certificate=certificate.decode(),
+                fingerprint=who.fingerprint,
+                not_after=who.not_after,
+            )
+        )
+        return site_pb2.RenewCertificateResponse(certificate=certificate)
+
+
+class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
+    def __init__(self, driver: Driver, keys: Keys, config: CoordinatorConfig) -> None:
+        self._driver = driver
+        self._keys = keys
+        self._config = config
+
+    async def Enrol(
+        self, request: enrolment_pb2.EnrolRequest, context: grpc.aio.ServicerContext
+    ) -> enrolment_pb2.EnrolResponse:
+        token_hash = identity.token_hash(request.token)
+        invited = self._driver.state.tokens.get(token_hash)
+        # The core refuses an unknown token with the reason; a name is needed only to sign for a known one.
+        site = invited.site if invited else SiteName("unknown")
+        certificate = b""
+        fingerprint, not_after = "", 0.0
+        if invited:
+            certificate = self._keys.authority.site(
+                request.signing_request, site, self._driver.clock(), self._config.certificate_days
+            )
+            who = identity.identity_of(certificate, self._driver.state.consortium)
+            fingerprint, not_after = who.fingerprint, who.not_after
+        self._driver.execute(
+            cm.EnrolSite(
+                site=site,
+                token_hash=token_hash,
+                certificate=certificate.decode(),
+                fingerprint=fingerprint,
+                not_after=not_after,
+            )
+        )
+        return enrolment_pb2.EnrolResponse(
+            certificate=certificate,
+            authority=self._keys.authority.pem,
+            ledger_key=self._keys.ledger.public_key().public_bytes_raw(),
+        )
+
+
+class AdminService(admin_pb2_grpc.AdminServiceServicer):
+    def __init__(self, driver: Driver, membership: Membership, config: CoordinatorConfig) -> None:
+        self._driver = driver
+        self._membership = membership
+        self._config = config
+
+    def _done(self, command: cm.Command) -> admin_pb2.CommandResponse:
+        decision = self._driver.execute(command)
+        return admin_pb2.CommandResponse(reason=decision.reason, sequence=self._driver.sequence)
+
+    async def SubmitCampaign(
+        self, request: admin_pb2.SubmitCampaignRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.CommandResponse:
+        return self._done(cm.SubmitCampaign(campaign=decode(request.campaign, Campaign, "campaign")))
+
+    async def StopCampaign(
+        self, request: admin_pb2.StopCampaignRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.CommandResponse:
+        campaign = ids.campaign_id(request.campaign)
+        return self._done(cm.StopCampaign(campaign=campaign, reason=_said(request.reason)))
+
+    async def IssueToken(
+        self, request: admin_pb2.IssueTokenRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.IssueTokenResponse:
+        verdict = self._membership.judge(request.country)
+        token, token_hash = identity.new_token()
+        seconds = request.valid.ToTimedelta().total_seconds() or self._config.token_hours * 3600.0
+        self._driver.execute(
+            cm.IssueToken(
+                site=ids.site_name(request.site),
+                organisation=request.organisation,
+                country=self._membership.country(request.country),
+                token_hash=token_hash,
+                valid_until=self._driver.clock() + seconds,
+                membership=verdict.reason if verdict.allowed else None,
+                refusal=verdict.reason,
+            )
+        )
+        return admin_pb2.IssueTokenResponse(token=token)
+
+    async def SetSite(
+        self, request: admin_pb2.SetSiteRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.CommandResponse:
+        if request.command not in _SITE_STATUS:
+            raise BadInput(f"site {request.site}: command {request.command}; use drain, resume or suspend")
+        status = _SITE_STATUS[request.command]
+        site = ids.site_name(request.site)
+        return self._done(cm.SetSite(site=site, status=status, reason=_said(request.reason)))
+
+    async def Promote(
+        self, request: admin_pb2.PromoteRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.CommandResponse:
+        return self._done(_move(request, "promote"))
+
+    async def RollBack(
+        self, request: admin_pb2.PromoteRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.CommandResponse:
+        return self._done(_move(request, "roll_back"))
+
+    async def GetView(
+        self, request: admin_pb2.GetViewRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.View:
+        return admin_pb2.View(view=encode(self._driver.view()))
+
+    async def Watch(
+        self, request: admin_pb2.WatchRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[admin_pb2.View]:
+        seconds = max(0.1, request.interval.ToTimedelta().total_seconds() or 1.0)
+        while True:
+            yield admin_pb2.View(view=encode(self._driver.view()))
+            await asyncio.sleep(seconds)
+
+    async def Why(
+        self, request: admin_pb2.WhyRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.WhyResponse:
+        lines = self._driver.why(request.subject)
+        if not lines:
+            raise BadInput(
+                f"nothing in the ledger speaks of {request.subject!r}; name a campaign, round (demo/r1), job, "
+                "version (demo/v1 or its digest) or site"
+            )
+        return admin_pb2.WhyResponse(
+            subject=request.subject,
+            lines=[admin_pb2.StoryLine(at=x.at, sequence=x.sequence, text=x.text) for x in lines],
+        )
+
+
+class AuditService(audit_pb2_grpc.AuditServiceServicer):
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    async def ReadLedger(
+        self, request: audit_pb2.ReadLedgerRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[audit_pb2.LedgerEvent]:
+        for entry in self._driver.entries(request.from_sequence):
+            yield audit_pb2.LedgerEvent(sequence=entry.seq, entry=entry.entry, hash=entry.hash)
+
+    async def GetCheckpoint(
+        self, request: audit_pb2.GetCheckpointRequest, context: grpc.aio.ServicerContext
+    ) -> site_pb2.LedgerCheckpoint:
+        return _checkpoint(self._driver.checkpoint())
+
+
+# --- wire words ---------------------------------------------------------------------------------------
+
+_PHASES = {
+    site_pb2.ATTEMPT_PHASE_STAGING: Phase.STAGING,
+    site_pb2.ATTEMPT_PHASE_QUEUED: Phase.QUEUED,
+    site_pb2.ATTEMPT_PHASE_RUNNING: Phase.RUNNING,
+    site_pb2.ATTEMPT_PHASE_UPLOADING: Phase.UPLOADING,
+    site_pb2.ATTEMPT_PHASE_ENDED: Phase.ENDED,
+}
+_OUTCOMES = {
+    site_pb2.ATTEMPT_OUTCOME_SUCCEEDED: Outcome.SUCCEEDED,
+    site_pb2.ATTEMPT_OUTCOME_FAILED: Outcome.FAILED,
+    site_pb2.ATTEMPT_OUTCOME_PREEMPTED: Outcome.PREEMPTED,
+    site_pb2.ATTEMPT_OUTCOME_EXPIRED: Outcome.EXPIRED,
+    site_pb2.ATTEMPT_OUTCOME_REFUSED: Outcome.REFUSED,
+    site_pb2.ATTEMPT_OUTCOME_CORRUPT: Outcome.CORRUPT,
+    site_pb2.ATTEMPT_OUTCOME_CANCELLED: Outcome.CANCELLED,
+}
+_SITE_STATUS: dict[int, Literal["enrolled", "draining", "suspended"]] = {
+    admin_pb2.SITE_COMMAND_DRAIN: "draining",
+    admin_pb2.SITE_COMMAND_RESUME: "enrolled",
+    admin_pb2.SITE_COMMAND_SUSPEND: "suspended",
+}
+
+
+def sync_command(site: SiteName, request: site_pb2.SyncRequest) -> cm.SyncSite:
+    """What a Sync says, in our words. Raises BadInput for what is not in the contract."""
+    return cm.SyncSite(
+        site=site,
+        agent_version=request.site.agent_version[:100],
+        slots=min(request.site.slots, 10_000),
+        draining=request.site.draining,
+        holdings=tuple(
+            Holding(
+                language=ids.Language(h.language),
+                access="public" if h.is_public else "private",
+                documents=h.documents,
+                bytes=h.text_bytes,
+                heldout_documents=h.heldout_documents,
+                licence=h.licence[:200],
+                digest=ids.digest(h.digest),
+            )
+            for h in sorted(request.site.holdings, key=lambda h: (h.language, h.is_public))
+        ),
+        reports=tuple(_report(line) for line in request.attempts),
+    )
+
+
+def _report(line: site_pb2.AttemptReport) -> cm.Report:
+    if line.phase not in _PHASES:
+        raise BadInput(
+            f"attempt {line.attempt!r}: phase {line.phase} is not in the contract; upgrade the agent"
+        )
+    ended = line.phase == site_pb2.ATTEMPT_PHASE_ENDED
+    if ended and line.outcome not in _OUTCOMES:
+        raise BadInput(f"attempt {line.attempt!r}: ended, but outcome {line.outcome} is not in the contract")
+    return cm.Report(
+        attempt=ids.attempt_id(line.attempt),
+        phase=_PHASES[line.phase],
+        outcome=_OUTCOMES[line.outcome] if ended else None,
+        reason=line.reason[:1000],
+        envelope=ids.digest(line.contribution) if line.contribution else None,
+    )
+
+
+def _sight(line: site_pb2.AttemptReport, report: cm.Report) -> Sight:
+    progress = line.progress
+    return Sight(
+        phase=report.phase.value,
+        step=progress.step,
+        steps=progress.steps,
+        tokens=progress.tokens,
+        loss=progress.loss or None,
+        tokens_per_second=progress.tokens_per_second,
+    )
+
+
+def _move(request: admin_pb2.PromoteRequest, verb: Literal["promote", "roll_back"]) -> cm.MoveHead:
+    return cm.MoveHead(
+        campaign=ids.campaign_id(request.campaign),
+        version=request.version,
+        verb=verb,
+        reason=_said(request.reason),
+    )
+
+
+def _said(reason: str) -> str:
+    if not reason.strip():
+        raise BadInput("a reason is needed: it stands in the ledger for the auditor")
+    return reason.strip()[:1000]
+
+
+def _checkpoint(checkpoint: Checkpoint) -> site_pb2.LedgerCheckpoint:
+    return site_pb2.LedgerCheckpoint(
+        sequence=checkpoint.sequence,
+        head=checkpoint.head,
+        signature=checkpoint.signature,
+        public_key=checkpoint.public_key,
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromMicroseconds(int(seconds * 1e6))
+    return duration
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromMicroseconds(int(seconds * 1e6))
+    return stamp

@@ -1,0 +1,237 @@
+"""How the coordinator's own work is done: bases made, contributions inspected, merges, verdicts.
+
+Each function takes what the ledger says, works on blobs, and returns the command that reports the result. All of
+them can be repeated: the same state gives the same bytes, and a blob stored twice is one blob.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from consortium.canonical import decode, digest_of_fact, encode, replace
+from consortium.errors import BadInput, Refused, Unavailable
+from consortium.files import make_folder, write_bytes_atomically
+from consortium.ids import CampaignId, Digest, Language, SiteName
+from consortium.jobs import Purpose, Train
+from consortium.manifests import Initial, Scores, VersionManifest
+from consortium.merging.recipe import PLAIN_AVERAGE, Recipe
+from consortium.store import BlobStore
+from consortium.versions import OUTER_STATE, lay_out, manifest_of
+from coordinator.core import commands as cm
+from coordinator.core.gate import judge
+from coordinator.core.plan import Inspect, Judge, MakeBase, Merge, Owed
+from coordinator.core.state import CampaignState, Round, State
+from coordinator.inspection import Delivery, inspect_delivery, load_scores
+from coordinator.merging_process import MergeOrder
+from policies.campaign import Campaign
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """A folder with the store, laid-out versions and work in progress."""
+
+    home: Path
+
+    @property
+    def store(self) -> BlobStore:
+        return BlobStore(self.home / "store")
+
+    def version_dir(self, version: Digest, manifest: VersionManifest) -> Path:
+        """The model laid out from the store by hard links; made once."""
+        place = self.home / "work" / "versions" / version
+        if not place.is_dir():
+            make_folder(place.parent)
+            lay_out(manifest, self.store.path, place)
+        return place
+
+    def scratch(self, name: str) -> Path:
+        """A folder that is not there yet, for work that may be cut off and begun again."""
+        place = self.home / "work" / "scratch" / name
+        make_folder(place.parent)
+        _discard(place)
+        return place
+
+    def keep(self, folder: Path, manifest: VersionManifest) -> None:
+        """Move a finished version into the store: files first, the manifest that names them last."""
+        for name, ref in sorted({**manifest.files, **manifest.outer_state}.items()):
+            kept = self.store.put_file(folder / name, link=True)
+            if kept != ref:
+                raise Unavailable(f"{folder / name}: changed while it was stored; the work will be repeated")
+        self.store.put_bytes(encode(manifest))
+
+
+def do(owed: Owed, state: State, workshop: Workshop) -> cm.Command:
+    """Carry out one obligation. Raises Unavailable when trying again later can help."""
+    match owed:
+        case MakeBase():
+            return make_base(state.campaigns[owed.campaign], workshop)
+        case Inspect():
+            job = state.jobs[owed.job]
+            assert job.site is not None
+            campaign = state.campaigns[job.campaign]
+
+            def base_dir() -> Path:
+                assert isinstance(job.work, Train)
+                return workshop.version_dir(job.work.base, campaign.versions[job.work.base].manifest)
+
+            delivery = Delivery(
+                job, state.sites[job.site], state.consortium, campaign.spec.admission, base_dir
+            )
+            return inspect_delivery(delivery, workshop.store)
+        case Merge():
+            campaign = state.campaigns[owed.campaign]
+            return merge_round(state, campaign, campaign.rounds[owed.round], workshop)
+        case Judge():
+            campaign = state.campaigns[owed.campaign]
+            return judge_round(state, campaign, campaign.rounds[owed.round], workshop)
+
+
+# --- the base -----------------------------------------------------------------------------------------
+
+
+def make_base(campaign: CampaignState, workshop: Workshop) -> cm.ReportBase:
+    """Version 0: the given files, or a model made from config and seed in a process of its own."""
+    spec = campaign.spec
+    if spec.model.files is not None:
+        manifest = VersionManifest(base=None, files=dict(sorted(spec.model.files.items())))
+        workshop.store.put_bytes(encode(manifest))
+        return cm.ReportBase(campaign=spec.campaign, manifest=manifest)
+    assert campaign.tokenizer is not None
+    folder = workshop.scratch(f"{spec.campaign}-base")
+    manifest = initial_version(spec, campaign.tokenizer, workshop.store, folder)
+    workshop.keep(folder, manifest)
+    _discard(folder)
+    return cm.ReportBase(campaign=spec.campaign, manifest=manifest)
+
+
+def initial_version(spec: Campaign, tokenizer: Digest, store: BlobStore, folder: Path) -> VersionManifest:
+    """Make the model in ``folder``. Torch is imported by a process of its own, never by the coordinator."""
+    assert spec.model.config is not None
+    config = folder.with_name(folder.name + "-config.json")
+    write_bytes_atomically(config, encode(spec.model.config))
+    _run(
+        [
+            *("-m", "consortium.models", "--config", str(config), "--seed", str(spec.model.seed)),
+            *("--tokenizer", str(store.path(tokenizer)), "--out", str(folder)),
+            *("--shard-bytes", str(spec.merge.shard_bytes)),
+        ]
+    )
+    config.unlink()
+    initial = Initial(config=digest_of_fact(spec.model.config), seed=spec.model.seed)
+    return manifest_of(folder, initial=initial)
+
+
+# --- merging ------------------------------------------------------------------------------------------
+
+
+def recipe_of(spec: Campaign, number: int) -> Recipe:
+    """The seed round's single contribution is taken as it is; the outer optimizer starts with round 1."""
+    return replace(spec.merge, outer=PLAIN_AVERAGE.outer) if number == 0 else spec.merge
+
+
+def merge_round(state: State, campaign: CampaignState, round_: Round, workshop: Workshop) -> cm.ReportMerge:
+    """Merge the collected contributions of a round, in a process of its own."""
+    name, number = campaign.spec.campaign, round_.number
+    folder = workshop.scratch(f"{name}-r{number}")
+    try:
+        manifest = merged_version(state, campaign, round_, workshop, folder)
+    except (BadInput, Refused) as refusal:
+        return cm.ReportMerge(campaign=name, round=number, manifest=None, reason=f"merge refused: {refusal}")
+    workshop.keep(folder, manifest)
+    _discard(folder)
+    sites = ", ".join(c.site for c in (state.jobs[j].contribution for j in round_.collected) if c is not None)
+    return cm.ReportMerge(
+        campaign=name,
+        round=number,
+        manifest=manifest,
+        reason=f"merged {len(round_.collected)} contribution(s) of {sites} onto {campaign.versions[round_.base].name}",
+    )
+
+
+def merged_version(
+    state: State, campaign: CampaignState, round_: Round, workshop: Workshop, folder: Path
+) -> VersionManifest:
+    """The candidate of a round, made in ``folder`` from the store. Also how an auditor makes it again."""
+    base = campaign.versions[round_.base].manifest
+    recipe = recipe_of(campaign.spec, round_.number)
+    inputs = []
+    for job in round_.collected:
+        contribution = state.jobs[job].contribution
+        assert contribution is not None
+        ref = contribution.artifacts["delta"]
+        weight = sum(contribution.tokens.values()) if recipe.weights == "tokens" else 1
+        inputs.append((str(workshop.store.path(ref.digest)), ref, weight))
+    momentum = base.outer_state.get(OUTER_STATE)
+    order = MergeOrder(
+        base=round_.base,
+        base_dir=str(workshop.version_dir(round_.base, base)),
+        inputs=tuple(sorted(inputs, key=lambda item: item[1].digest)),
+        momentum=str(workshop.store.path(momentum.digest)) if momentum else None,
+        recipe=recipe,
+        out_dir=str(folder),
+    )
+    return decode(_run(["-m", "coordinator.merging_process"], encode(order)), VersionManifest, "merge result")
+
+
+# --- the gate -----------------------------------------------------------------------------------------
+
+
+def judge_round(state: State, campaign: CampaignState, round_: Round, workshop: Workshop) -> cm.ReportVerdict:
+    """Hand every score of candidate and base to the gate; the gate is pure and its verdict goes to the ledger."""
+    assert round_.candidate is not None
+    trained_by: dict[Language, set[SiteName]] = {}
+    for name in round_.collected:
+        job = state.jobs[name]
+        for language in job.work.languages:
+            trained_by.setdefault(language, set()).update(job.sites)
+    verdict = judge(
+        gate_scores(state, campaign.spec.campaign, {round_.candidate, round_.base}, workshop.store),
+        round_.candidate,
+        round_.base if round_.number > 0 else None,
+        campaign.spec.gate,
+        campaign.spec.languages,
+        {language: sorted(sites) for language, sites in sorted(trained_by.items())},
+    )
+    return cm.ReportVerdict(campaign=campaign.spec.campaign, round=round_.number, verdict=verdict)
+
+
+def gate_scores(
+    state: State, campaign: CampaignId, subjects: set[Digest], store: BlobStore
+) -> Sequence[Scores]:
+    """Admitted score artifacts of a campaign that speak of these versions."""
+    found = []
+    for _, job in sorted(state.jobs.items()):
+        if job.campaign != campaign or job.purpose is not Purpose.GATE or job.contribution is None:
+            continue
+        scores = load_scores(job.contribution.artifacts["scores"], store)
+        if subjects & set(scores.subjects):
+            found.append(scores)
+    return found
+
+
+def _discard(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+# --- processes ----------------------------------------------------------------------------------------
+
+
+def _run(arguments: Sequence[str], order: bytes = b"") -> bytes:
+    """Run a Python program of ours to its end; what it prints on stdout is the result."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    environment |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], input=order, capture_output=True, env=environment, check=False
+    )
+    if done.returncode == 0:
+        return done.stdout
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    sentence = said[-1] if said else "no message"
+    if done.returncode in (BadInput.exit_code, 3, Refused.exit_code):
+        raise BadInput(sentence)
+    raise Unavailable(f"{' '.join(arguments[:2])} ended with {done.returncode}: {sentence}")
