@@ -56,7 +56,7 @@ async def _ask(config: SiteConfig, invitation: Invitation, home: Path) -> SiteId
     signed = signing_request(config.site, key)
     request = enrolment_pb2.EnrolRequest(token=invitation.token, signing_request=signed)
     async with open_channel(invitation.enrolment, invitation.authority.encode()) as channel:
-        stub: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
         try:
             answer = await stub.Enrol(request, timeout=_CALL_SECONDS)
         except grpc.RpcError as error:

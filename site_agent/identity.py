@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from consortium.canonical import Fact, decode, encode
 from consortium.errors import BadInput, Unavailable
 from consortium.files import disk_errors, make_folder, write_bytes_atomically
-from consortium.identity import Credentials, Role, identity_of
+from consortium.identity import Credentials, identity_of
 from consortium.ids import SiteName
+from consortium.roles import Role
 from consortium.signing import key_of_certificate, load_key, new_key, private_pem, save_key
 
 RENEW_BELOW = 1 / 3  # of the lifetime left: a month of 90 days, for a coordinator that is away for long

@@ -98,8 +98,8 @@ class Link:
         # earlier channels stay open: transfers under way go on with the old certificate, which is still valid
         channel = open_channel(self._target, self.identity.authority, self.identity.credentials)
         self._channels.append(channel)
-        self._sites: Any = site_pb2_grpc.SiteServiceStub(channel)  # type: ignore[no-untyped-call]
-        self.artifacts: Any = artifact_pb2_grpc.ArtifactServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._sites: Any = site_pb2_grpc.SiteServiceStub(channel)
+        self.artifacts: Any = artifact_pb2_grpc.ArtifactServiceStub(channel)
 
     def _news(self, answer: site_pb2.SyncResponse) -> News:
         offers: dict[AttemptId, Offer] = {}

@@ -21,10 +21,11 @@ class Witness:
     def __init__(self, path: Path, ledger_key: bytes) -> None:
         self._path = path
         self._ledger_key = ledger_key
+        self._torn_at: int | None = None  # where half of a line begins that a crash has left
         self._last = self._read_last()
 
     def see(self, checkpoint: Checkpoint) -> None:
-        """Keep a head if it is newer. Raises Corrupt if it is badly signed, Broken if it contradicts the last."""
+        """Keep a head that is newer. Raises Corrupt if badly signed, Broken if it contradicts the last."""
         verify_checkpoint(checkpoint, self._ledger_key)
         last = self._last
         if last and (checkpoint.sequence, checkpoint.head) == (last.sequence, last.head):
@@ -39,23 +40,25 @@ class Witness:
             make_folder(self._path.parent)
             fresh = not self._path.exists()
             with open(self._path, "ab") as file:
+                if self._torn_at is not None:
+                    file.truncate(self._torn_at)
                 file.write(encode(checkpoint) + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             if fresh:
                 sync_folder(self._path.parent)
-        self._last = checkpoint
+        self._last, self._torn_at = checkpoint, None
 
     def _read_last(self) -> Checkpoint | None:
-        """The last line that is whole; a crash may have left half of one, which is cut off."""
         if not self._path.exists():
             return None
-        with disk_errors(self._path), open(self._path, "rb+") as file:
+        with disk_errors(self._path), open(self._path, "rb") as file:
             begin = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
             file.seek(begin)
             data = file.read()
             whole = data.rfind(b"\n") + 1
-            file.truncate(begin + whole)
+        if whole < len(data):
+            self._torn_at = begin + whole
         lines = data[:whole].splitlines()
         try:
             return decode(lines[-1], Checkpoint, f"{self._path}, last line") if lines else None
