@@ -4,7 +4,7 @@ A file is 8 bytes of header length, a JSON header ``{name: {dtype, shape, data_o
 bytes without gaps (format: https://huggingface.co/docs/safetensors). It may come from anyone, so the header
 is checked against the file before a byte of data is read. Our own reader, because a merge of models that do
 not fit in memory wants ranges of tensors in buffers that it uses again: first touch of fresh memory costs
-five times as much as the reading (docs/architecture.md).
+five times as much as the reading.
 """
 
 import itertools
