@@ -52,7 +52,7 @@ async def serve(config: CoordinatorConfig) -> None:
     keys = Keys.load(home)
     with Ledger(Path(config.ledger or home / "ledger.sqlite")) as ledger:
         driver = Driver(ledger, keys.ledger)
-        workshop = Workshop(home)
+        workshop = Workshop.at(home)
         membership = load_membership(config.membership) if config.membership else load_membership()
         main = _main_server(driver, keys, config, workshop, AdminService(driver, membership, config))
         enrolment = grpc.aio.server(interceptors=[ErrorsOnWire()], options=SERVER_OPTIONS)

@@ -32,17 +32,18 @@ from policies.campaign import Campaign
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """A folder with the store, laid-out versions and work in progress."""
+    """The store, and a folder for laid-out versions and work in progress."""
 
-    home: Path
+    store: BlobStore
+    folder: Path
 
-    @property
-    def store(self) -> BlobStore:
-        return BlobStore(self.home / "store")
+    @classmethod
+    def at(cls, home: Path) -> "Workshop":
+        return cls(BlobStore(home / "store"), home / "work")
 
     def version_dir(self, version: Digest, manifest: VersionManifest) -> Path:
         """The model laid out from the store by hard links; made once."""
-        place = self.home / "work" / "versions" / version
+        place = self.folder / "versions" / version
         if not place.is_dir():
             make_folder(place.parent)
             lay_out(manifest, self.store.path, place)
@@ -50,7 +51,7 @@ class Workshop:
 
     def scratch(self, name: str) -> Path:
         """A folder that is not there yet, for work that may be cut off and begun again."""
-        place = self.home / "work" / "scratch" / name
+        place = self.folder / "scratch" / name
         make_folder(place.parent)
         _discard(place)
         return place
