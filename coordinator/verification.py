@@ -1,0 +1,230 @@
+"""Does the consortium's past hold: chain, signatures, bytes, gates, and every promoted model made again.
+
+For an auditor with a coordinator's home before them and no trust in the coordinator. Nothing is changed; models are
+rebuilt beside, in a temporary folder. What is found wrong is said with its place, and the rest is still checked.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from consortium.canonical import Fact, decode, encode
+from consortium.errors import Corrupt, SprachbundError
+from consortium.identity import identity_of
+from consortium.ids import Digest, short
+from consortium.manifests import Contribution, FileRef, VersionManifest
+from consortium.signing import CONTRIBUTION, key_of_certificate, open_envelope
+from consortium.store import BlobStore
+from consortium.versions import verify_directory
+from coordinator.core.state import CampaignState, Job, State, Version, apply
+from coordinator.driver import decode_event
+from coordinator.ledger import Ledger
+from coordinator.ledger_check import verify_chain
+from coordinator.workshop import Workshop, initial_version, judge_round, merged_version
+
+Progress = Callable[[str], None]
+
+
+class Report(Fact):
+    """What was checked and what does not hold."""
+
+    ok: bool
+    problems: tuple[str, ...]
+    checked: dict[str, int]  #: how many of each kind
+    versions: dict[str, str]  #: name -> digest, of those made again with the same digest
+
+
+class _Findings:
+    def __init__(self, progress: Progress) -> None:
+        self.problems: list[str] = []
+        self.checked: dict[str, int] = {}
+        self.versions: dict[str, str] = {}
+        self._progress = progress
+
+    def check(self, kind: str, what: str, test: Callable[[], object]) -> bool:
+        """Run one test; a failure is noted with its place and does not stop the others."""
+        self._progress(f"{kind}: {what}")
+        self.checked[kind] = self.checked.get(kind, 0) + 1
+        try:
+            test()
+        except (SprachbundError, OSError) as problem:
+            self.problems.append(f"{kind} {what}: {problem}")
+            return False
+        return True
+
+
+def verify(
+    home: Path, rebuild: bool = True, model: Path | None = None, progress: Progress = lambda text: None
+) -> Report:
+    """Check everything below a coordinator's ``home``.
+
+    rebuild  also make every merged version again from its contributions (minutes for large models)
+    model    a Hugging Face folder that should be one of the versions
+    """
+    found = _Findings(progress)
+    ledger = home / "ledger.sqlite"
+    progress("ledger: chain, checkpoints, snapshot")
+    for problem in verify_chain(ledger):
+        found.problems.append(f"ledger {ledger.name}, entry {problem.sequence}: {problem.what}")
+    state = _replayed(ledger, found)
+    if state is None:
+        return _report(found)
+    store = BlobStore(home / "store")
+    for digest in store.digests():
+        found.check("blob", short(digest), lambda d=digest: store.verify(d))  # type: ignore[misc]
+    for campaign in state.campaigns.values():
+        for job in _admitted(state, campaign):
+            found.check("contribution", job.id, lambda j=job: _contribution(state, j, store))  # type: ignore[misc]
+        for version in campaign.versions.values():
+            found.check("version", version.name, lambda v=version: _is_stored(v, store))  # type: ignore[misc]
+    with tempfile.TemporaryDirectory(prefix="sprachbund-verify-") as folder:
+        workshop = Workshop(store, Path(folder))
+        for campaign in state.campaigns.values():
+            _gates(state, campaign, workshop, found)
+            if rebuild:
+                _rebuild(state, campaign, workshop, found)
+    if model is not None:
+        found.check("model", str(model), lambda: _known_model(state, model))
+    return _report(found)
+
+
+def _report(found: _Findings) -> Report:
+    return Report(
+        ok=not found.problems,
+        problems=tuple(found.problems),
+        checked=dict(sorted(found.checked.items())),
+        versions=dict(sorted(found.versions.items())),
+    )
+
+
+def _replayed(path: Path, found: _Findings) -> State | None:
+    """The state as the events alone tell it; a snapshot must agree with it byte for byte."""
+    state = State()
+    try:
+        with Ledger(path, read_only=True) as ledger:
+            snapshot = ledger.snapshot()
+            for recorded in ledger.read():
+                apply(decode_event(recorded), state, recorded.at)
+                if snapshot and recorded.seq == snapshot.seq and state.snapshot() != snapshot.state:
+                    found.problems.append(
+                        f"ledger snapshot at {snapshot.seq}: differs from the replay of its events"
+                    )
+                found.checked["event"] = recorded.seq
+            key = bytes.fromhex(state.ledger_key)
+    except (SprachbundError, KeyError, ValueError) as problem:
+        found.problems.append(f"ledger: replay stops after entry {found.checked.get('event', 0)}: {problem}")
+        return None
+    for fault in verify_chain(path, key):
+        text = f"ledger {path.name}, entry {fault.sequence}: {fault.what}"
+        if text not in found.problems:
+            found.problems.append(text)
+    return state
+
+
+def _admitted(state: State, campaign: CampaignState) -> Iterator[Job]:
+    for _, job in sorted(state.jobs.items()):
+        if job.campaign == campaign.spec.campaign and job.contribution is not None:
+            yield job
+
+
+def _contribution(state: State, job: Job, store: BlobStore) -> None:
+    """The stored envelope says what the ledger says, and a certificate of the consortium's authority signed it."""
+    assert job.envelope is not None and job.contribution is not None
+    site = state.sites[job.contribution.site]
+    refusal: SprachbundError | None = None
+    envelope = store.read_bytes(job.envelope, 1 << 20)
+    for pem in site.certificates.values():
+        try:
+            payload = open_envelope(envelope, CONTRIBUTION, key_of_certificate(pem.encode()))
+        except Corrupt as error:
+            refusal = error
+            continue
+        _issued_by_authority(pem.encode(), state.authority.encode())
+        if identity_of(pem.encode(), state.consortium).name != site.name:
+            raise Corrupt(f"signed with a certificate that does not name {site.name}")
+        if decode(payload, Contribution, "contribution manifest") != job.contribution:
+            raise Corrupt("the signed manifest is not the one that the ledger admitted")
+        for name, ref in job.contribution.artifacts.items():
+            _same_bytes(name, ref, store)
+        return
+    raise refusal or Corrupt(f"site {site.name} has no certificate in the ledger")
+
+
+def _issued_by_authority(certificate: bytes, authority: bytes) -> None:
+    try:
+        x509.load_pem_x509_certificate(certificate).verify_directly_issued_by(
+            x509.load_pem_x509_certificate(authority)
+        )
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise Corrupt("the signing certificate was not issued by the consortium's authority") from error
+
+
+def _same_bytes(name: str, ref: FileRef, store: BlobStore) -> None:
+    if store.size(ref.digest) != ref.size:
+        raise Corrupt(f"{name} has {store.size(ref.digest)} bytes, the manifest says {ref.size}")
+
+
+def _is_stored(version: Version, store: BlobStore) -> None:
+    stored = store.read_bytes(version.digest, 64 << 20)
+    if stored != encode(version.manifest):
+        raise Corrupt("the stored manifest is not the one in the ledger")
+    for name, ref in {**version.manifest.files, **version.manifest.outer_state}.items():
+        _same_bytes(name, ref, store)
+
+
+def _gates(state: State, campaign: CampaignState, workshop: Workshop, found: _Findings) -> None:
+    for number, round_ in sorted(campaign.rounds.items()):
+        if round_.verdict is None:
+            continue
+
+        def judged_again(round_=round_) -> None:  # type: ignore[no-untyped-def]
+            again = judge_round(state, campaign, round_, workshop).verdict
+            if again != round_.verdict:
+                raise Corrupt(f"the stored scores give another verdict: {again.reason}")
+
+        found.check("gate", f"{campaign.spec.campaign}/r{number}", judged_again)
+
+
+def _rebuild(state: State, campaign: CampaignState, workshop: Workshop, found: _Findings) -> None:
+    """Make every version again: the base from config and seed, candidates from their contributions."""
+    for version in campaign.versions.values():
+
+        def same_again(version: Version = version) -> None:
+            folder = workshop.scratch(version.name.replace("/", "-"))
+            if version.role == "initial":
+                if version.manifest.initial is None or campaign.tokenizer is None:
+                    return  # given with the campaign: its bytes have been compared
+                made = initial_version(campaign.spec, campaign.tokenizer, workshop.store, folder)
+            else:
+                round_ = campaign.rounds[version.round]
+                made = merged_version(state, campaign, round_, workshop, folder)
+            if made != version.manifest:
+                raise Corrupt(_difference(made, version))
+            found.versions[version.name] = version.digest
+
+        found.check("rebuild", version.name, same_again)
+
+
+def _difference(made: VersionManifest, version: Version) -> str:
+    wanted = version.manifest.files | version.manifest.outer_state
+    for name, ref in sorted((made.files | made.outer_state).items()):
+        if wanted.get(name) != ref:
+            had = short(wanted[name].digest) if name in wanted else "no such file"
+            return f"{name} comes out as {short(ref.digest)}, the ledger has {had}"
+    return f"comes out as {short(made.digest)}, the ledger has {short(version.digest)}"
+
+
+def _known_model(state: State, folder: Path) -> None:
+    """The folder is a version, file by file; if none fits, the closest one says what differs."""
+    refusals: dict[Digest, str] = {}
+    for campaign in state.campaigns.values():
+        for digest, version in campaign.versions.items():
+            try:
+                verify_directory(version.manifest, folder)
+                return
+            except SprachbundError as refusal:
+                refusals[digest] = f"not {version.name}: {refusal}"
+    raise Corrupt("; ".join(refusals.values()) or "the ledger knows no version")
