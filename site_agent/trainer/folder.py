@@ -1,0 +1,165 @@
+"""What lies in a job directory, as the trainer sees it: orders in, progress and results out.
+
+In, read only:  job.json (``Assignment``), site.json (``Site``), tokenizer.json, base/ (Hugging Face layout),
+                and for evaluations versions/<digest>/ and inputs/<digest> (deltas)
+Out:            progress.jsonl, checkpoint/, then result/ in one rename, or failure.json
+
+A STOP file, SIGTERM or SIGUSR1 ask for a training checkpoint and exit code 75. Imports nothing heavy.
+"""
+
+import contextlib
+import enum
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from consortium.canonical import Fact, decode, encode
+from consortium.errors import BadInput
+from consortium.files import disk_errors, write_bytes_atomically
+from consortium.folders import fresh_folder
+from consortium.ids import Digest, digest_of
+from consortium.jobs import Assignment
+from consortium.manifests import Contribution, FileRef
+from site_agent.config import Text
+
+CONTINUE_LATER = 75  #: exit code: a training checkpoint is there, start again (EX_TEMPFAIL of sysexits.h)
+PROGRESS_SECONDS = 2.0  # a person watching the console sees it move; a line costs 0.1 ms
+
+
+class Site(Fact):
+    """``site.json``: what the agent tells the trainer of this site."""
+
+    schema: int = 1
+    text: tuple[Text, ...]
+    heldout_share: float
+    cache: str  #: folder of surveys and tokenised text, shared by the site's jobs; made when missing
+    threads: int = 1  #: of torch; the bits of a CPU job depend on it
+    device: Literal["auto", "cpu", "cuda"] = "auto"  #: auto: the GPU if there is one
+    device_sequences: int | None = None  #: most sequences in one forward pass, for memory; None: all
+
+
+class FailureReason(enum.StrEnum):
+    """Why a job cannot go on, from a closed list. Trying again helps only with the last one, perhaps."""
+
+    BAD_INPUT = "bad_input"  #: the assignment, the base or the site's text is not what it should be
+    OUT_OF_MEMORY = "out_of_memory"
+    NON_FINITE = "non_finite"  #: the loss was NaN or infinite three steps in a row
+    NO_DATA = "no_data"  #: the site holds no text for it
+    INTERNAL = "internal"
+
+
+class Failure(Fact):
+    """``failure.json``."""
+
+    reason: FailureReason
+    sentence: str
+
+
+class JobFailed(BadInput):
+    """The job ends here, for a reason of the closed list."""
+
+    def __init__(self, reason: FailureReason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+class Stopped(Exception):
+    """The job was asked to leave, and everything needed to go on is on disk."""
+
+
+class JobFolder:
+    """One job directory. Raises BadInput for an order that cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.job: Assignment = decode(_read(path / "job.json"), Assignment, str(path / "job.json"))
+        self.site: Site = decode(_read(path / "site.json"), Site, str(path / "site.json"))
+
+    @property
+    def base(self) -> Path:
+        return self.path / "base"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    def version(self, digest: Digest) -> Path:
+        return self.path / "versions" / digest
+
+    def input(self, digest: Digest) -> Path:
+        return self.path / "inputs" / digest
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        return (self.path / "STOP").exists()
+
+    @property
+    def has_result(self) -> bool:
+        return (self.path / "result").is_dir()
+
+    @contextlib.contextmanager
+    def result(self) -> Iterator[Path]:
+        """A folder to fill; becomes ``result/`` whole when the block ends well."""
+        with fresh_folder(self.path / "result") as folder:
+            yield folder
+
+    def contribution(self, artifacts: dict[str, FileRef]) -> Contribution:
+        """What every manifest says; the caller adds what its kind of work knows."""
+        return Contribution(
+            job=self.job.job,
+            attempt=self.job.attempt,
+            campaign=self.job.campaign,
+            site=self.job.site,
+            assignment=digest_of(_read(self.path / "job.json")),
+            artifacts=artifacts,
+        )
+
+
+def write_contribution(folder: Path, contribution: Contribution) -> None:
+    write_bytes_atomically(folder / "contribution.json", encode(contribution))
+
+
+def write_failure(path: Path, failure: Failure) -> None:
+    write_bytes_atomically(path / "failure.json", encode(failure))
+
+
+class ProgressLog:
+    """``progress.jsonl``: a line at the start, every few seconds, at the end; from the first rank."""
+
+    def __init__(self, path: Path, steps: int, enabled: bool = True) -> None:
+        self._path, self._steps, self._enabled = path / "progress.jsonl", steps, enabled
+        self._written_at = -PROGRESS_SECONDS
+        self._since: tuple[float, int] | None = None
+
+    def report(
+        self, step: int, tokens: int, loss: float | None, joules: float | None = None, now: bool = False
+    ) -> None:
+        """Write a line if it is time, or ``now``. Tokens per second are those since the line before."""
+        clock = time.monotonic()
+        if not self._enabled or (clock - self._written_at < PROGRESS_SECONDS and not now):
+            return
+        before = self._since or (clock, tokens)
+        seconds = clock - before[0]
+        line = {
+            "step": step,
+            "steps": self._steps,
+            "tokens": tokens,
+            "loss": loss,
+            "tokens_per_second": round((tokens - before[1]) / seconds, 1) if seconds > 0 else 0.0,
+            "joules": joules,
+            "at": round(time.time(), 3),
+        }
+        with disk_errors(self._path), open(self._path, "ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")  # one write: a reader sees whole lines
+        self._written_at, self._since = clock, (clock, tokens)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"{path}: {error.strerror}; the agent writes it before it starts the trainer"
+        ) from error

@@ -1,0 +1,157 @@
+"""A plain Llama in PyTorch alone, bit for bit the one of transformers, for CPU.
+
+It starts in half the CPU time (importing the models of transformers takes 3 s) and steps a tenth faster.
+What is not the plain architecture (scaled RoPE, biases, dropout, quantisation) is left to transformers.
+Shapes: B sequences, S tokens, D model width, H heads, K width of a head, V vocabulary.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from consortium.canonical import Fact
+
+
+class LlamaShape(Fact):
+    layers: int
+    width: int
+    inner: int  #: of the feed-forward
+    heads: int
+    key_heads: int
+    head_width: int
+    vocabulary: int
+    epsilon: float  #: of the norms
+    theta: float  #: of RoPE
+    tied: bool  #: embeddings are the output head's weights, too
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self | None:
+        """The shape that a Hugging Face config describes; None if it is not a plain Llama."""
+        rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
+        is_plain = (
+            config.get("model_type") == "llama"
+            and config.get("hidden_act", "silu") == "silu"
+            and not any(config.get(key) for key in ("attention_bias", "mlp_bias", "attention_dropout"))
+            and not any(config.get(key) for key in ("rope_scaling", "quantization_config"))
+            and set(rope) <= {"rope_theta", "rope_type"}
+            and rope.get("rope_type", "default") == "default"
+        )
+        try:
+            heads = config["num_attention_heads"]
+            shape = cls(
+                layers=config["num_hidden_layers"],
+                width=config["hidden_size"],
+                inner=config["intermediate_size"],
+                heads=heads,
+                key_heads=config.get("num_key_value_heads") or heads,
+                head_width=config.get("head_dim") or config["hidden_size"] // heads,
+                vocabulary=config["vocab_size"],
+                epsilon=config["rms_norm_eps"],
+                theta=rope["rope_theta"],
+                tied=config["tie_word_embeddings"],
+            )
+        except KeyError:  # left to transformers, which knows the defaults
+            return None
+        return shape if is_plain else None
+
+
+class Llama(nn.Module):
+    """Parameters are named as in the checkpoint, so its tensors load by name."""
+
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.model = _Body(shape)
+        self.lm_head = _linear(shape.width, shape.vocabulary)
+        if shape.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, ids_BS: Tensor) -> Tensor:
+        """Logits (B, S, V) of the token after each."""
+        logits: Tensor = self.lm_head(self.model(ids_BS))
+        return logits
+
+
+class _Body(nn.Module):
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embed_tokens = nn.Embedding(shape.vocabulary, shape.width)
+        self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
+        self.norm = nn.RMSNorm(shape.width, shape.epsilon)
+        self._turns = functools.lru_cache(8)(self._make_turns)
+
+    def forward(self, ids_BS: Tensor) -> Tensor:
+        x_BSD = self.embed_tokens(ids_BS)
+        cos_SK, sin_SK = self._turns(ids_BS.shape[1])
+        for layer in self.layers:
+            x_BSD = layer(x_BSD, cos_SK, sin_SK)
+        normed: Tensor = self.norm(x_BSD)
+        return normed
+
+    def _make_turns(self, length: int) -> tuple[Tensor, Tensor]:
+        """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), half-split as in transformers."""
+        steps = torch.arange(0, self.shape.head_width, 2).float() / self.shape.head_width
+        angles = torch.outer(torch.arange(length).float(), 1.0 / self.shape.theta**steps)
+        angles_SK = torch.cat((angles, angles), dim=-1)
+        return angles_SK.cos(), angles_SK.sin()
+
+
+class _Layer(nn.Module):
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(shape.width, shape.epsilon)
+        self.self_attn = _Attention(shape)
+        self.post_attention_layernorm = nn.RMSNorm(shape.width, shape.epsilon)
+        self.mlp = _FeedForward(shape)
+
+    def forward(self, x_BSD: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), cos_SK, sin_SK)
+        out_BSD: Tensor = x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
+        return out_BSD
+
+
+class _Attention(nn.Module):
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        self.head_width = shape.head_width
+        self.q_proj = _linear(shape.width, shape.heads * shape.head_width)
+        self.k_proj = _linear(shape.width, shape.key_heads * shape.head_width)
+        self.v_proj = _linear(shape.width, shape.key_heads * shape.head_width)
+        self.o_proj = _linear(shape.heads * shape.head_width, shape.width)
+
+    def forward(self, x_BSD: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
+        by_head = (*x_BSD.shape[:2], -1, self.head_width)
+        q_BHSK = _turn(self.q_proj(x_BSD).view(by_head).transpose(1, 2), cos_SK, sin_SK)
+        k_BHSK = _turn(self.k_proj(x_BSD).view(by_head).transpose(1, 2), cos_SK, sin_SK)
+        v_BHSK = self.v_proj(x_BSD).view(by_head).transpose(1, 2)
+        mixed_BHSK = functional.scaled_dot_product_attention(
+            q_BHSK, k_BHSK, v_BHSK, is_causal=True, enable_gqa=True
+        )
+        out_BSD: Tensor = self.o_proj(mixed_BHSK.transpose(1, 2).flatten(2))
+        return out_BSD
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        self.gate_proj = _linear(shape.width, shape.inner)
+        self.up_proj = _linear(shape.width, shape.inner)
+        self.down_proj = _linear(shape.inner, shape.width)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        out_BSD: Tensor = self.down_proj(functional.silu(self.gate_proj(x_BSD)) * self.up_proj(x_BSD))
+        return out_BSD
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    return nn.Linear(inputs, outputs, bias=False)
+
+
+def _turn(x_BHSK: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
+    first, second = x_BHSK.chunk(2, dim=-1)
+    return x_BHSK * cos_SK + torch.cat((-second, first), dim=-1) * sin_SK

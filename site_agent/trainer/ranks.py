@@ -1,0 +1,71 @@
+"""The processes that train one model together: one, or as many as torchrun started."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from consortium.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of ``values`` over all ranks, in place."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def agree(self, flag: bool) -> bool:
+        """Whether it is so at any rank."""
+        return bool(self.total(torch.tensor(float(flag), device=self.device)))
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        self.agree(False)
+
+    def share_gradients(self, objective: nn.Module) -> nn.Module:
+        """The objective whose gradients are the mean over all ranks after ``backward``."""
+        if self.world == 1:
+            return objective
+        return nn.parallel.DistributedDataParallel(objective)
+
+
+@contextlib.contextmanager
+def joined(device: Literal["auto", "cpu", "cuda"], threads: int) -> Iterator[Ranks]:
+    """This process among its ranks, as torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK) says.
+
+    Raises BadInput if a GPU is asked for and there is none.
+    """
+    torch.set_num_threads(threads)
+    has_gpu = device != "cpu" and torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise BadInput(
+            "the site's settings ask for a GPU and torch sees none; set `device: auto` or start it on one"
+        )
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    where = torch.device("cpu")
+    if has_gpu:
+        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(where)
+    else:
+        torch.use_deterministic_algorithms(True)  # costs nothing on CPU; on GPUs up to a tenth of the speed
+    if world > 1:
+        torch.distributed.init_process_group("nccl" if has_gpu else "gloo")
+    try:
+        yield Ranks(rank=rank, world=world, device=where)
+    finally:
+        if world > 1:
+            torch.distributed.destroy_process_group()
