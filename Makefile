@@ -1,0 +1,53 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WORKDIR ?= demo-run
+SEED ?= 1
+
+.PHONY: demo test check format stubs schemas chaos benchmarks clean help
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
+
+demo: $(VENV)/demo-installed  ## set up, then a whole consortium on this machine: WORKDIR=demo-run SEED=1
+	$(BIN)/sprachbund demo --workdir $(WORKDIR) --seed $(SEED)
+
+test: $(VENV)/dev-installed check  ## set up, then all checks and tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev-installed  ## format, lint, types, import contracts, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tests/generated_files.py
+
+format: $(VENV)/dev-installed  ## lay the code out
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+stubs: $(VENV)/dev-installed  ## generate protos/**/*_pb2* anew
+	PATH="$(CURDIR)/$(BIN):$$PATH" protos/generate.sh
+
+schemas: $(VENV)/dev-installed  ## write policies/schemas/*.json anew
+	$(BIN)/python -m policies.schemas policies/schemas
+
+chaos: $(VENV)/dev-installed  ## kill the demo's processes at ten random moments; the same model must come out (about an hour)
+	$(BIN)/python tests/chaos/kill_anything.py --kills 10
+
+clean:  ## remove the virtual environment and the demo
+	rm -rf $(VENV) demo-run
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo-installed: $(VENV)/bin/pip pyproject.toml constraints.txt
+	@echo "installing pinned dependencies into $(VENV) (a few minutes the first time)"
+	$(PIP_INSTALL) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev-installed: $(VENV)/demo-installed
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
