@@ -1,5 +1,6 @@
 """What the coordinator's operator decides: where it listens, where its state lies, how long things hold."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -45,16 +46,11 @@ def load_coordinator_config(path: str | Path) -> CoordinatorConfig:
             ("names",), "no name is given; write those that sites dial, such as coordinator.example.eu"
         )
     problems.raise_if_any()
-    folder = Path(path).resolve().parent
-
-    def absolute(name: str | None) -> str | None:
-        return None if name is None else str(folder / Path(name).expanduser())
-
-    home = str(folder / Path(config.home).expanduser())
+    home = document.beside(config.home)
     return replace(
         config,
         home=home,
-        ledger=absolute(config.ledger) or str(Path(home) / "ledger.sqlite"),
-        membership=absolute(config.membership),
-        languages=absolute(config.languages),
+        ledger=document.beside(config.ledger or os.path.join(home, "ledger.sqlite")),
+        membership=config.membership and document.beside(config.membership),
+        languages=config.languages and document.beside(config.languages),
     )

@@ -31,7 +31,7 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
-        return "a list"
+        return "a list" if value else "an empty list"
     if value is None:
         return "nothing"
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -69,7 +69,7 @@ def _walk(value: Any, kind: mi.Type, place: Place) -> Iterator[Problem]:
             for key in value:
                 yield from _walk(value[key], inner, (*place, key))
         case mi.VarTupleType(item_type=inner) | mi.ListType(item_type=inner):
-            if not isinstance(value, list):
+            if not isinstance(value, list) or not _long_enough(value, kind):
                 yield place, _wrong(value, kind)
                 return
             for index, item in enumerate(value):
@@ -126,12 +126,16 @@ def _fits(value: Any, kind: mi.Type) -> bool:
             return isinstance(value, int) and not isinstance(value, bool) and _in_range(value, kind)
         case mi.FloatType():
             return isinstance(value, int | float) and not isinstance(value, bool) and _in_range(value, kind)
-        case mi.StrType(min_length=least, pattern=pattern):
-            if not isinstance(value, str) or len(value) < (least or 0):
+        case mi.StrType(pattern=pattern):
+            if not isinstance(value, str) or not _long_enough(value, kind):
                 return False
             return pattern is None or re.search(pattern, value) is not None
         case _:
             raise TypeError(f"{type(kind).__name__} cannot be checked; teach policies/checking.py")
+
+
+def _long_enough(value: str | list[Any], kind: mi.StrType | mi.VarTupleType | mi.ListType) -> bool:
+    return (kind.min_length or 0) <= len(value) and (kind.max_length is None or len(value) <= kind.max_length)
 
 
 def _in_range(value: float, kind: mi.IntType | mi.FloatType) -> bool:
@@ -168,7 +172,7 @@ def _expected(kind: mi.Type) -> str:
         case mi.StructType() | mi.DictType():
             return "a mapping"
         case mi.VarTupleType() | mi.ListType():
-            return "a list"
+            return "a list" + _lengths(kind, "item")
         case mi.BoolType():
             return "true or false"
         case mi.IntType():
@@ -176,16 +180,23 @@ def _expected(kind: mi.Type) -> str:
         case mi.FloatType():
             return "a number" + _bounds(kind)
         case mi.StrType(pattern=pattern):
-            return "text" + (f" that matches {pattern}" if pattern else "")
+            return "text" + (f" that matches {pattern}" if pattern else "") + _lengths(kind, "character")
         case mi.EnumType() | mi.LiteralType():
             return "one of: " + ", ".join(str(choice) for choice in _choices(kind))
         case _:
             return "a value"
 
 
+def _lengths(kind: mi.StrType | mi.VarTupleType | mi.ListType, of: str) -> str:
+    bounds = (("at least", kind.min_length), ("at most", kind.max_length))
+    parts = [f"{word} {bound}" for word, bound in bounds if bound is not None]
+    plural = "" if parts[-1:] == ["at least 1"] else "s"
+    return f" ({' and '.join(parts)} {of}{plural})" if parts else ""
+
+
 def _bounds(kind: mi.IntType | mi.FloatType) -> str:
     parts = [
-        f"{word} {bound:g}" if abs(bound) < 1e6 else f"{word} {bound}"
+        f"{word} {bound}"
         for word, bound in (
             ("at least", kind.ge),
             ("above", kind.gt),

@@ -7,6 +7,7 @@ Every error is BadInput with one line per problem: ``file:line: key: value; rule
 """
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -49,6 +50,10 @@ class Document:
         while place and place not in self._lines:
             place = place[:-1]
         return self._lines.get(place, 1)
+
+    def beside(self, name: str) -> str:
+        """The absolute path that ``name``, written in this file, means: relative to its folder, ``~`` is home."""
+        return os.path.join(os.path.dirname(os.path.abspath(self.name)), os.path.expanduser(name))
 
     def worded(self, place: Place, sentence: str) -> str:
         """``file:line: key: sentence``."""

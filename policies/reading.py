@@ -10,6 +10,7 @@ In the file, three things are written shorter than in the Campaign:
 Paths are relative to the campaign file.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,15 @@ def load_campaign(path: str | Path, languages: Languages | None = None) -> Campa
     document = read(path)
     problems = Problems(document)
     plain = dict(document.value) if isinstance(document.value, dict) else document.value
-    folder = Path(path).parent
     directory = config = tokenizer_file = None
     if isinstance(plain, dict):
         if "model" in plain:
-            plain["model"], directory, config = _model(plain["model"], folder, problems)
+            plain["model"], directory, config = _model(plain["model"], document, problems)
         if "tokenizer" in plain:
-            plain["tokenizer"], tokenizer_file = _tokenizer(plain["tokenizer"], folder, problems)
+            plain["tokenizer"], tokenizer_file = _tokenizer(plain["tokenizer"], document, problems)
         elif directory is not None:
-            plain["tokenizer"], tokenizer_file = (
-                {},
-                _existing(directory, "tokenizer.json", ("model",), problems),
-            )
+            plain["tokenizer"] = {}
+            tokenizer_file = _existing(directory / "tokenizer.json", ("model",), problems)
         for section in sorted(PRESETS.keys() & plain.keys()):
             plain[section] = _filled_in(section, plain[section], problems)
     problems.check(plain, Campaign)
@@ -160,7 +158,7 @@ def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(
-    value: Any, folder: Path, problems: Problems
+    value: Any, document: Document, problems: Problems
 ) -> tuple[dict[str, Any], Path | None, dict[str, Any] | None]:
     """``model:`` as the Campaign spells it, the directory to upload, and the config of either."""
     plain = _one_of(value, ModelInFile, ("config", "config_file", "directory"), ("model",), problems)
@@ -168,19 +166,19 @@ def _model(
     if "config" in plain:
         return {"config": plain["config"], **seed}, None, plain["config"]
     if "config_file" in plain:
-        config = _config(folder, plain["config_file"], ("model", "config_file"), problems)
+        config = _config(Path(document.beside(plain["config_file"])), ("model", "config_file"), problems)
         return {"config": config, **seed}, None, config
     if "directory" not in plain:
         return {}, None, None
-    directory = folder / plain["directory"]
-    return seed, directory, _config(directory, "config.json", ("model", "directory"), problems)
+    directory = Path(document.beside(plain["directory"]))
+    return seed, directory, _config(directory / "config.json", ("model", "directory"), problems)
 
 
-def _tokenizer(value: Any, folder: Path, problems: Problems) -> tuple[dict[str, Any], Path | None]:
+def _tokenizer(value: Any, document: Document, problems: Problems) -> tuple[dict[str, Any], Path | None]:
     """``tokenizer:`` as the Campaign spells it, and the file to upload."""
     plain = _one_of(value, TokenizerInFile, ("train", "file"), ("tokenizer",), problems)
     if "file" in plain:
-        return {}, _existing(folder, plain["file"], ("tokenizer", "file"), problems)
+        return {}, _existing(Path(document.beside(plain["file"])), ("tokenizer", "file"), problems)
     return plain.get("train", {}), None
 
 
@@ -199,20 +197,18 @@ def _one_of(
     return plain
 
 
-def _config(folder: Path, name: str, place: Place, problems: Problems) -> dict[str, Any] | None:
-    file = _existing(folder, name, place, problems)
-    if file is None:
+def _config(file: Path, place: Place, problems: Problems) -> dict[str, Any] | None:
+    if _existing(file, place, problems) is None:
         return None
     try:
         return decode(read_bytes(file), dict[str, Any], str(file))
     except BadInput as error:
-        problems.add(place, str(error))
+        problems.add(place, f"{error}; give a Hugging Face config.json")
         return None
 
 
-def _existing(folder: Path, name: str, place: Place, problems: Problems) -> Path | None:
-    file = folder / name
-    if not file.is_file():
-        problems.add(place, f"there is no file {file}; give the path of one, relative to the campaign file")
+def _existing(file: Path, place: Place, problems: Problems) -> Path | None:
+    if not os.path.isfile(file):  # unlike Path.is_file, quiet about names that no filesystem takes
+        problems.add(place, f"there is no file {file}; paths are relative to the campaign file")
         return None
     return file

@@ -61,17 +61,19 @@ def load_site_config(path: str | Path, languages: Languages | None = None) -> Si
     document = read(path)
     config = document.convert(SiteConfig)
     problems = Problems(document)
-    folder = Path(path).resolve().parent
     known = languages or load_languages()
-    text = tuple(
-        replace(
-            text,
-            language=problems.attempt(("text", index, "language"), known.normalise, text.language)
-            or text.language,
-            path=str(folder / Path(text.path).expanduser()),
-        )
-        for index, text in enumerate(config.text)
-    )
+    licences = load_licences()
+
+    def resolved(index: int, text: Text) -> Text:
+        place = ("text", index)
+        code = problems.attempt((*place, "language"), known.normalise, text.language)
+        judge = partial(licences.judge, access=text.access)
+        verdict = problems.attempt((*place, "licence"), judge, text.licence)
+        if verdict is not None and not verdict.allowed:
+            problems.add((*place, "access"), verdict.reason)
+        return replace(text, language=code or text.language, path=document.beside(text.path))
+
+    texts = tuple(resolved(index, text) for index, text in enumerate(config.text))
     consent = config.consent
     if consent.languages is not None:
         allowed = normalise_all(consent.languages, ("consent", "languages"), problems, known)
@@ -79,13 +81,5 @@ def load_site_config(path: str | Path, languages: Languages | None = None) -> Si
     problems.attempt(("site",), site_name, config.site)
     for index, campaign in enumerate(consent.campaigns or ()):
         problems.attempt(("consent", "campaigns", index), campaign_id, campaign)
-    licences = load_licences()
-    for index, one in enumerate(text):
-        verdict = problems.attempt(
-            ("text", index, "licence"), partial(licences.judge, access=one.access), one.licence
-        )
-        if verdict is not None and not verdict.allowed:
-            problems.add(("text", index, "access"), verdict.reason)
     problems.raise_if_any()
-    home = str(folder / Path(config.home).expanduser())
-    return replace(config, home=home, text=text, consent=consent)
+    return replace(config, home=document.beside(config.home), text=texts, consent=consent)

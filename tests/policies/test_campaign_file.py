@@ -1,0 +1,215 @@
+"""A campaign file: presets, sources and languages resolved, and everything that does not fit said with its line."""
+
+from pathlib import Path
+
+import pytest
+
+from consortium.canonical import decode, encode, replace
+from consortium.errors import BadInput
+from consortium.merging.recipe import PLAIN_AVERAGE, OuterStep, Recipe
+from policies.campaign import Admission, Campaign, Gate, ModelSource, TokenizerSource
+from policies.consistency import missing_in, problems_in
+from policies.reading import (
+    PRESETS,
+    CampaignFile,
+    load_admission,
+    load_campaign,
+    load_gate,
+    load_recipe,
+    preset_names,
+)
+
+GOOD = """\
+campaign: small-1
+languages: [nob_Latn, fi]
+sites_expected: 2
+model:
+  config: {model_type: llama, vocab_size: 512, hidden_size: 64, num_attention_heads: 4, max_position_embeddings: 128}
+tokenizer:
+  train: {vocabulary_size: 512, bytes_per_language: 1000}
+seed_round:
+  steps: 10
+  optimizer: {learning_rate: 1e-3}
+rounds: 2
+train:
+  steps: 20
+  batch_sequences: 4
+  sequence_tokens: 128
+  optimizer: {learning_rate: 1e-3, warmup_steps: 5}
+merge: diloco
+"""
+MODEL = GOOD[GOOD.index("model:") : GOOD.index("tokenizer:")]
+TOKENIZER = GOOD[GOOD.index("tokenizer:") : GOOD.index("seed_round:")]
+SEED = GOOD[GOOD.index("seed_round:") : GOOD.index("rounds:")]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def loaded(*changes: tuple[str, str]) -> CampaignFile:
+    text = GOOD
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    Path("c.yaml").write_text(text, encoding="utf-8")
+    return load_campaign("c.yaml")
+
+
+def test_a_campaign_holds_no_reference_to_any_file_and_survives_the_wire() -> None:
+    read = loaded(("[nob_Latn, fi]", "[sr_Cyrl, no, fi]"))
+    assert read.campaign.languages == ("fi", "no", "sr")
+    assert read.campaign.model.config is not None
+    assert read.campaign.tokenizer == TokenizerSource(vocabulary_size=512, bytes_per_language=1000)
+    assert read.campaign.merge == Recipe(outer=OuterStep(learning_rate=0.7, momentum=0.9, nesterov=True))
+    assert (read.model_directory, read.tokenizer_file, read.notes) == (None, None, ())
+    assert missing_in(read.campaign) == ()
+    assert decode(encode(read.campaign), Campaign) == read.campaign
+
+
+def test_a_preset_may_be_changed_in_place_and_the_rest_of_it_stays() -> None:
+    campaign = loaded(
+        ("merge: diloco", "merge: {preset: diloco, outer: {momentum: 0.5}, weights: uniform}\n"
+         "gate: {preset: strict, protected: [nb]}\nadmission: {norm_max: 0.2}"),
+    ).campaign  # fmt: skip
+    assert campaign.merge == Recipe(outer=OuterStep(momentum=0.5), weights="uniform")
+    assert campaign.gate == replace(load_gate("strict"), protected=("no",))
+    assert campaign.admission == Admission(norm_max=0.2)
+
+
+def test_every_preset_loads_and_the_standard_ones_are_the_defaults() -> None:
+    loaders = {"merge": load_recipe, "gate": load_gate, "admission": load_admission}
+    for section in PRESETS:
+        assert preset_names(section)
+        assert len({encode(loaders[section](name)) for name in preset_names(section)}) == len(
+            preset_names(section)
+        )
+    assert (load_recipe("diloco"), load_recipe("average")) == (Recipe(), PLAIN_AVERAGE)
+    assert (load_gate("standard"), load_admission("standard")) == (Gate(), Admission())
+    with pytest.raises(BadInput, match="no gate preset is called 'strikt'; did you mean 'strict'"):
+        load_gate("strikt")
+
+
+def test_a_model_directory_brings_its_own_tokenizer_and_is_left_for_submit(here: Path) -> None:
+    (here / "m").mkdir()
+    (here / "m/config.json").write_text('{"model_type": "llama", "max_position_embeddings": 256}')
+    (here / "m/tokenizer.json").write_text("{}")
+    read = loaded((MODEL, "model: {directory: m}\n"), (TOKENIZER, ""))
+    assert read.model_directory == here / "m"
+    assert read.tokenizer_file == here / "m/tokenizer.json"
+    assert read.campaign.model == ModelSource()
+    assert [place for place, _ in missing_in(read.campaign)] == [("model",), ("tokenizer",)]
+    assert read.notes == ()
+    (here / "own.json").write_text("{}")
+    assert (
+        loaded(
+            (MODEL, "model: {directory: m}\n"), (TOKENIZER, "tokenizer: {file: own.json}\n")
+        ).tokenizer_file
+        == here / "own.json"
+    )
+
+
+def test_a_config_file_becomes_part_of_the_campaign(here: Path) -> None:
+    (here / "config.json").write_text('{"model_type": "llama", "vocab_size": 600}')
+    read = loaded((MODEL, "model: {config_file: config.json, seed: 7}\n"))
+    assert read.campaign.model == ModelSource(config={"model_type": "llama", "vocab_size": 600}, seed=7)
+
+
+def test_what_is_allowed_and_seldom_meant_is_noted() -> None:
+    notes = loaded((SEED, ""), ("  steps: 20", "  replay_share: 0\n  steps: 20")).notes
+    assert notes == (
+        "c.yaml:4: model: every site starts round 1 from random weights, and what they learn apart merges badly; "
+        "add seed_round, or give a trained model's directory",
+        "c.yaml:10: train.replay_share: 0 means no public text, and specialists forget all other languages; "
+        "we measured 0.5 to be good",
+    )
+
+
+REFUSED = [
+    ("languages: [nob_Latn, fi]", "languages: [nob_Latn, no, hbs, dq, ell_Latn]",
+     "c.yaml:2: languages[1]: 'no' is 'no' again, as 'nob_Latn' was; keep one\n"
+     "c.yaml:2: languages[2]: 'hbs' could be several languages; write the one it is: bs, cnr, hr, sr\n"
+     "c.yaml:2: languages[3]: 'dq' is not a language of this consortium; write one of: bg, bs, cnr, cs, da, de, el, en,"
+     " es, et, fi, fr, ga, hr, hu, is, it, ka, lt, lv, mk, mt, nl, no, pl, pt, ro, sk, sl, sq, sr, sv, tr, uk\n"
+     "c.yaml:2: languages[4]: 'ell_Latn': Greek is written in Grek; use text in that"),
+    ("languages: [nob_Latn, fi]", "languages: []",
+     "c.yaml:2: languages: an empty list does not fit; write a list (at least 1 item)"),
+    ("campaign: small-1", "campaign: Small 1",
+     "c.yaml:1: campaign: campaign name 'Small 1': use 1 to 40 of a-z, 0-9 and '-', not starting or ending with '-'"),
+    ("sites_expected: 2", "sites: [oslo]\nsites_expected: 2",
+     "c.yaml:4: sites_expected: 2 exceeds the 1 of sites; lower it, or name more sites"),
+    ("sites_expected: 2", "sites: [oslo, bergen, oslo]",
+     "c.yaml:3: sites: bergen, oslo, oslo is not sorted, or has something twice; sort it and keep one of each"),
+    ("merge: diloco", "quorum:\n  minimum: 3",
+     "c.yaml:18: quorum.minimum: 3 exceeds the 2 of sites_expected; lower it, or wait for more sites"),
+    ("merge: diloco", "merge: dilocco",
+     "c.yaml:17: merge: no merge preset is called 'dilocco'; did you mean 'diloco'?"),
+    ("merge: diloco", "merge: [diloco]",
+     "c.yaml:17: merge: a list is no preset; write one of: average, diloco"),
+    ("merge: diloco", "merge:\n  preset: 3\n  method: ties",
+     "c.yaml:18: merge.preset: 3 is no preset; write one of: average, diloco\n"
+     "c.yaml:19: merge.method: 'ties' is not one of the choices; write one of: linear"),
+    ("merge: diloco", "merge:\n  outer:\n    momentum: 1.0\n    learning_rate: 0",
+     "c.yaml:19: merge.outer.momentum: 1.0 does not fit; write a number (at least 0 and below 1)\n"
+     "c.yaml:20: merge.outer.learning_rate: 0.0 does not fit; write a number (above 0)"),
+    ("merge: diloco", "gate: {protected: [sv]}",
+     "c.yaml:17: gate.protected: 'sv' is not in languages (fi, no); add it there or drop it"),
+    ("merge: diloco", "gate:\n  confidence: 1\n  unscored: maybe",
+     "c.yaml:18: gate.confidence: 1 does not fit; write a number (at least 0.5 and below 1)\n"
+     "c.yaml:19: gate.unscored: 'maybe' is not one of the choices; write one of: allow, reject"),
+    ("warmup_steps: 5", "warmup_steps: 50, beta2: 1",
+     "c.yaml:16: train.optimizer.beta2: 1.0 does not fit; write a number (at least 0 and below 1)\n"
+     "c.yaml:16: train.optimizer.warmup_steps: 50 exceeds the 20 steps of train; lower it, or train longer"),
+    ("{learning_rate: 1e-3}", "{learning_rate: 1e-3, warmup_steps: 11}",
+     "c.yaml:10: seed_round.optimizer.warmup_steps: 11 exceeds the 10 steps of seed_round; lower it, or train longer"),
+    ("  sequence_tokens: 128", "  sequence_tokens: 256\n  replay_share: 1.5",
+     "c.yaml:16: train.replay_share: 1.5 does not fit; write a number (at least 0 and at most 1)"),
+    ("  sequence_tokens: 128", "  sequence_tokens: 256",
+     "c.yaml:15: train.sequence_tokens: 256 exceeds the model's max_position_embeddings 128; lower it, or raise that"),
+    ("num_attention_heads: 4", "num_attention_heads: 6, num_key_value_heads: 4",
+     "c.yaml:5: model.config.hidden_size: 64 is not a multiple of num_attention_heads 6; "
+     "change one of them, or add head_dim\n"
+     "c.yaml:5: model.config.num_key_value_heads: 4 does not divide num_attention_heads 6; write a divisor of 6"),
+    ("model_type: llama, ", "",
+     "c.yaml:5: model.config: 'model_type' is missing; add one that transformers knows, such as llama"),
+    ("{vocabulary_size: 512, ", "{vocabulary_size: 1024, ",
+     "c.yaml:6: tokenizer: vocabulary_size 1024 exceeds the model's vocab_size 512; lower it, or raise that"),
+    ("{vocabulary_size: 512, ", "{vocabulary_size: 256, ",
+     "c.yaml:7: tokenizer.train.vocabulary_size: 256 does not fit; write a whole number (at least 257)"),
+    (TOKENIZER, "", "c.yaml:1: 'tokenizer' is missing; add 'tokenizer:' with a mapping"),
+    (TOKENIZER, "tokenizer: {}\n", "c.yaml:6: tokenizer: none of them given; write exactly one of: train, file"),
+    (MODEL, "model: {directory: d, config: {}}\n",
+     "c.yaml:4: model: config and directory given; write exactly one of: config, config_file, directory"),
+    (MODEL, "model: {config_file: no.json}\n",
+     "c.yaml:4: model.config_file: there is no file {here}/no.json; paths are relative to the campaign file"),
+    (MODEL, "model: {config_file: c.yaml}\n",
+     "c.yaml:4: model.config_file: {here}/c.yaml: JSON is malformed: invalid character (byte 0); "
+     "give a Hugging Face config.json"),
+    (MODEL, 'model: {directory: "\\0"}\n', "c.yaml:4: model.directory: there is no file {here}/\0/config.json; "
+     "paths are relative to the campaign file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "message"), REFUSED, ids=[new[:24] for _, new, _ in REFUSED])
+def test_what_does_not_fit_is_said_in_exactly_these_words(
+    here: Path, old: str, new: str, message: str
+) -> None:
+    with pytest.raises(BadInput) as caught:
+        loaded((old, new))
+    assert str(caught.value) == message.replace("{here}", str(here))
+
+
+def test_the_coordinator_sees_the_same_problems_without_a_file() -> None:
+    campaign = loaded().campaign
+    assert problems_in(campaign) == ()
+    crooked = replace(
+        campaign, languages=("no", "fi"), sites_expected=1, quorum=replace(campaign.quorum, minimum=2)
+    )
+    assert problems_in(crooked) == (
+        (("languages",), "no, fi is not sorted, or has something twice; sort it and keep one of each"),
+        (("quorum", "minimum"), "2 exceeds the 1 of sites_expected; lower it, or wait for more sites"),
+    )
+    both = replace(campaign, model=replace(campaign.model, files={}))
+    assert missing_in(both) == ((("model",), "give either config or files, and not both"),)
