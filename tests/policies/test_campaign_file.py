@@ -29,7 +29,7 @@ tokenizer:
   train: {vocabulary_size: 512, bytes_per_language: 1000}
 seed_round:
   steps: 10
-  optimizer: {learning_rate: 1e-3}
+  optimizer: {learning_rate: 1e-3, warmup_steps: 10}
 rounds: 2
 train:
   steps: 20
@@ -71,10 +71,12 @@ def test_a_campaign_holds_no_reference_to_any_file_and_survives_the_wire() -> No
 
 def test_a_preset_may_be_changed_in_place_and_the_rest_of_it_stays() -> None:
     campaign = loaded(
-        ("merge: diloco", "merge: {preset: diloco, outer: {momentum: 0.5}, weights: uniform}\n"
+        ("merge: diloco", "merge: {preset: average, outer: {momentum: 0.5}, weights: uniform}\n"
          "gate: {preset: strict, protected: [nb]}\nadmission: {norm_max: 0.2}"),
     ).campaign  # fmt: skip
-    assert campaign.merge == Recipe(outer=OuterStep(momentum=0.5), weights="uniform")
+    assert campaign.merge == Recipe(
+        outer=OuterStep(learning_rate=1.0, momentum=0.5, nesterov=False), weights="uniform"
+    )
     assert campaign.gate == replace(load_gate("strict"), protected=("no",))
     assert campaign.admission == Admission(norm_max=0.2)
 
@@ -162,7 +164,7 @@ REFUSED = [
     ("warmup_steps: 5", "warmup_steps: 50, beta2: 1",
      "c.yaml:16: train.optimizer.beta2: 1.0 does not fit; write a number (at least 0 and below 1)\n"
      "c.yaml:16: train.optimizer.warmup_steps: 50 exceeds the 20 steps of train; lower it, or train longer"),
-    ("{learning_rate: 1e-3}", "{learning_rate: 1e-3, warmup_steps: 11}",
+    ("warmup_steps: 10", "warmup_steps: 11",
      "c.yaml:10: seed_round.optimizer.warmup_steps: 11 exceeds the 10 steps of seed_round; lower it, or train longer"),
     ("  sequence_tokens: 128", "  sequence_tokens: 256\n  replay_share: 1.5",
      "c.yaml:16: train.replay_share: 1.5 does not fit; write a number (at least 0 and at most 1)"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from consortium.errors import BadInput
+from consortium.ids import Language
 from consortium.jobs import Purpose
 from coordinator.config import load_coordinator_config
 from policies.reading import load_campaign
@@ -46,11 +47,17 @@ def test_a_site_with_norwegian_text(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     assert site.home == str(tmp_path / "state")
     assert site.text == (
-        Text(language="no", path=str(tmp_path / "no"), access="private", licence="CC-BY-NC-4.0"),
-        Text(language="no", path="/home/ola/nn.jsonl", access="public", licence="CC0-1.0", id_field="id"),
+        Text(language=Language("no"), path=str(tmp_path / "no"), access="private", licence="CC-BY-NC-4.0"),
+        Text(
+            language=Language("no"),
+            path="/home/ola/nn.jsonl",
+            access="public",
+            licence="CC0-1.0",
+            id_field="id",
+        ),
     )
     assert site.consent == Consent(
-        campaigns=(), languages=("is", "no"), purposes=(Purpose.ROUND, Purpose.GATE)
+        campaigns=(), languages=(Language("is"), Language("no")), purposes=(Purpose.ROUND, Purpose.GATE)
     )
 
 
