@@ -77,7 +77,7 @@ class Driver:
             self.state = replay(self._ledger)  # what could not be written down has not happened
             raise
         for entry in recorded:
-            _log.info("%s", entry.event["type"], extra={"event": entry.event, "sequence": entry.seq})
+            _log.info("%s", entry.event["kind"], extra={"event": entry.event, "sequence": entry.seq})
         if any(isinstance(event, _MILESTONES) for event in decision.events):
             self._ledger.save_snapshot(self.state.snapshot(), self._ledger.head)
             self._ledger.save_checkpoint(self.checkpoint())

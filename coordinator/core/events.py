@@ -14,8 +14,8 @@ from coordinator.core.gate import GateVerdict
 from policies.campaign import Campaign
 
 
-class Event(Fact, tag=True):
-    """Base of all; the tag is the class's name."""
+class Event(Fact, tag=True, tag_field="kind"):
+    """Base of all; its ``kind`` is the class's name."""
 
 
 class ConsortiumFounded(Event):
