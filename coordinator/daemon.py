@@ -34,7 +34,7 @@ from coordinator.core.access import may_read, may_write
 from coordinator.core.commands import Tick
 from coordinator.driver import Driver
 from coordinator.errors_on_wire import ErrorsOnWire
-from coordinator.founding import Keys
+from coordinator.founding import PORTS_FILE, Keys, tell_people
 from coordinator.guard import Guard, caller
 from coordinator.ledger import Ledger
 from coordinator.services import AdminService, AuditService, EnrolmentService, SiteService
@@ -84,7 +84,8 @@ async def serve(config: CoordinatorConfig) -> None:
         scheduler.start()
         driver.execute(Tick())
         worker = asyncio.create_task(Worker(driver, workshop).run())
-        write_bytes_atomically(home / "ports.json", json.dumps(ports, sort_keys=True).encode())
+        write_bytes_atomically(home / PORTS_FILE, json.dumps(ports, sort_keys=True).encode())
+        tell_people(config)
         _log.info("coordinator of %s is ready", driver.state.consortium, extra={"ports": ports})
         try:
             await stop.wait()

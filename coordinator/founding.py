@@ -5,6 +5,7 @@ home/
   server.pem server.key         the coordinator's own certificate
   ledger.key                    signs assignments and checkpoints
   admin/admin.pem admin.key     the first admin's certificate
+        ca.pem connection.json  whom an admin trusts, and where the coordinator answers
   ledger.sqlite  store/  work/
 """
 
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from consortium.canonical import decode
+from consortium.connection import Connection, write_connection
 from consortium.errors import Refused, Unavailable
 from consortium.files import make_folder, write_bytes_atomically
 from consortium.identity import Authority, Credentials
@@ -23,6 +26,8 @@ from consortium.signing import load_ledger_key, new_ledger_key, save_key
 from coordinator.config import CoordinatorConfig
 from coordinator.core.events import ConsortiumFounded
 from coordinator.ledger import Ledger
+
+PORTS_FILE = "ports.json"  #: below home; the ports that the running, or last, coordinator got
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ def found(config: CoordinatorConfig, now: float) -> Keys:
     key = new_ledger_key()
     save_key(home / "ledger.key", key)
     issue_person(home, authority, Role.ADMIN, "admin", now)
+    tell_people(config)
     with Ledger(ledger_path) as ledger:
         ledger.append(
             [
@@ -90,6 +96,27 @@ def issue_person(home: Path, authority: Authority, role: Role, name: str, now: f
     _save_credentials(place, authority.person(role, name, now))
     write_bytes_atomically(place.parent / "ca.pem", authority.pem)
     return place
+
+
+def tell_people(config: CoordinatorConfig) -> None:
+    """Write beside every person's certificate where the coordinator answers.
+
+    A port that the config leaves open is the one that the coordinator last got.
+    """
+    home = Path(config.home)
+    ports = {"port": config.port, "enrolment_port": config.enrolment_port}
+    last = home / PORTS_FILE
+    if 0 in ports.values() and last.is_file():
+        ports = decode(last.read_bytes(), dict[str, int], str(last))
+    host = f"[{config.names[0]}]" if ":" in config.names[0] else config.names[0]
+    connection = Connection(
+        consortium=config.consortium,
+        coordinator=f"{host}:{ports['port']}",
+        enrolment=f"{host}:{ports['enrolment_port']}",
+    )
+    for role in (Role.ADMIN, Role.AUDITOR):
+        if (home / role.value).is_dir():
+            write_connection(connection, home / role.value)
 
 
 def _save_credentials(stem: Path, credentials: Credentials) -> None:

@@ -1,0 +1,33 @@
+"""How a program's log reads: one JSON object a line, for people with ``jq`` and for log collectors."""
+
+import json
+import logging
+import time
+from typing import TextIO
+
+_ALWAYS_THERE = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "from": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {key: value for key, value in record.__dict__.items() if key not in _ALWAYS_THERE}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def log_json(target: TextIO, level: int | str = logging.INFO) -> None:
+    """Send the log of this process to a stream; what callers pass as ``extra`` becomes fields of the line."""
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(_JsonLines())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level)
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)  # else a line at every tick
