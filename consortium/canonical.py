@@ -46,7 +46,7 @@ def replace(fact: T, **changes: Any) -> T:
 
 def encode(fact: Any) -> bytes:
     """Canonical bytes of a fact. NaN and Infinity are refused, because JSON has no word for them."""
-    plain = msgspec.to_builtins(fact, order="sorted")
+    plain = msgspec.to_builtins(fact, order="sorted", str_keys=True)  # JSON knows no other keys
     _refuse_non_finite(plain, "$")
     return msgspec.json.encode(plain, order="sorted")
 
