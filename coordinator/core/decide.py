@@ -14,6 +14,7 @@ from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.state import CampaignState, Job, RoundState, Site, State, Version
 from coordinator.core.transitions import JobState
+from policies.consistency import missing_in, problems_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +173,11 @@ def _(command: cm.SubmitCampaign, state: State, moment: Moment) -> list[ev.AnyEv
             return []  # the same order, sent twice
         raise Refused(
             f"a campaign {name!r} exists already; choose another name (the ledger keeps the old one)"
+        )
+    # The file was checked where it was written; what comes over the wire is checked here.
+    if wrong := (*missing_in(command.campaign), *problems_in(command.campaign)):
+        raise BadInput(
+            "; ".join(f"campaign {name}, {'.'.join(map(str, place))}: {what}" for place, what in wrong)
         )
     return [ev.CampaignOpened(campaign=command.campaign)]
 
