@@ -12,6 +12,7 @@ from consortium.errors import Refused
 from consortium.identity import Credentials, Identity, identity_of
 
 CHUNK_BYTES = 1 << 20  # equal to 3 MiB in CPU at half the memory; 64 KiB costs 2.2 times the CPU
+UPLOAD_ACCEPTED = "sprachbund-upload-accepted"  #: in initial metadata: the header is fine, send the data
 _MESSAGE_BYTES_MAX = 16 << 20  # a large campaign's view; chunks stay far below
 
 _KEEPALIVE_SECONDS = 30  # a NAT on the way forgets an idle connection after minutes

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from consortium import ids
-from consortium.errors import BadInput, Corrupt, Unavailable
+from consortium.errors import BadInput, Corrupt, DiskFull, Unavailable
 from consortium.files import (
     disk_errors,
     make_folder,
@@ -153,7 +153,7 @@ class BlobStore:
 
     def delivered(self, digest: Digest, owner: str) -> bool:
         """Whether the blob is whole here and this owner sent every byte of it."""
-        return self.has(digest) and self._own(self._deliveries, digest, owner).is_file()
+        return self._own(self._deliveries, digest, owner).is_file() and self.has(digest)
 
     def append(self, digest: Digest, owner: str, offset: int, data: bytes) -> int:
         """Add ``data`` at ``offset``, which must be where the partial ends; returns where it ends now.
@@ -214,6 +214,14 @@ class BlobStore:
         """Delete this owner's partial, if there is one."""
         with self._partial(digest, owner).lock:
             self._forget(digest, owner)
+
+    def require_room(self, size: int) -> None:
+        """Raise DiskFull at once if ``size`` more bytes cannot fit, rather than after most of them came."""
+        free = shutil.disk_usage(self._blobs).free
+        if free < size:
+            raise DiskFull(
+                f"{self._blobs}: {free} bytes are free, {size} are needed; free some space, try again"
+            )
 
     def make_room(self, owner: str, keep: int) -> None:
         """Discard all but the ``keep`` youngest partials of this owner."""

@@ -1,7 +1,8 @@
 """How a blob travels between a site and the coordinator, over connections that break.
 
 The receiver's partial is the only memory of a transfer: after a break the sender asks how much arrived and
-goes on from there, so at most the chunk that was under way is sent again. The digest verifies the whole.
+goes on from there. What is stored is never sent again; what was under way is (gRPC's window, a few chunks at
+most). The digest verifies the whole.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import grpc
 from sprachbund.v1 import artifact_pb2
 
 from consortium.canonical import Fact
-from consortium.channels import CHUNK_BYTES
+from consortium.channels import CHUNK_BYTES, UPLOAD_ACCEPTED
 from consortium.errors import Corrupt, DiskFull, SprachbundError, Unavailable
 from consortium.files import disk_errors
 from consortium.ids import short
@@ -41,8 +42,16 @@ class Retries(Fact):
 
 PATIENT = Retries()
 
+Moved = Callable[[int], None]  #: is told how many bytes of the blob have been moved so far
 
-async def upload(stub: Any, path: Path, ref: FileRef, retries: Retries = PATIENT) -> None:
+
+def _untold(moved: int) -> None:
+    pass
+
+
+async def upload(
+    stub: Any, path: Path, ref: FileRef, retries: Retries = PATIENT, moved: Moved = _untold
+) -> None:
     """Bring the file at ``path``, whose true name is ``ref``, to the coordinator, until it is whole there.
 
     stub     an ``ArtifactServiceStub`` on an aio channel
@@ -58,7 +67,7 @@ async def upload(stub: Any, path: Path, ref: FileRef, retries: Retries = PATIENT
         return None if stat.complete else int(stat.received)
 
     async def send(offset: int) -> None:
-        await _send(stub, path, ref, offset)
+        await _send(stub, path, ref, offset, moved)
 
     async def damaged_on_the_way() -> bool:
         return await asyncio.to_thread(ref_of, path) == ref
@@ -66,7 +75,9 @@ async def upload(stub: Any, path: Path, ref: FileRef, retries: Retries = PATIENT
     await _until_whole(received, send, damaged_on_the_way, f"upload of {short(ref.digest)}", retries)
 
 
-async def download(stub: Any, ref: FileRef, store: BlobStore, retries: Retries = PATIENT) -> None:
+async def download(
+    stub: Any, ref: FileRef, store: BlobStore, retries: Retries = PATIENT, moved: Moved = _untold
+) -> None:
     """Bring blob ``ref`` from the coordinator into ``store``; returns when it is whole and verified there.
 
     Raises what the coordinator says (Refused, BadInput, Corrupt), DiskFull, Unavailable when patience ends.
@@ -85,6 +96,7 @@ async def download(stub: Any, ref: FileRef, store: BlobStore, retries: Retries =
             if offset + len(message.data) > ref.size:
                 raise Corrupt(f"blob {ref.digest}: the coordinator sends more than its {ref.size} bytes")
             offset = await asyncio.to_thread(store.append, ref.digest, _OWNER, offset, message.data)
+            moved(offset)
         await asyncio.to_thread(store.finish, ref.digest, _OWNER, ref.size)
 
     async def damaged_on_the_way() -> bool:
@@ -134,11 +146,15 @@ async def _until_whole(
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))
 
 
-async def _send(stub: Any, path: Path, ref: FileRef, offset: int) -> None:
+async def _send(stub: Any, path: Path, ref: FileRef, offset: int, moved: Moved) -> None:
     call = stub.Upload()
     try:
         header = artifact_pb2.UploadHeader(digest=ref.digest, size=ref.size, offset=offset)
         await call.write(artifact_pb2.UploadRequest(header=header))
+        # Data written into a call that the other side has already ended may hide its reason behind an INTERNAL
+        # of our own (grpc/grpc issue 36066): so wait for the coordinator to accept the header
+        if UPLOAD_ACCEPTED not in await call.initial_metadata():
+            offset = ref.size
         with disk_errors(path), open(path, "rb") as file:
             while offset < ref.size:
                 length = min(CHUNK_BYTES, ref.size - offset)
@@ -149,8 +165,9 @@ async def _send(stub: Any, path: Path, ref: FileRef, offset: int) -> None:
                     )
                 await call.write(artifact_pb2.UploadRequest(data=data))
                 offset += len(data)
+                moved(offset)
         await call.done_writing()
-    except asyncio.InvalidStateError:
+    except (asyncio.InvalidStateError, grpc.aio.InternalError):
         pass  # the coordinator has answered before the end; the reason comes with the answer
     except BaseException:
         call.cancel()

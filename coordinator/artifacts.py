@@ -13,7 +13,7 @@ import grpc
 from sprachbund.v1 import artifact_pb2, artifact_pb2_grpc
 
 from consortium import ids
-from consortium.channels import CHUNK_BYTES
+from consortium.channels import CHUNK_BYTES, UPLOAD_ACCEPTED
 from consortium.errors import BadInput, Refused, Unavailable
 from consortium.files import disk_errors
 from consortium.identity import Identity
@@ -54,8 +54,10 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         allowed, reason = self._may_write(caller, digest, size)
         if not allowed:
             raise Refused(f"upload of {digest}, {size} bytes: {reason}")
+        await asyncio.to_thread(self._store.require_room, size - offset)
         if offset == 0:
             await asyncio.to_thread(self._store.make_room, owner_of(caller), PARTIALS_PER_OWNER - 1)
+        await context.send_initial_metadata(((UPLOAD_ACCEPTED, "yes"),))
         async for message in request_iterator:
             data = message.data
             if message.WhichOneof("part") != "data" or len(data) > CHUNK_BYTES:
