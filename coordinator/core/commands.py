@@ -86,7 +86,8 @@ class ReportInspection(Fact):
 
 class ReportBase(Fact):
     campaign: CampaignId
-    manifest: VersionManifest
+    manifest: VersionManifest | None  #: None: no base can be made, and ``reason`` says why
+    reason: str = ""
 
 
 class ReportMerge(Fact):

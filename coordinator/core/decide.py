@@ -120,7 +120,8 @@ def _(command: cm.SyncSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
                 holdings=command.holdings,
             )
         )
-    for report in sorted(command.reports, key=lambda r: r.attempt):
+    reports = {report.attempt: report for report in command.reports}  # of two on one attempt the last counts
+    for _, report in sorted(reports.items()):
         events += _report(state, site, report)
     return events
 
@@ -155,10 +156,10 @@ def _report(state: State, site: Site, report: cm.Report) -> list[ev.AnyEvent]:
             ev.AttemptEnded(job=job.id, attempt=report.attempt, outcome=Outcome.CORRUPT, reason=reason)
         )
     else:
+        # Only the coordinator says "expired": such an attempt could come back for ever.
+        outcome = Outcome.PREEMPTED if report.outcome is Outcome.EXPIRED else report.outcome
         reason = report.reason or f"{site.name} gave no reason"
-        events.append(
-            ev.AttemptEnded(job=job.id, attempt=report.attempt, outcome=report.outcome, reason=reason)
-        )
+        events.append(ev.AttemptEnded(job=job.id, attempt=report.attempt, outcome=outcome, reason=reason))
     return events
 
 
@@ -217,6 +218,8 @@ def _(command: cm.MoveHead, state: State, moment: Moment) -> list[ev.AnyEvent]:
         ]
     if version.status != "promoted":
         raise Refused(f"{version.name} was never promoted ({version.status}); promote it by hand instead")
+    if version.digest == campaign.head:
+        return []
     return [ev.RolledBack(campaign=command.campaign, version=version.digest, reason=command.reason)]
 
 
@@ -228,6 +231,8 @@ def _(command: cm.ReportBase, state: State, moment: Moment) -> list[ev.AnyEvent]
     campaign = _open_campaign(state, command.campaign)
     if campaign.head is not None:
         return []  # a second worker was slower
+    if command.manifest is None:
+        return [ev.CampaignEnded(campaign=command.campaign, status="failed", reason=command.reason)]
     return [
         ev.VersionMade(
             campaign=command.campaign,
@@ -274,6 +279,9 @@ def _(command: cm.ReportMerge, state: State, moment: Moment) -> list[ev.AnyEvent
         return []
     if command.manifest is None:
         return [ev.RoundFailed(campaign=command.campaign, round=command.round, reason=command.reason)]
+    if known := campaign.versions.get(command.manifest.digest):
+        reason = f"the merge gave {known.name} again, bit for bit: nothing new was learnt"
+        return [ev.RoundFailed(campaign=command.campaign, round=command.round, reason=reason)]
     return [
         ev.VersionMade(
             campaign=command.campaign,
@@ -293,17 +301,23 @@ def _(command: cm.ReportVerdict, state: State, moment: Moment) -> list[ev.AnyEve
     round_ = campaign.rounds[command.round]
     if round_.state is not RoundState.EVALUATING or round_.candidate is None:
         return []
-    verdict = command.verdict
-    candidate = round_.candidate
-    ending: ev.AnyEvent = (
-        ev.VersionPromoted(campaign=command.campaign, version=candidate, reason=verdict.reason)
-        if verdict.promote
-        else ev.VersionRejected(campaign=command.campaign, version=candidate, reason=verdict.reason)
-    )
-    return [
-        ev.GateJudged(campaign=command.campaign, round=command.round, version=candidate, verdict=verdict),
-        ending,
-    ]
+    if any(not state.jobs[job].is_final for job in round_.gate_jobs):
+        return []  # a judge came while the worker judged without any; it will be asked again
+    verdict, version = command.verdict, round_.candidate
+    judged = ev.GateJudged(campaign=command.campaign, round=command.round, version=version, verdict=verdict)
+    if campaign.versions[version].status != "candidate":
+        return [judged]  # an admin was faster than the gate
+    if verdict.promote and campaign.head == round_.base:
+        return [
+            judged,
+            ev.VersionPromoted(campaign=command.campaign, version=version, reason=verdict.reason),
+        ]
+    reason = verdict.reason
+    if verdict.promote and campaign.head is not None:
+        base, head = campaign.versions[round_.base].name, campaign.versions[campaign.head].name
+        reason = f"passed the gate against {base}, but the head was moved to {head} meanwhile; "
+        reason += "promote it by hand if it is the better one"
+    return [judged, ev.VersionRejected(campaign=command.campaign, version=version, reason=reason)]
 
 
 # --- looking things up -----------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from consortium.canonical import digest_of_fact
 from consortium.ids import SiteName, attempt_of
 from consortium.jobs import Purpose
 from coordinator.core import events as ev
-from coordinator.core.plan import next_round
+from coordinator.core.plan import has_rounds_ahead
 from coordinator.core.state import Job, Site, State
 from coordinator.core.transitions import JobState
 
@@ -47,7 +47,7 @@ def unable(state: State, site: Site, job: Job, free: int) -> str | None:
     if free < 1:
         return f"{site.name} has no free slot"
     campaign = state.campaigns[job.campaign]
-    if job.purpose is Purpose.RIVAL and free < 2 and site.slots > 1 and next_round(campaign) is not None:
+    if job.purpose is Purpose.RIVAL and free < 2 and site.slots > 1 and has_rounds_ahead(campaign):
         return f"{site.name}'s last free slot is kept for the rounds"
     return None
 

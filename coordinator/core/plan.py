@@ -56,7 +56,8 @@ def _hopeless_jobs(state: State, moment: Moment) -> Iterator[ev.AnyEvent]:
         if job.failures >= limit:
             yield ev.JobFailed(job=job.id, reason=f"{job.failures} attempts failed, the last: {job.reason}")
         elif set(job.sites) <= set(job.refused_by):
-            yield ev.JobFailed(job=job.id, reason=f"every able site refused, the last: {job.reason}")
+            why = f"every able site refused, the last: {job.reason}" if job.sites else "no site is able"
+            yield ev.JobFailed(job=job.id, reason=why)
 
 
 # --- a campaign, phase by phase --------------------------------------------------------------------
@@ -85,6 +86,10 @@ def _campaign(state: State, campaign: CampaignState, moment: Moment) -> Iterator
             if last.number >= 1:
                 yield from _rivals(state, campaign)
             return
+        if last.number == 0 and last.candidate is None:
+            reason = f"no model to branch from: {last.reason}"
+            yield ev.CampaignEnded(campaign=spec.campaign, status="failed", reason=reason)
+            return
     following = next_round(campaign)
     if following is not None:
         yield from _open_round(state, campaign, following)
@@ -100,6 +105,12 @@ def next_round(campaign: CampaignState) -> int | None:
     first = 0 if campaign.spec.seed_round is not None else 1
     number = max(campaign.rounds) + 1 if campaign.rounds else first
     return number if number <= campaign.spec.rounds else None
+
+
+def has_rounds_ahead(campaign: CampaignState) -> bool:
+    """Whether a round is open or still to be opened."""
+    open_rounds = [r for r in campaign.rounds.values() if r.state is not RoundState.CLOSED]
+    return bool(open_rounds) or next_round(campaign) is not None
 
 
 def _ending(campaign: CampaignState) -> str:
@@ -302,7 +313,7 @@ def _collect(state: State, campaign: CampaignState, round_: Round, moment: Momen
     done = tuple(sorted(j.id for j in jobs if j.state is JobState.DONE))
     mergeable = tuple(j for j in done if _enough(state.jobs[j], campaign))
     if len(mergeable) < min(campaign.spec.quorum.minimum, len(jobs)) or not mergeable:
-        why = "; ".join(f"{j.id}: {j.reason}" for j in jobs if j.state is not JobState.DONE)
+        why = "; ".join(f"{j.id}: {_lack(j)}" for j in jobs if j.id not in mergeable)
         yield ev.RoundFailed(
             campaign=campaign.spec.campaign,
             round=round_.number,
@@ -320,14 +331,22 @@ def _enough(job: Job, campaign: CampaignState) -> bool:
     return done is not None and done.steps >= campaign.spec.admission.tokens_share_min * done.planned_steps
 
 
+def _lack(job: Job) -> str:
+    """Why a job of a closing round has nothing to merge."""
+    if job.contribution is None:
+        return job.reason
+    return f"only {job.contribution.steps} of {job.contribution.planned_steps} steps"
+
+
 def is_complete(campaign: CampaignState, round_: Round, jobs: list[Job], now: float) -> str | None:
     """Why the round may close now, or None while it may not: by quorum, by nobody left, or by deadline."""
     quorum = campaign.spec.quorum
-    done = sum(j.state is JobState.DONE for j in jobs)
+    done = sum(_enough(j, campaign) for j in jobs)
     pending = sum(not j.is_final for j in jobs)
     if pending == 0:
         return f"{done} of {len(jobs)} contributions are in and no other can come"
-    if quorum.share < 1.0 and done >= max(quorum.minimum, math.ceil(quorum.share * len(jobs))):
+    wanted = math.ceil(quorum.share * len(jobs) - 1e-9)  # 0.55 of 20 is 11, not 11.000000000000002
+    if quorum.share < 1.0 and done >= max(quorum.minimum, wanted):
         return f"quorum: {done} of {len(jobs)} contributions are in"
     if now > round_.opened_at + quorum.deadline_hours * HOUR:
         return f"deadline of {quorum.deadline_hours:g} h passed with {done} of {len(jobs)} contributions"
@@ -436,21 +455,22 @@ def _rivals(state: State, campaign: CampaignState) -> Iterator[ev.AnyEvent]:
 def _compare(state: State, campaign: CampaignState, moment: Moment) -> Iterator[ev.AnyEvent]:
     """Once every rival is trained, every site scores them all in one job; nobody waits for ever."""
     rivals = [state.jobs[j] for j in campaign.rivals]
-    trained = [j for j in rivals if j.state is JobState.DONE and j.contribution is not None]
-    if campaign.compare_jobs or not trained or any(not j.is_final for j in rivals):
-        late = moment.now > _last_word(campaign) + campaign.spec.quorum.deadline_hours * HOUR
-        for name in (*campaign.rivals, *campaign.compare_jobs) if late else ():
-            if not state.jobs[name].is_final:
-                yield ev.JobCancelled(
-                    job=name, reason="comparison deadline passed; the campaign ends without it"
-                )
+    comparisons = [state.jobs[j] for j in campaign.compare_jobs]
+    since = max((j.planned_at for j in comparisons), default=_last_word(campaign))
+    waiting = [j for j in (*rivals, *comparisons) if not j.is_final]
+    if waiting and moment.now > since + campaign.spec.quorum.deadline_hours * HOUR:
+        for late in waiting:
+            yield ev.JobCancelled(
+                job=late.id, reason="comparison deadline passed; the campaign ends without it"
+            )
+    if waiting or comparisons:
         return
     subjects = tuple(
         Subject(name=j.id, version=j.work.base, delta=j.contribution.artifacts["delta"].digest)
-        for j in trained
+        for j in rivals
         if isinstance(j.work, Train) and j.contribution is not None
     )
-    for site, languages in judges(state, campaign):
+    for site, languages in judges(state, campaign) if subjects else ():
         job = job_named(campaign.spec.campaign, f"compare-{site.name}")
         yield _evaluation(campaign, job, campaign.spec.rounds, Purpose.COMPARE, site, subjects, languages)
 
@@ -505,6 +525,8 @@ def _waits_for(state: State, campaign: CampaignState) -> str:
         return "the tokenizer is being trained"
     if campaign.head is None:
         return "the base is being made"
+    if next_round(campaign) == 0 and not holders_of_public_text(state, campaign):
+        return f"no site holds public text in all of {', '.join(campaign.spec.languages)}"
     open_jobs = [
         j.id for _, j in sorted(state.jobs.items()) if j.campaign == campaign.spec.campaign and not j.is_final
     ]

@@ -75,6 +75,7 @@ class Job(msgspec.Struct):
     delivered_at: float = 0.0
     contribution: Contribution | None = None
     refused_by: tuple[SiteName, ...] = ()
+    planned_at: float = 0.0
 
     @property
     def is_final(self) -> bool:
@@ -104,6 +105,11 @@ class Version(msgspec.Struct):
     manifest: VersionManifest
     status: str = "candidate"  #: candidate, promoted, rejected
     reason: str = ""
+
+    @property
+    def number(self) -> int:
+        """In the order in which the campaign made them: 3 of ``demo/v3``."""
+        return int(self.name.rpartition("/v")[2])
 
 
 class RoundState(enum.StrEnum):
@@ -138,7 +144,7 @@ class CampaignState(msgspec.Struct):
     rounds: dict[int, Round] = {}
     rivals: tuple[JobId, ...] = ()
     compare_jobs: tuple[JobId, ...] = ()
-    versions: dict[Digest, Version] = {}  #: in the order they were made
+    versions: dict[Digest, Version] = {}
     #: subject name -> language -> site -> score
     scores: dict[str, dict[Language, dict[SiteName, ev.ScoreSummary]]] = {}
 
@@ -276,7 +282,7 @@ def _(event: ev.RoundOpened, state: State, at: float) -> None:
 def _(event: ev.JobPlanned, state: State, at: float) -> None:
     state.jobs[event.job] = Job(
         event.job, event.campaign, event.round, event.purpose, event.sites, event.work, event.inputs,
-        event.tokenizer, reason=event.reason,
+        event.tokenizer, reason=event.reason, planned_at=at,
     )  # fmt: skip
     campaign = state.campaigns[event.campaign]
     match event.purpose:

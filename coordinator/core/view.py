@@ -9,7 +9,7 @@ from consortium.jobs import Train
 from consortium.metrics import bits_per_byte
 from coordinator.core.place import waiting
 from coordinator.core.plan import Waiting, waits
-from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State
+from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State, Version
 from coordinator.core.transitions import JobState
 
 
@@ -118,10 +118,15 @@ def _campaign(state: State, campaign: CampaignState, reasons: tuple[Waiting, ...
                 contributions=len(v.manifest.ingredients),
                 reason=v.reason,
             )
-            for v in campaign.versions.values()
+            for v in _in_order(campaign)
         ),
         models=_models(state, campaign),
     )
+
+
+def _in_order(campaign: CampaignState) -> list[Version]:
+    """Versions as they were made; a state that was read from a snapshot has them by digest."""
+    return sorted(campaign.versions.values(), key=lambda version: version.number)
 
 
 def _round(state: State, round_: Round) -> vw.RoundView:
@@ -140,9 +145,9 @@ def _round(state: State, round_: Round) -> vw.RoundView:
 def _models(state: State, campaign: CampaignState) -> tuple[vw.ModelView, ...]:
     """Every scored model: versions in the order they were made, then rivals by name."""
     found = []
-    for digest, version in campaign.versions.items():
-        if digest in campaign.scores:
-            found.append(_model(campaign, digest, version.name, "version", digest, None))
+    for version in _in_order(campaign):
+        if version.digest in campaign.scores:
+            found.append(_model(campaign, version.digest, version.name, "version", version.digest, None))
     for name in campaign.rivals:
         job = state.jobs[name]
         if name in campaign.scores and job.contribution is not None and isinstance(job.work, Train):
