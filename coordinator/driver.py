@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from consortium.errors import Refused
+from consortium.errors import BadInput, Refused, Unavailable
 from consortium.ids import AttemptId, SiteName
 from consortium.signing import Checkpoint, sign_checkpoint
 from consortium.views import ConsortiumView
@@ -39,9 +39,11 @@ def decode_event(recorded: Recorded) -> ev.AnyEvent:
 
 def replay(ledger: Ledger, *, from_snapshot: bool = True) -> State:
     """The state that the ledger tells: its snapshot, if there is a whole one, and everything since."""
-    snapshot = ledger.snapshot() if from_snapshot else None
-    state = restore(snapshot.state) if snapshot else State()
-    for recorded in ledger.read(snapshot.seq + 1 if snapshot else 1):
+    state, seq = State(), 0
+    if from_snapshot and (snapshot := ledger.snapshot()):
+        with contextlib.suppress(msgspec.ValidationError):  # another release wrote it; the events say it all
+            state, seq = restore(snapshot.state), snapshot.seq
+    for recorded in ledger.read(seq + 1):
         apply(decode_event(recorded), state, recorded.at)
     return state
 
@@ -55,7 +57,7 @@ class Driver:
         self._ledger = ledger
         self._key = key
         self.clock = clock
-        self.state = replay(ledger)
+        self._state: State | None = replay(ledger)
         self.started_at = clock()
         self.renewed: dict[AttemptId, float] = {}
         self.seen: dict[SiteName, float] = {}
@@ -64,25 +66,41 @@ class Driver:
         self._changed = asyncio.Event()
         self._checkpoint: Checkpoint | None = None
 
+    @property
+    def state(self) -> State:
+        """What the ledger tells; read from it anew after a failure. Nobody sees what is not written down."""
+        if self._state is None:
+            self._state = replay(self._ledger)
+        return self._state
+
     def execute(self, command: cm.Command) -> Decision:
         """Decide ``command`` and everything that follows, durably. Raises what the core or the disk refuses."""
         now = self.clock()
         moment = Moment(now=now, started_at=self.started_at, renewed=self.renewed)
-        decision = handle(self.state, command, moment)
-        if not decision.events:
-            return decision
+        state, decision = self.state, None
         try:
-            recorded = self._ledger.append(decision.events, now)
-        except BaseException:
-            self.state = replay(self._ledger)  # what could not be written down has not happened
+            decision = handle(state, command, moment)
+            recorded = self._ledger.append(decision.events, now) if decision.events else []
+        except BaseException as error:
+            if decision is not None or not isinstance(error, Refused | BadInput):
+                self._state = None  # what could not be written down has not happened
             raise
+        if not recorded:
+            return decision
         for entry in recorded:
             _log.info("%s", entry.event["kind"], extra={"event": entry.event, "sequence": entry.seq})
+        self.announce()
         if any(isinstance(event, _MILESTONES) for event in decision.events):
+            self._keep()
+        return decision
+
+    def _keep(self) -> None:
+        """A snapshot and a signed checkpoint. What has happened stands without them, too."""
+        try:
             self._ledger.save_snapshot(self.state.snapshot(), self._ledger.head)
             self._ledger.save_checkpoint(self.checkpoint())
-        self.announce()
-        return decision
+        except Unavailable as error:
+            _log.warning("no snapshot and no checkpoint at %d: %s", self.sequence, error)
 
     def announce(self) -> None:
         """Wake everybody who waits for news."""

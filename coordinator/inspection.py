@@ -12,7 +12,7 @@ from pathlib import Path
 
 from consortium.admission import inspect
 from consortium.canonical import decode, digest_of_fact
-from consortium.errors import BadInput, Corrupt
+from consortium.errors import BadInput, Corrupt, Unavailable
 from consortium.identity import identity_of
 from consortium.ids import Language
 from consortium.jobs import Evaluate, Tokenizer, Train
@@ -22,12 +22,14 @@ from consortium.store import BlobStore
 from consortium.tensors import Checkpoint
 from coordinator.core.commands import ReportInspection
 from coordinator.core.events import ScoreSummary
+from coordinator.core.gate import NATS_MAX
 from coordinator.core.state import Job, Site
 from policies.campaign import Admission
 
 _ENVELOPE_BYTES_MAX = 1 << 20
 _SCORES_BYTES_MAX = 1 << 30
 _TOKENIZER_BYTES_MAX = 256 << 20
+_COUNT_MAX = 1 << 53  #: larger numbers of tokens or bytes are a stranger's joke, and no float holds them
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ def inspect_delivery(delivery: Delivery, store: BlobStore) -> ReportInspection:
     measures: dict[str, float] = {}
     scores: dict[str, dict[Language, ScoreSummary]] = {}
     try:
+        if not store.has(job.envelope):
+            raise BadInput(f"envelope {job.envelope} was never uploaded; upload it before reporting")
         contribution = _signed_manifest(delivery, store.read_bytes(job.envelope, _ENVELOPE_BYTES_MAX))
         _answers(contribution, job)
         _bytes_are_there(contribution, store)
@@ -76,7 +80,7 @@ def inspect_delivery(delivery: Delivery, store: BlobStore) -> ReportInspection:
 def _signed_manifest(delivery: Delivery, envelope: bytes) -> Contribution:
     """The payload, if a certificate of this very site signed it and had not expired when it was delivered."""
     site, job = delivery.site, delivery.job
-    refusals = []
+    refusals, expired = [], []
     for _, pem in sorted(site.certificates.items()):
         try:
             payload = open_envelope(envelope, CONTRIBUTION, key_of_certificate(pem.encode()))
@@ -84,12 +88,14 @@ def _signed_manifest(delivery: Delivery, envelope: bytes) -> Contribution:
             refusals.append(str(refusal))
             continue
         signer = identity_of(pem.encode(), delivery.consortium)
-        if job.delivered_at > signer.not_after:
-            raise BadInput(
-                f"signed with a certificate of {site.name} that had expired {job.delivered_at - signer.not_after:.0f} "
-                "s before delivery; the site must renew it or enrol again"
-            )
-        return decode(payload, Contribution, "contribution manifest")
+        if job.delivered_at <= signer.not_after:
+            return decode(payload, Contribution, "contribution manifest")
+        expired.append(signer.not_after)  # another certificate may be for the same key, and younger
+    if expired:
+        raise BadInput(
+            f"signed with a certificate of {site.name} that had expired {job.delivered_at - max(expired):.0f} s "
+            "before delivery; the site must renew it or enrol again"
+        )
     raise Corrupt(f"not signed by site {site.name}: {refusals[-1] if refusals else 'it has no certificate'}")
 
 
@@ -117,13 +123,22 @@ def _answers(contribution: Contribution, job: Job) -> None:
         raise BadInput(
             f"artifacts are {sorted(contribution.artifacts)}, this job's result is one {artifact!r}"
         )
-    counts = (contribution.steps, contribution.planned_steps, *contribution.tokens.values())
-    if min(counts, default=0) < 0 or contribution.steps > contribution.planned_steps:
+    if isinstance(job.work, Train):
+        _counts(contribution, job.work)
+
+
+def _counts(contribution: Contribution, work: Train) -> None:
+    """Steps decide whether a delta is merged, tokens how much it weighs: neither may be invented."""
+    steps, tokens = contribution.steps, sum(contribution.tokens.values())
+    if contribution.planned_steps != work.steps:
+        raise BadInput(f"planned_steps is {contribution.planned_steps}, the job asked for {work.steps}")
+    if not 0 <= steps <= work.steps or min(contribution.tokens.values(), default=0) < 0:
+        raise BadInput(f"{steps} of {work.steps} steps, tokens {contribution.tokens}: counts cannot be so")
+    if tokens > steps * work.batch_sequences * work.sequence_tokens:
         raise BadInput(
-            f"steps {contribution.steps} of {contribution.planned_steps}: counts must be whole and not negative"
+            f"{tokens} tokens in {steps} steps of {work.batch_sequences} sequences of {work.sequence_tokens} "
+            "tokens cannot be; count each token that was trained on once"
         )
-    if isinstance(job.work, Train) and contribution.planned_steps != job.work.steps:
-        raise BadInput(f"planned_steps is {contribution.planned_steps}, the job asked for {job.work.steps}")
 
 
 def _bytes_are_there(contribution: Contribution, store: BlobStore) -> None:
@@ -139,7 +154,11 @@ def _bytes_are_there(contribution: Contribution, store: BlobStore) -> None:
 def _delta(delivery: Delivery, contribution: Contribution, store: BlobStore) -> dict[str, float]:
     limits, ref, work = delivery.limits, contribution.artifacts["delta"], delivery.job.work
     assert isinstance(work, Train)
-    with Checkpoint(delivery.base_dir()) as base:
+    try:
+        opened = Checkpoint(delivery.base_dir())
+    except BadInput as error:  # ours, not the site's
+        raise Unavailable(f"the base of {delivery.job.id} cannot be read: {error}") from error
+    with opened as base:
         found = inspect(
             base,
             store.path(ref.digest),
@@ -170,8 +189,14 @@ def _scores(
         for language, score in sorted(languages.items()):
             if len(score.nats) != len(score.bytes) or min(score.bytes, default=1) < 1:
                 raise BadInput(f"{subject}, {language}: every document needs its nats and at least one byte")
-            if not all(math.isfinite(x) and x >= 0 for x in score.nats):
-                raise BadInput(f"{subject}, {language}: nats must be finite and not negative")
+            if min(score.nats, default=0.0) < 0.0:
+                raise BadInput(
+                    f"{subject}, {language}: a document of {min(score.nats)} nats; none is negative"
+                )
+            if sum(score.nats) > NATS_MAX or sum(score.bytes) > _COUNT_MAX:
+                raise BadInput(f"{subject}, {language}: more nats or bytes than all text in the world has")
+            if not score.nats:
+                continue  # nothing was held out: not scored
             summaries.setdefault(subject, {})[language] = ScoreSummary(
                 nats=math.fsum(score.nats),
                 bytes=sum(score.bytes),

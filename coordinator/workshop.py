@@ -8,8 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from consortium.canonical import decode, digest_of_fact, encode, replace
@@ -36,6 +37,7 @@ class Workshop:
 
     store: BlobStore
     folder: Path
+    _laying_out: threading.Lock = field(init=False, repr=False, compare=False, default_factory=threading.Lock)
 
     @classmethod
     def at(cls, home: Path) -> "Workshop":
@@ -44,9 +46,10 @@ class Workshop:
     def version_dir(self, version: Digest, manifest: VersionManifest) -> Path:
         """The model laid out from the store by hard links; made once."""
         place = self.folder / "versions" / version
-        if not place.is_dir():
-            make_folder(place.parent)
-            lay_out(manifest, self.store.path, place)
+        with self._laying_out:  # two inspections of one round need the same base
+            if not place.is_dir():
+                make_folder(place.parent)
+                lay_out(manifest, self.store.path, place)
         return place
 
     def scratch(self, name: str) -> Path:
@@ -99,11 +102,17 @@ def make_base(campaign: CampaignState, workshop: Workshop) -> cm.ReportBase:
     spec = campaign.spec
     if spec.model.files is not None:
         manifest = VersionManifest(base=None, files=dict(sorted(spec.model.files.items())))
+        for ref in manifest.files.values():
+            workshop.store.path(ref.digest)  # Unavailable until the admin has uploaded all of them
         workshop.store.put_bytes(encode(manifest))
         return cm.ReportBase(campaign=spec.campaign, manifest=manifest)
     assert campaign.tokenizer is not None
     folder = workshop.scratch(f"{spec.campaign}-base")
-    manifest = initial_version(spec, campaign.tokenizer, workshop.store, folder)
+    try:
+        manifest = initial_version(spec, campaign.tokenizer, workshop.store, folder)
+    except BadInput as error:
+        reason = f"no model can be made from the campaign's config: {error}"
+        return cm.ReportBase(campaign=spec.campaign, manifest=None, reason=reason)
     workshop.keep(folder, manifest)
     _discard(folder)
     return cm.ReportBase(campaign=spec.campaign, manifest=manifest)
