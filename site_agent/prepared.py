@@ -18,7 +18,7 @@ from consortium.files import write_bytes_atomically
 from consortium.folders import fresh_folder
 from consortium.ids import Digest, Language
 from site_agent.config import Text
-from site_agent.holdings import digest_of_documents, documents, survey, verdicts
+from site_agent.holdings import Survey, digest_of_documents, documents, survey, verdicts
 from site_agent.packed import Packed, PackedWriter, dtype_for
 from site_agent.text import Document, Faults
 
@@ -84,10 +84,8 @@ def prepare(
     Two processes may do this at once: both do the work, one result stays.
     """
     language = sources[0].language
-    by_access = {
-        access: [source for source in sources if source.access == access] for access in ("private", "public")
-    }
-    surveys = [survey(group, heldout_share, split_seed, cache) for group in by_access.values() if group]
+    classes = by_access(sources)
+    surveys = _surveys(classes, heldout_share, split_seed, cache)
     named = [(found.holding.access, found.holding.digest, found.heldout) for found in surveys]
     key = digest_of_fact([_FORMAT, language, words, named])
     place = cache / "tokens" / f"{language}-{key[:32]}"
@@ -95,15 +93,21 @@ def prepare(
         return _opened(place)
     try:
         with fresh_folder(place) as folder:
-            _fill(folder, language, by_access, words, encode_texts(), heldout_share, split_seed)
+            _fill(folder, language, classes, words, encode_texts(), heldout_share, split_seed)
     except (BadInput, Unavailable):
         if not place.is_dir():  # else somebody else was faster
             raise
-    if surveys != [survey(group, heldout_share, split_seed, cache) for group in by_access.values() if group]:
+    if surveys != _surveys(classes, heldout_share, split_seed, cache):
         raise Unavailable(
             f"the {language} text changed while it was read; let it come to rest, then start again"
         )
     return _opened(place)
+
+
+def _surveys(
+    classes: dict[str, list[Text]], heldout_share: float, split_seed: int, cache: Path
+) -> list[Survey]:
+    return [survey(group, heldout_share, split_seed, cache) for group in classes.values() if group]
 
 
 def _opened(place: Path) -> Prepared:
@@ -111,13 +115,20 @@ def _opened(place: Path) -> Prepared:
     return Prepared(place, decode(path.read_bytes(), Contents, str(path)))
 
 
+def by_access(sources: Sequence[Text]) -> dict[str, list[Text]]:
+    """The sources of one language, private and public ones apart; both there, perhaps empty."""
+    return {
+        access: [source for source in sources if source.access == access] for access in ("private", "public")
+    }
+
+
 def training_split(
-    by_access: dict[str, list[Text]], heldout_share: float, split_seed: int
+    classes: dict[str, list[Text]], heldout_share: float, split_seed: int
 ) -> dict[str, dict[bytes, int]]:
     """``private``, ``public`` and ``heldout``: document digest -> UTF-8 bytes. No text is in two of them."""
     found = {
         access: verdicts(sources, heldout_share, split_seed, Faults())
-        for access, sources in by_access.items()
+        for access, sources in classes.items()
     }
     heldout = {
         digest: size
@@ -128,9 +139,7 @@ def training_split(
     parts: dict[str, dict[bytes, int]] = {"heldout": heldout}
     taken = set(heldout)
     for access in ("private", "public"):
-        parts[access] = {
-            digest: size for digest, (size, _) in found.get(access, {}).items() if digest not in taken
-        }
+        parts[access] = {digest: size for digest, (size, _) in found[access].items() if digest not in taken}
         taken.update(parts[access])
     return parts
 
@@ -138,19 +147,19 @@ def training_split(
 def _fill(
     folder: Path,
     language: Language,
-    by_access: dict[str, list[Text]],
+    classes: dict[str, list[Text]],
     words: Words,
     encode_texts: Encode,
     heldout_share: float,
     split_seed: int,
 ) -> None:
-    parts = training_split(by_access, heldout_share, split_seed)
+    parts = training_split(classes, heldout_share, split_seed)
     part_of = {digest: part for part in _PARTS for digest in parts[part]}
     tokens = dict.fromkeys(_PARTS, 0)
     dtype = dtype_for(words.vocabulary_size)
     with contextlib.ExitStack() as stack:
         writers = {part: stack.enter_context(PackedWriter(folder / part, dtype)) for part in _PARTS}
-        for batch in _distinct(by_access):
+        for batch in _distinct(classes):
             encoded = encode_texts([document.text for _, document in batch])
             for (digest, _), ids in zip(batch, encoded, strict=True):
                 part = part_of[digest]
@@ -170,11 +179,11 @@ def _fill(
     write_bytes_atomically(folder / "contents.json", encode(Contents(language=language, **described)))
 
 
-def _distinct(by_access: dict[str, list[Text]]) -> Iterator[list[tuple[bytes, Document]]]:
+def _distinct(classes: dict[str, list[Text]]) -> Iterator[list[tuple[bytes, Document]]]:
     """Batches of documents with their digests, each text once."""
     seen: set[bytes] = set()
     batch: list[tuple[bytes, Document]] = []
-    for sources in by_access.values():
+    for sources in classes.values():
         for document in documents(sources, Faults()):
             digest = document.digest
             if digest in seen:

@@ -60,38 +60,43 @@ class LlamaShape(Fact):
 
 
 class Llama(nn.Module):
-    """Parameters are named as in the checkpoint, so its tensors load by name."""
+    """Parameters are named as in the checkpoint, so its tensors load by name; they are not initialised."""
 
     def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
-        self.shape = shape
         self.model = _Body(shape)
-        self.lm_head = _linear(shape.width, shape.vocabulary)
+        self.lm_head = _Weight(shape.vocabulary, shape.width)
         if shape.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, ids_BS: Tensor) -> Tensor:
         """Logits (B, S, V) of the token after each."""
-        logits: Tensor = self.lm_head(self.model(ids_BS))
-        return logits
+        return functional.linear(self.model(ids_BS), self.lm_head.weight)
+
+
+class _Weight(nn.Module):
+    """One parameter, called ``weight``."""
+
+    def __init__(self, *size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
 
 
 class _Body(nn.Module):
     def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
         self.shape = shape
-        self.embed_tokens = nn.Embedding(shape.vocabulary, shape.width)
+        self.embed_tokens = _Weight(shape.vocabulary, shape.width)
         self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
-        self.norm = nn.RMSNorm(shape.width, shape.epsilon)
+        self.norm = _Weight(shape.width)
         self._turns = functools.lru_cache(8)(self._make_turns)
 
     def forward(self, ids_BS: Tensor) -> Tensor:
-        x_BSD = self.embed_tokens(ids_BS)
+        x_BSD = functional.embedding(ids_BS, self.embed_tokens.weight)
         cos_SK, sin_SK = self._turns(ids_BS.shape[1])
         for layer in self.layers:
             x_BSD = layer(x_BSD, cos_SK, sin_SK)
-        normed: Tensor = self.norm(x_BSD)
-        return normed
+        return _normed(x_BSD, self.norm, self.shape)
 
     def _make_turns(self, length: int) -> tuple[Tensor, Tensor]:
         """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), half-split as in transformers."""
@@ -104,14 +109,15 @@ class _Body(nn.Module):
 class _Layer(nn.Module):
     def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(shape.width, shape.epsilon)
+        self.shape = shape
+        self.input_layernorm = _Weight(shape.width)
         self.self_attn = _Attention(shape)
-        self.post_attention_layernorm = nn.RMSNorm(shape.width, shape.epsilon)
+        self.post_attention_layernorm = _Weight(shape.width)
         self.mlp = _FeedForward(shape)
 
     def forward(self, x_BSD: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
-        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), cos_SK, sin_SK)
-        out_BSD: Tensor = x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
+        x_BSD = x_BSD + self.self_attn(_normed(x_BSD, self.input_layernorm, self.shape), cos_SK, sin_SK)
+        out_BSD: Tensor = x_BSD + self.mlp(_normed(x_BSD, self.post_attention_layernorm, self.shape))
         return out_BSD
 
 
@@ -119,39 +125,43 @@ class _Attention(nn.Module):
     def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
         self.head_width = shape.head_width
-        self.q_proj = _linear(shape.width, shape.heads * shape.head_width)
-        self.k_proj = _linear(shape.width, shape.key_heads * shape.head_width)
-        self.v_proj = _linear(shape.width, shape.key_heads * shape.head_width)
-        self.o_proj = _linear(shape.heads * shape.head_width, shape.width)
+        self.q_proj = _Weight(shape.heads * shape.head_width, shape.width)
+        self.k_proj = _Weight(shape.key_heads * shape.head_width, shape.width)
+        self.v_proj = _Weight(shape.key_heads * shape.head_width, shape.width)
+        self.o_proj = _Weight(shape.width, shape.heads * shape.head_width)
 
     def forward(self, x_BSD: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
         by_head = (*x_BSD.shape[:2], -1, self.head_width)
-        q_BHSK = _turn(self.q_proj(x_BSD).view(by_head).transpose(1, 2), cos_SK, sin_SK)
-        k_BHSK = _turn(self.k_proj(x_BSD).view(by_head).transpose(1, 2), cos_SK, sin_SK)
-        v_BHSK = self.v_proj(x_BSD).view(by_head).transpose(1, 2)
-        mixed_BHSK = functional.scaled_dot_product_attention(
-            q_BHSK, k_BHSK, v_BHSK, is_causal=True, enable_gqa=True
+        q_BHSK, k_BHSK, v_BHSK = (
+            functional.linear(x_BSD, projection.weight).view(by_head).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out_BSD: Tensor = self.o_proj(mixed_BHSK.transpose(1, 2).flatten(2))
-        return out_BSD
+        mixed_BHSK = functional.scaled_dot_product_attention(
+            _turned(q_BHSK, cos_SK, sin_SK),
+            _turned(k_BHSK, cos_SK, sin_SK),
+            v_BHSK,
+            is_causal=True,
+            enable_gqa=True,
+        )
+        return functional.linear(mixed_BHSK.transpose(1, 2).flatten(2), self.o_proj.weight)
 
 
 class _FeedForward(nn.Module):
     def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
-        self.gate_proj = _linear(shape.width, shape.inner)
-        self.up_proj = _linear(shape.width, shape.inner)
-        self.down_proj = _linear(shape.inner, shape.width)
+        self.gate_proj = _Weight(shape.inner, shape.width)
+        self.up_proj = _Weight(shape.inner, shape.width)
+        self.down_proj = _Weight(shape.width, shape.inner)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        out_BSD: Tensor = self.down_proj(functional.silu(self.gate_proj(x_BSD)) * self.up_proj(x_BSD))
-        return out_BSD
+        gate = functional.silu(functional.linear(x_BSD, self.gate_proj.weight))
+        return functional.linear(gate * functional.linear(x_BSD, self.up_proj.weight), self.down_proj.weight)
 
 
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=False)
+def _normed(x_BSD: Tensor, scale: _Weight, shape: LlamaShape) -> Tensor:
+    return functional.rms_norm(x_BSD, (shape.width,), scale.weight, shape.epsilon)
 
 
-def _turn(x_BHSK: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
+def _turned(x_BHSK: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
     first, second = x_BHSK.chunk(2, dim=-1)
     return x_BHSK * cos_SK + torch.cat((-second, first), dim=-1) * sin_SK

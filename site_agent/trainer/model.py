@@ -19,11 +19,14 @@ from site_agent.trainer.llama import Llama, LlamaShape
 class Model:
     """Weights are float32; computing in bf16 is autocast's business.
 
+    folder   it was loaded from
     weights  name in the checkpoint -> parameter; tied ones may appear under two names
     backend  which program computes it, for the manifest
     """
 
+    folder: Path
     network: nn.Module
+    vocabulary_size: int
     weights: Mapping[str, Tensor]
     backend: str
 
@@ -71,18 +74,21 @@ def load_model(folder: Path, device: torch.device) -> Model:
     Liger's kernels where they are installed and know the architecture.
     Raises BadInput if the folder is no causal language model that can be trained tensor by tensor.
     """
-    shape = LlamaShape.of(read_config(folder)) if device.type == "cpu" else None
+    config = read_config(folder)
+    shape = LlamaShape.of(config) if device.type == "cpu" else None
     with Checkpoint(folder) as checkpoint:
         if shape is not None:
-            with torch.device("meta"):
-                network: nn.Module = Llama(shape)
-            network.to_empty(device=device)
-            if shape.tied:  # to_empty gives every module a weight of its own
-                network.lm_head.weight = network.model.embed_tokens.weight  # type: ignore[union-attr]
+            network: nn.Module = Llama(shape)
             backend = "plain llama"
         else:
             network, backend = _from_transformers(folder, device)
-        model = Model(network=network, weights=_by_name(network, checkpoint), backend=backend)
+        model = Model(
+            folder=folder,
+            network=network,
+            vocabulary_size=config["vocab_size"],
+            weights=_by_name(network, checkpoint),
+            backend=backend,
+        )
         if shape is not None:
             model.set_weights((name, checkpoint.array(name)) for name in checkpoint)
     return model

@@ -6,19 +6,16 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from consortium.canonical import digest_of_fact, replace
 from consortium.deltas import write_delta
-from consortium.ids import Digest, Language
+from consortium.ids import Digest
 from consortium.jobs import Train
 from consortium.manifests import Losses
 from consortium.tensors import Checkpoint
-from site_agent.config import Text
-from site_agent.prepared import Prepared, prepare
 from site_agent.trainer import saves
 from site_agent.trainer.adamw import AdamW
 from site_agent.trainer.batches import Batches, Stream
@@ -31,10 +28,10 @@ from site_agent.trainer.folder import (
     write_contribution,
 )
 from site_agent.trainer.mixture import random_bits
-from site_agent.trainer.model import Model, load_model, read_config
+from site_agent.trainer.model import Model, load_model
 from site_agent.trainer.ranks import Ranks
 from site_agent.trainer.saves import Account
-from site_agent.trainer.words import encoder, words_of
+from site_agent.trainer.words import prepared_languages
 
 _SKIPS_MAX = 3  # steps in a row without a finite gradient: it will not come back by itself
 _GPU_FLUSH_STEPS = 8  # between looks at the losses; each makes the GPU wait for the host
@@ -159,34 +156,9 @@ class _Training:
         self._progress.report(account.step, account.step * self._tokens_a_step, account.loss_last, now=now)
 
 
-def prepared_languages(
-    folder: JobFolder, languages: list[Language], split_seed: int, model_folder: Path
-) -> dict[Language, Prepared]:
-    """The site's text of each language it has any of, as the tokens of a model."""
-    site = folder.site
-    words = words_of(folder.tokenizer, read_config(model_folder))
-    found: dict[Language, Prepared] = {}
-    for language in languages:
-        sources: list[Text] = [source for source in site.text if source.language == language]
-        if sources:
-            found[language] = prepare(
-                sources,
-                words,
-                lambda: encoder(folder.tokenizer, words),
-                site.heldout_share,
-                split_seed,
-                Path(site.cache),
-            )
-    return found
-
-
 def _prepare(folder: JobFolder, work: Train, ranks: Ranks) -> _Data:
     languages = sorted({*work.languages, *work.public_languages})
-    if not ranks.is_first:
-        ranks.wait()  # the first rank fills the cache, the others find it filled
-    prepared = prepared_languages(folder, languages, work.split_seed, folder.base)
-    if ranks.is_first:
-        ranks.wait()
+    prepared = prepared_languages(folder, ranks, languages, work.split_seed, folder.base)
     streams = []
     digests: dict[str, Digest] = {}
     for access, wanted in (("private", work.languages), ("public", work.public_languages)):

@@ -1,14 +1,39 @@
-"""The campaign's tokenizer, as the trainer uses it: text to token ids, EOS between documents."""
+"""How a site's text becomes the tokens of a model: the campaign's tokenizer, EOS after every document."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from consortium.errors import BadInput
-from consortium.ids import digest_of
-from site_agent.prepared import Encode, Words
+from consortium.ids import Language, digest_of
+from site_agent.prepared import Encode, Prepared, Words, prepare
+from site_agent.trainer.folder import JobFolder
+from site_agent.trainer.model import read_config
+from site_agent.trainer.ranks import Ranks
 
-END_OF_TEXT = "<|endoftext|>"  #: begins and ends a document in tokenizers trained by a campaign
-PADDING = "<|pad|>"
+
+def prepared_languages(
+    folder: JobFolder, ranks: Ranks, languages: Iterable[Language], split_seed: int, model: Path
+) -> dict[Language, Prepared]:
+    """The site's text of each of the ``languages`` that it has any of, as tokens of the model in ``model``."""
+    if not ranks.is_first:
+        ranks.wait()  # the first rank fills the cache, the others find it filled
+    words = words_of(folder.tokenizer, read_config(model))
+    found: dict[Language, Prepared] = {}
+    for language in languages:
+        sources = [source for source in folder.site.text if source.language == language]
+        if sources:
+            found[language] = prepare(
+                sources,
+                words,
+                lambda: encoder(folder.tokenizer, words),
+                folder.site.heldout_share,
+                split_seed,
+                Path(folder.site.cache),
+            )
+    if ranks.is_first:
+        ranks.wait()
+    return found
 
 
 def words_of(tokenizer: Path, config: dict[str, Any]) -> Words:
