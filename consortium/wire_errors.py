@@ -75,10 +75,9 @@ def _error_info(call: grpc.Call) -> error_details_pb2.ErrorInfo | None:
 
 
 def _hint(message: str) -> str:
-    """What to do about a failed TLS handshake, which gRPC reports in OpenSSL's words."""
-    lowered = message.lower()
-    if "certificate_verify_failed" in lowered or "certificate verify failed" in lowered:
+    """What to do about a failed TLS handshake, of which gRPC only repeats OpenSSL's or the socket's words."""
+    if "CERTIFICATE_VERIFY_FAILED" in message:
         return "; the coordinator's certificate is not of the authority this party trusts: compare ca.pem"
-    if "alert" in lowered and "certificate" in lowered:
-        return "; the coordinator refused this certificate: see its dates with `openssl x509 -noout -dates`"
+    if "failed to connect" in message and ("Socket closed" in message or "reset by peer" in message):
+        return "; if that lasts, it refuses this party's certificate: see its dates with `openssl x509 -noout -dates`"
     return ""

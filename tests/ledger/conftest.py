@@ -1,20 +1,15 @@
 from pathlib import Path
 
 import pytest
+from ledger_samples import KEY, happened
 
-from consortium.signing import new_ledger_key, sign_checkpoint
+from consortium.signing import sign_checkpoint
 from coordinator.ledger import Ledger
-
-KEY = new_ledger_key()
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.sqlite"
-
-
-def happened(number: int) -> dict[str, object]:
-    return {"kind": "Happened", "number": number, "share": 0.1 * number, "word": "Ljubljana čaka"}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import KEY, happened
+from ledger_samples import KEY, happened
 
 from consortium.canonical import Fact
 from consortium.errors import BadInput, Broken, Unavailable

@@ -6,9 +6,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from conftest import KEY, happened
 from hypothesis import given
 from hypothesis import strategies as st
+from ledger_samples import KEY, happened
 
 from consortium.canonical import encode
 from consortium.signing import new_ledger_key, sign_checkpoint

@@ -1,6 +1,7 @@
 """Nobody speaks to the coordinator without a valid certificate of this consortium, nor the other way round."""
 
 import asyncio
+import ctypes
 import time
 
 import grpc
@@ -8,7 +9,7 @@ import pytest
 from artifact_bench import AUTHORITY, SERVER, Coordinator, site_credentials
 from sprachbund.v1 import artifact_pb2
 
-from consortium.channels import enrolment_credentials, server_credentials
+from consortium.channels import enrolment_credentials, keep_freed_memory, server_credentials
 from consortium.errors import Unavailable
 from consortium.identity import DAY_SECONDS, Authority, Credentials
 from consortium.ids import digest_of
@@ -40,7 +41,9 @@ async def test_a_bad_certificate_is_refused_at_the_handshake(
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await stub.Stat(STAT)
     assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert isinstance(from_rpc_error(failed.value), Unavailable)
+    told = from_rpc_error(failed.value)
+    assert isinstance(told, Unavailable)
+    assert "refuses this party's certificate" in str(told)
 
 
 @pytest.mark.parametrize(
@@ -76,3 +79,7 @@ async def test_plain_text_is_not_spoken(coordinator: Coordinator) -> None:
         await writer.drain()
         assert b"grpc" not in await reader.read()
         writer.close()
+
+
+def test_the_allocator_takes_the_hint_where_it_can() -> None:
+    assert keep_freed_memory() is hasattr(ctypes.CDLL(None), "mallopt")
