@@ -4,6 +4,7 @@ Each function takes what the ledger says, works on blobs, and returns the comman
 them can be repeated: the same state gives the same bytes, and a blob stored twice is one blob.
 """
 
+import math
 import os
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ from coordinator.core.plan import Inspect, Judge, MakeBase, Merge, Owed
 from coordinator.core.state import CampaignState, Round, State
 from coordinator.inspection import Delivery, inspect_delivery, load_scores
 from coordinator.merging_process import MergeOrder
-from policies.campaign import Campaign
+from policies.campaign import Admission, Campaign
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,8 @@ def do(owed: Owed, state: State, workshop: Workshop) -> cm.Command:
                 assert isinstance(job.work, Train)
                 return workshop.version_dir(job.work.base, campaign.versions[job.work.base].manifest)
 
-            delivery = Delivery(
-                job, state.sites[job.site], state.consortium, campaign.spec.admission, base_dir
-            )
+            limits = limits_of(campaign.spec, job.purpose)
+            delivery = Delivery(job, state.sites[job.site], state.consortium, limits, base_dir)
             return inspect_delivery(delivery, workshop.store)
         case Merge():
             campaign = state.campaigns[owed.campaign]
@@ -133,6 +133,16 @@ def initial_version(spec: Campaign, tokenizer: Digest, store: BlobStore, folder:
     config.unlink()
     initial = Initial(config=digest_of_fact(spec.model.config), seed=spec.model.seed)
     return manifest_of(folder, initial=initial)
+
+
+def limits_of(spec: Campaign, purpose: Purpose) -> Admission:
+    """How far a delta may move: only what is merged into a trained model is held to the norms.
+
+    The seed round starts from noise, which every step leaves far behind; a rival is never merged.
+    """
+    if purpose is Purpose.ROUND:
+        return spec.admission
+    return replace(spec.admission, norm_max=math.inf, tensor_norm_max=math.inf)
 
 
 # --- merging ------------------------------------------------------------------------------------------
