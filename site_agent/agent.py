@@ -102,7 +102,8 @@ class Agent:
                 if plan is not None and self._description.manifest is not None:
                     self._talk.say(self._describe(), plan.reports)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._launcher.poll_seconds)
+                    pause = min(self._launcher.poll_seconds, self._talk.seconds_until_due())
+                    await asyncio.wait_for(self._wake.wait(), pause)
                 self._wake.clear()
                 if self._talk.listen():
                     self._note()
@@ -113,6 +114,7 @@ class Agent:
 
     async def run_once(self) -> int:
         """Sync, do all that follows, Sync again to tell it; for sites where nothing may stay resident."""
+        self._talk.wait_seconds = 0.0
         try:
             await asyncio.to_thread(self._description.refresh)
             for _ in range(2):
@@ -120,9 +122,10 @@ class Agent:
                 if plan is None:
                     return Unavailable.exit_code
                 self._talk.say(self._describe(), plan.reports)
-                while not self._talk.listen():
+                while self._talk.is_under_way:
                     await self._wake.wait()
                     self._wake.clear()
+                    self._talk.listen()
                 self._note()
                 await self._step()
                 await self._transfers.wait()
@@ -145,6 +148,7 @@ class Agent:
             news = self._talk.news
             observed = Observation(
                 wanted=news.offers if news else None,
+                answered=news.answered if news else frozenset(),
                 settled=news.settled if news else frozenset(),
                 held=held,
                 sightings=sightings,
@@ -171,7 +175,9 @@ class Agent:
         try:
             match action.act:
                 case Act.STAGE:
-                    self._transfers.begin(attempt, partial(self._stage, attempt))
+                    news = self._talk.news
+                    signed = news.signed.get(attempt) if news else None
+                    self._transfers.begin(attempt, partial(self._stage, attempt, signed))
                 case Act.UPLOAD:
                     self._transfers.begin(attempt, partial(self._deliver, attempt))
                 case Act.LAUNCH:
@@ -197,9 +203,8 @@ class Agent:
             return False
         return action.act in (Act.LAUNCH, Act.END, Act.DROP)
 
-    async def _stage(self, attempt: AttemptId) -> None:
-        signed = self._talk.news.signed.get(attempt) if self._talk.news else None
-        if signed is not None:
+    async def _stage(self, attempt: AttemptId, signed: site_pb2.SignedAssignment | None) -> None:
+        if signed is not None:  # else it is in the spool already
             await asyncio.to_thread(self._spool.create, attempt, signed.job, signed.signature)
         await carry.stage(attempt, self._spool, self._store, self._link.artifacts, self._site_file())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -15,9 +16,8 @@ from site_agent.link import Link, News
 
 _log = logging.getLogger(__name__)
 
-_BACKOFF_SECONDS = (
-    0.5  # doubled with each failure in a row, with jitter: sites must not come back all at once
-)
+_PAUSE_SECONDS = 0.2  # at least, between two Syncs that tell the same: the answer may come at once each time
+_BACKOFF_SECONDS = 0.5  # doubled with each failure in a row, with jitter, lest all sites come back at once
 _BACKOFF_SECONDS_MAX = 60.0
 
 
@@ -26,6 +26,7 @@ class Conversation:
 
     news     the newest answer; None: not heard since the agent started
     trouble  why the last Sync failed; "" if it did not
+    wait_seconds  how long the coordinator may wait for something to say
     """
 
     def __init__(self, link: Link, wait_seconds: float, changed: Callable[[], None]) -> None:
@@ -33,7 +34,7 @@ class Conversation:
         self.trouble = ""
         self.synced_at: float | None = None
         self._link = link
-        self._wait_seconds = wait_seconds
+        self.wait_seconds = wait_seconds
         self._changed = changed
         self._task: asyncio.Task[News] | None = None
         self._told: object = None
@@ -58,6 +59,16 @@ class Conversation:
         self._task = asyncio.create_task(self._talk(description, reports))
         self._task.add_done_callback(lambda _: self._changed())
 
+    @property
+    def is_under_way(self) -> bool:
+        return self._task is not None
+
+    def seconds_until_due(self) -> float:
+        """Until ``say`` would begin the same again; infinite while a Sync is under way."""
+        if self.is_under_way:
+            return math.inf
+        return max(0.0, self._not_before - asyncio.get_running_loop().time())
+
     def listen(self) -> bool:
         """Take the answer, or the failure, if there is one by now; whether there was."""
         task = self._task
@@ -73,7 +84,7 @@ class Conversation:
             self._not_before = now + pause * random.uniform(0.5, 1.5)
             self._complain(error)
         else:
-            self._not_before = now + self.news.next_seconds
+            self._not_before = now + max(_PAUSE_SECONDS, self.news.next_seconds)
             if self._failures:
                 _log.info("the coordinator answers again, after %d failures", self._failures)
             self._failures, self.trouble, self.synced_at = 0, "", time.time()
@@ -91,7 +102,7 @@ class Conversation:
                 _log.info("the certificate was renewed")
             except SprachbundError as error:
                 _log.warning("the certificate is due for renewal, which failed: %s", error)
-        return await self._link.sync(description, reports, self._wait_seconds)
+        return await self._link.sync(description, reports, self.wait_seconds)
 
     def _complain(self, error: SprachbundError) -> None:
         trouble = str(error)

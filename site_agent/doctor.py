@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from consortium.canonical import Fact
 from consortium.channels import open_channel
-from consortium.errors import SprachbundError
+from consortium.errors import SprachbundError, Unavailable
 from consortium.files import write_bytes_atomically
 from consortium.wire_errors import from_rpc_error
 from site_agent.config import SiteConfig, Text
@@ -35,6 +35,7 @@ class Check(Fact):
     is_good: bool
     detail: str
     way_out: str = ""  #: what to do, if it is not good
+    exit_code: int = 0  #: of the kind of error it is; see consortium/errors.py
 
 
 def doctor(config: SiteConfig) -> list[Check]:
@@ -63,7 +64,8 @@ def _check(name: str, look: Callable[[], str], way_out: str) -> Check:
     try:
         return Check(name=name, is_good=True, detail=look())
     except (SprachbundError, OSError) as error:
-        return Check(name=name, is_good=False, detail=str(error), way_out=way_out)
+        code = error.exit_code if isinstance(error, SprachbundError) else Unavailable.exit_code
+        return Check(name=name, is_good=False, detail=str(error), way_out=way_out, exit_code=code)
 
 
 def _home(home: Path) -> str:

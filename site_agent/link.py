@@ -32,6 +32,7 @@ class News:
 
     offers: tuple[Offer, ...]
     signed: dict[AttemptId, site_pb2.SignedAssignment]  #: the bytes behind the offers
+    answered: frozenset[AttemptId]  #: whom the reports were of
     settled: frozenset[AttemptId]
     next_seconds: float
     upload_bytes_max: int
@@ -75,7 +76,7 @@ class Link:
         if answer.HasField("checkpoint"):
             self._witness.see(wire.checkpoint(answer.checkpoint))
         self._revision = answer.revision
-        return self._news(answer)
+        return self._news(answer, frozenset(report.attempt for report in reports))
 
     async def renew(self) -> None:
         """A certificate for a new key, in place of the present one, on disk and on the wire."""
@@ -101,7 +102,7 @@ class Link:
         self._sites: Any = site_pb2_grpc.SiteServiceStub(channel)
         self.artifacts: Any = artifact_pb2_grpc.ArtifactServiceStub(channel)
 
-    def _news(self, answer: site_pb2.SyncResponse) -> News:
+    def _news(self, answer: site_pb2.SyncResponse, answered: frozenset[AttemptId]) -> News:
         offers: dict[AttemptId, Offer] = {}
         signed: dict[AttemptId, site_pb2.SignedAssignment] = {}
         for message in answer.wanted:
@@ -115,6 +116,7 @@ class Link:
         return News(
             offers=tuple(offers[attempt] for attempt in sorted(offers)),
             signed=signed,
+            answered=answered,
             settled=frozenset(AttemptId(attempt) for attempt in answer.settled),
             next_seconds=max(0.0, answer.next.ToTimedelta().total_seconds()),
             upload_bytes_max=answer.upload_bytes_max,

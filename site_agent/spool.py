@@ -46,7 +46,7 @@ class Spool:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def directory(self, attempt: AttemptId) -> Path:
-        return self.root / ids.job_of(attempt) / attempt
+        return self.root / ids.job_of(ids.attempt_id(attempt)) / attempt
 
     def assignment(self, attempt: AttemptId) -> Assignment:
         """What ``job.json`` says; it never changes. Raises BadInput if it is not this attempt's."""
@@ -118,7 +118,11 @@ class Spool:
         if place != self.directory(attempt):
             raise BadInput(f"{place}: is not where {attempt} belongs")
         self.assignment(attempt)
-        life = decode(_read(place / LIFE_FILE), Life) if (place / LIFE_FILE).exists() else None
+        life = (
+            decode(_read(place / LIFE_FILE), Life, str(place / LIFE_FILE))
+            if (place / LIFE_FILE).exists()
+            else None
+        )
         ended = place / "ended.json"
         return AttemptFiles(
             attempt=attempt,
@@ -148,7 +152,7 @@ def _visible(folder: Path) -> list[Path]:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise BadInput(f"{path}: {error.strerror}") from error
 
 

@@ -76,6 +76,7 @@ class Observation(Fact):
     wanted: tuple[Offer, ...] | None = (
         None  #: None: the coordinator has not been heard since the agent started
     )
+    answered: frozenset[AttemptId] = frozenset()  #: what the coordinator had been told of when it said so
     settled: frozenset[AttemptId] = frozenset()  #: need no more reports
     held: tuple[AttemptFiles, ...] = ()
     sightings: dict[AttemptId, Sighting] = msgspec.field(default_factory=dict)  #: missing: unknown

@@ -11,7 +11,8 @@ started again in the same directory, from its training checkpoint, ``lives_max``
 starts only when the launcher is sure that the last one is gone; unknown is never gone.
 
 Only the coordinator ends an attempt for good: what it settled is dropped, what it no longer wants is
-stopped, reported and then settled. Not hearing it changes nothing: what is held goes on.
+stopped, reported and then settled. Not hearing it changes nothing: what is held goes on. Silence about an
+attempt that it had not been told of means nothing either: another agent of this site may have begun it since.
 """
 
 from consortium.ids import AttemptId
@@ -119,7 +120,7 @@ def _decide(
         return _leave(files, sighting, limits, why) or Action(act=Act.DROP, attempt=attempt, reason=why)
     if files.ended:
         return _leave(files, sighting, limits, f"it has ended: {files.ended.outcome}")
-    if observed.wanted is not None and offer is None:
+    if offer is None and attempt in observed.answered:
         why = "the coordinator no longer wants it"
         return _leave(files, sighting, limits, why) or _end(attempt, Outcome.CANCELLED, why)
     if files.has_result:

@@ -36,7 +36,7 @@ class Life(Fact):
 class Launcher(Protocol):
     @property
     def poll_seconds(self) -> float:
-        """How long to wait between two polls; a batch system must not be asked too often."""
+        """How old an answer may be; the agent looks at least this often."""
 
     def submit(self, directory: Path, life: int) -> None:
         """Start life ``life`` of the attempt in ``directory``; nothing if it was started already.
@@ -46,7 +46,10 @@ class Launcher(Protocol):
         """
 
     def poll(self, directories: Sequence[Path]) -> dict[Path, Sighting]:
-        """What is seen of the newest life in each directory. Each must have been submitted."""
+        """What is seen of the newest life in each directory. Each must have been submitted.
+
+        Called more often than ``poll_seconds``: who asks a batch system answers from memory in between.
+        """
 
     def cancel(self, directory: Path) -> None:
         """Take the newest life in ``directory`` out of the queue, or kill all of its processes."""

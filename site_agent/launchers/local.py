@@ -43,7 +43,7 @@ class LocalLauncher:
     """Satisfies ``site_agent.launchers.base.Launcher``.
 
     command  the program; the job directory becomes its last argument
-    threads  for OpenMP and so for torch: the bits of a CPU job depend on it
+    threads  for OpenMP, and so for torch: the bits of a CPU job depend on it
     """
 
     def __init__(self, command: Sequence[str] = TRAINER, threads: int = 1, poll_seconds: float = 0.5) -> None:
@@ -56,7 +56,8 @@ class LocalLauncher:
         self._threads = threads
         self._host = socket.gethostname()
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        self._children: dict[Path, subprocess.Popen[bytes]] = {}
+        self._children: dict[Path, int] = {}  # pids of the lives that this agent started
+        self._exits: dict[Path, int] = {}
 
     def submit(self, directory: Path, life: int) -> None:
         directory = directory.resolve()
@@ -66,9 +67,10 @@ class LocalLauncher:
             raise Unavailable(f"{directory}: processes of an earlier life are still there")
         intent = Life(number=life, name=f"{directory}#{life}", host=self._host, boot=self._boot)
         _write_life(directory, intent)
-        child = self._start(directory, intent)
-        self._children[directory] = child
-        _write_life(directory, replace(intent, native_id=_native_id(child.pid)))
+        pid = self._start(directory, intent)
+        self._children[directory] = pid
+        self._exits.pop(directory, None)
+        _write_life(directory, replace(intent, native_id=_native_id(pid)))
 
     def poll(self, directories: Sequence[Path]) -> dict[Path, Sighting]:
         lives = {path: _read_life(path.resolve()) for path in directories}
@@ -90,26 +92,25 @@ class LocalLauncher:
             _claim(directory, life.number)
         if _is_running(life.native_id):
             _kill(int(life.native_id.partition(":")[0]))
-        while pids := self._marked([directory])[directory]:  # until none was forked meanwhile
-            for pid in pids:
-                _kill(pid)
-            self._reap(directory)
-        self._reap(directory)
+        for pid in self._marked([directory])[directory]:  # whoever is forked meanwhile falls next time
+            _kill(pid)
 
     # ---- inside
 
-    def _start(self, directory: Path, life: Life) -> subprocess.Popen[bytes]:
+    def _start(self, directory: Path, life: Life) -> int:
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
         environment |= {
             "LANG": "C.UTF-8",
             "PYTHONHASHSEED": "0",
             "OMP_NUM_THREADS": str(self._threads),
+            "RAYON_NUM_THREADS": str(self._threads),  # of tokenizers
+            "HF_HUB_OFFLINE": "1",
             os.fsdecode(_MARK[:-1]): life.name,
         }
         claim = directory / f"started.{life.number}"
         try:
             with open(directory / "log.txt", "ab") as log:
-                return subprocess.Popen(
+                child = subprocess.Popen(
                     ["/bin/sh", "-c", _START_ONCE, str(claim), *self._command, str(directory)],
                     cwd=directory,
                     env=environment,
@@ -120,6 +121,8 @@ class LocalLauncher:
                 )
         except OSError as error:
             raise Unavailable(f"{directory}: cannot start a process: {error.strerror}") from error
+        child.returncode = 0  # ours to reap, and no concern of Popen's: it may outlive this process
+        return child.pid
 
     def _look(
         self, directory: Path, life: Life, exit_code: int | None, marked: dict[Path, list[int]]
@@ -149,8 +152,12 @@ class LocalLauncher:
 
     def _reap(self, directory: Path) -> int | None:
         """The exit code of this agent's own child, once it has one."""
-        child = self._children.get(directory)
-        return child.poll() if child else None
+        if directory in self._children:
+            pid, status = os.waitpid(self._children[directory], os.WNOHANG)
+            if pid:
+                del self._children[directory]
+                self._exits[directory] = os.waitstatus_to_exitcode(status)
+        return self._exits.get(directory)
 
     def _marked(self, directories: Iterable[Path]) -> dict[Path, list[int]]:
         """The living processes that carry the mark of each directory, whatever the life."""
