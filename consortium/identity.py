@@ -28,7 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from consortium.canonical import Fact
 from consortium.errors import BadInput, Refused, Unavailable
 from consortium.files import disk_errors, write_bytes_atomically
-from consortium.ids import SiteName, site_name
+from consortium.ids import SiteName, consortium_name, site_name
 from consortium.roles import Role
 from consortium.signing import load_key, new_key, private_pem, save_key
 
@@ -79,7 +79,7 @@ class Authority:
 
     @classmethod
     def create(cls, consortium: str, now: float) -> "Authority":
-        site_name(consortium)  # the same alphabet as a site's
+        consortium_name(consortium)
         key = new_key()
         name = _common_name(f"Sprachbund {consortium} authority")
         certificate = (

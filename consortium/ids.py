@@ -31,13 +31,26 @@ _ATTEMPT = re.compile(_JOB.pattern + r"\.a[1-9][0-9]{0,4}")
 
 def site_name(text: str) -> SiteName:
     if not _SLUG.fullmatch(text):
-        raise BadInput(f"site name {text!r}: use 1 to 40 of a-z, 0-9 and '-', not starting or ending with '-'")
+        raise BadInput(
+            f"site name {text!r}: use 1 to 40 of a-z, 0-9 and '-', not starting or ending with '-'"
+        )
     return SiteName(text)
+
+
+def consortium_name(text: str) -> str:
+    if not _SLUG.fullmatch(text):
+        raise BadInput(
+            f"consortium name {text!r}: use 1 to 40 of a-z, 0-9 and '-', not starting or ending with '-'; "
+            "it stands in every certificate"
+        )
+    return text
 
 
 def campaign_id(text: str) -> CampaignId:
     if not _SLUG.fullmatch(text):
-        raise BadInput(f"campaign name {text!r}: use 1 to 40 of a-z, 0-9 and '-', not starting or ending with '-'")
+        raise BadInput(
+            f"campaign name {text!r}: use 1 to 40 of a-z, 0-9 and '-', not starting or ending with '-'"
+        )
     return CampaignId(text)
 
 

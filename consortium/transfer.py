@@ -55,6 +55,7 @@ async def upload(
     """Bring the file at ``path``, whose true name is ``ref``, to the coordinator, until it is whole there.
 
     stub     an ``ArtifactServiceStub`` on an aio channel
+    moved    is told how many bytes have been sent, after every chunk
     Raises what the coordinator says (Refused, BadInput, Corrupt), or Unavailable when patience ends.
     """
     with disk_errors(path):

@@ -7,6 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from consortium.canonical import Fact, replace
+from consortium.ids import consortium_name
 from policies.loading import Problems, read
 from policies.ranges import Count, Port, Positive
 
@@ -39,6 +40,7 @@ def load_coordinator_config(path: str | Path) -> CoordinatorConfig:
     document = read(path)
     config = document.convert(CoordinatorConfig)
     problems = Problems(document)
+    problems.attempt(("consortium",), consortium_name, config.consortium)
     if config.port == config.enrolment_port != 0:
         problems.add(("enrolment_port",), f"{config.port} is also 'port'; the two services need one each")
     if not config.names:

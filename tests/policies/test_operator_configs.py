@@ -87,17 +87,23 @@ def test_everything_wrong_with_a_site_is_said_at_once(tmp_path: Path) -> None:
 
 def test_coordinator_paths_are_beside_its_file(tmp_path: Path) -> None:
     config = load_coordinator_config(
-        written(tmp_path, "consortium: Nord\nhome: h\nmembership: /etc/m.yaml\nport: 0\nenrolment_port: 0\n")
+        written(tmp_path, "consortium: nord\nhome: h\nmembership: /etc/m.yaml\nport: 0\nenrolment_port: 0\n")
     )
     assert (config.home, config.ledger) == (str(tmp_path / "h"), str(tmp_path / "h/ledger.sqlite"))
     assert (config.membership, config.languages) == ("/etc/m.yaml", None)
 
 
 def test_the_coordinator_needs_two_ports_and_a_name(tmp_path: Path) -> None:
-    file = written(tmp_path, "consortium: Nord\nhome: h\nport: 7444\nnames: []\n")
+    file = written(tmp_path, "consortium: nord\nhome: h\nport: 7444\nnames: []\n")
     with pytest.raises(BadInput) as caught:
         load_coordinator_config(file)
     assert str(caught.value).replace(str(file), "f.yaml") == (
         "f.yaml:1: enrolment_port: 7444 is also 'port'; the two services need one each\n"
         "f.yaml:4: names: no name is given; write those that sites dial, such as coordinator.example.eu"
     )
+
+
+def test_a_consortium_name_must_fit_into_certificates(tmp_path: Path) -> None:
+    file = written(tmp_path, "consortium: The Nord\nhome: h\n")
+    with pytest.raises(BadInput, match=r":1: consortium: consortium name 'The Nord': use 1 to 40 of a-z"):
+        load_coordinator_config(file)

@@ -1,0 +1,127 @@
+"""Commands on the coordinator's own machine: found a consortium, run it, give people certificates; the demo."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from console.app import BEGIN, Json, command, group
+from console.output import answer
+
+coordinator = group("coordinator", BEGIN, "Run the coordinator; give people certificates.")
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The coordinator's config.")]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    typer.Option("--log-level", help="Of the JSON lines on stderr."),
+]
+
+
+@command("demo", "sprachbund demo --workdir demo-run --seed 1", BEGIN)
+def demo(
+    workdir: Annotated[
+        Path, typer.Option("--workdir", metavar="DIR", help="Where everything is put; must be empty.")
+    ] = Path("demo-run"),
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="The same seed gives the same model, bit for bit.")
+    ] = 1,
+    as_json: Json = False,
+) -> None:
+    """See a whole consortium train a model on this machine, in minutes.
+
+    Founds a consortium, starts a coordinator and four sites as processes of their own, and leads a campaign
+    in eight languages to its end.
+    """
+    from console.demo import run_demo
+
+    raise typer.Exit(run_demo(workdir, seed, as_json))
+
+
+@command("init", "sprachbund init examples/coordinator.yaml", BEGIN)
+def init(config: Config, as_json: Json = False) -> None:
+    """Found a consortium: its authority, its keys, its ledger, its first admin.
+
+    Everything lies below the config's `home`. Done once; a home that has a consortium is refused.
+    """
+    import time
+
+    from coordinator.config import load_coordinator_config
+    from coordinator.founding import found
+
+    loaded = load_coordinator_config(config)
+    keys = found(loaded, time.time())
+    home = Path(loaded.home)
+    places = {
+        "authority": home / "authority",
+        "admin": home / "admin",
+        "ledger": Path(loaded.ledger or home / "ledger.sqlite"),
+        "home": home,
+    }
+    told = {name: str(place) for name, place in places.items()}
+    fact = {**told, "consortium": keys.authority.consortium}
+    lines = [
+        f"Consortium {keys.authority.consortium} is founded.",
+        f"  {told['authority']}  who may speak for a site; back it up, keep it secret",
+        f"  {told['admin']}  the first admin's certificate, for --as",
+        f"  {told['ledger']}  everything that will happen",
+        "Next:",
+        f"  sprachbund coordinator run {config}",
+        f"  export SPRACHBUND_ADMIN={told['admin']}",
+        "  sprachbund invite SITE --organisation NAME --country CODE",
+    ]
+    answer(as_json, fact, "\n".join(lines))
+
+
+@command("run", "sprachbund coordinator run examples/coordinator.yaml", under=coordinator)
+def run(config: Config, log_level: LogLevel = "info") -> None:
+    """Be the coordinator until SIGTERM or SIGINT.
+
+    Logs JSON lines to stderr. May be killed at any moment: started again, it goes on from its ledger.
+    """
+    import asyncio
+    import sys
+
+    from consortium.logs import log_json
+    from coordinator.config import load_coordinator_config
+    from coordinator.daemon import serve
+
+    loaded = load_coordinator_config(config)
+    log_json(sys.stderr, log_level.upper())
+    asyncio.run(serve(loaded))
+
+
+@command("person", "sprachbund coordinator person coordinator.yaml maria --role auditor", under=coordinator)
+def person(
+    config: Config,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a-z, 0-9 and '-'.")],
+    role: Annotated[
+        Literal["admin", "auditor"],
+        typer.Option("--role", help="An auditor reads everything and changes nothing."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Give an admin or auditor a certificate, or a new one.
+
+    Hand the files to that person over a channel you trust, then remove the key here.
+    """
+    import time
+
+    from consortium.identity import Authority
+    from consortium.roles import Role
+    from coordinator.config import load_coordinator_config
+    from coordinator.founding import issue_person, tell_people
+
+    loaded = load_coordinator_config(config)
+    authority = Authority.load(Path(loaded.home) / "authority")
+    stem = issue_person(Path(loaded.home), authority, Role(role), name, time.time())
+    tell_people(loaded)
+    places = {
+        "certificate": f"{stem}.pem",
+        "key": f"{stem}.key",
+        "authority": str(stem.parent / "ca.pem"),
+        "connection": str(stem.parent / "connection.json"),
+    }
+    text = "\n".join(
+        [f"{role} {name} needs these four files, in one folder:", *(f"  {x}" for x in places.values())]
+    )
+    answer(as_json, {**places, "name": name, "role": role}, text)

@@ -1,0 +1,19 @@
+"""The command line: ``sprachbund``."""
+
+import os
+
+from console import administration, auditing, home, looking, site
+from console.app import app
+
+COMMANDS = (home, site, administration, looking, auditing)  # importing them makes their commands
+
+
+def main() -> None:
+    """Run the command that the arguments name, and exit with its code."""
+    # gRPC's own lines would stand between our JSON lines; GRPC_VERBOSITY=ERROR brings them back
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    app(prog_name="sprachbund")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Commands of a site's operator: enrol it, run its agent, see how it stands and what is wrong with it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from console.app import SITE, Json, command, group
+from console.home import LogLevel
+from console.output import answer
+
+site = group("site", SITE, "Enrol a site, run its agent, see how it stands.")
+
+Config = Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site's config.")]
+
+
+@command("enrol", "sprachbund site enrol site.yaml --invitation sofia.invitation", under=site)
+def enrol(
+    config: Config,
+    invitation: Annotated[
+        Path, typer.Option("--invitation", metavar="FILE", help="What the consortium's admin gave you.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Join the consortium: trade an invitation for a certificate.
+
+    The site's key is made here and never leaves. A site that is enrolled already keeps what it has.
+    """
+    import time
+
+    from site_agent.config import load_site_config
+    from site_agent.enrol import enrol as join
+    from site_agent.enrol import read_invitation
+
+    loaded = load_site_config(config)
+    identity = join(loaded, read_invitation(invitation))
+    days = identity.seconds_left(time.time()) / 86_400
+    fact = {
+        "consortium": identity.trust.consortium,
+        "home": loaded.home,
+        "site": loaded.site,
+        "valid_days": round(days, 2),
+    }
+    text = (
+        f"{loaded.site} is a site of {identity.trust.consortium}; certified for {days:.0f} days, renewed by itself.\n"
+        f"Remove {invitation}: it works no more.\n"
+        f"Next: sprachbund site doctor {config}, then sprachbund site run {config}"
+    )
+    answer(as_json, fact, text)
+
+
+@command("run", "sprachbund site run site.yaml", under=site)
+def run(
+    config: Config,
+    once: Annotated[
+        bool, typer.Option("--once", help="Sync once, do what follows, and leave: for cron jobs.")
+    ] = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Be the site's agent until SIGTERM or SIGINT; jobs go on without it.
+
+    Logs JSON lines to stderr. May be killed at any moment: started again, it finds its jobs.
+    """
+    import sys
+
+    from consortium.logs import log_json
+    from site_agent.agent import run_agent
+    from site_agent.config import load_site_config
+
+    loaded = load_site_config(config)
+    log_json(sys.stderr, log_level.upper())
+    raise typer.Exit(run_agent(loaded, once))
+
+
+@command("status", "sprachbund site status site.yaml", under=site)
+def status(config: Config, as_json: Json = False) -> None:
+    """How the site stands, from what lies in its home; asks nobody."""
+    import time
+
+    from console.output import screen
+    from console.screens.site import site_page
+    from site_agent.config import load_site_config
+    from site_agent.status import site_status
+
+    loaded = load_site_config(config)
+    found = site_status(loaded)
+    answer(as_json, found, site_page(loaded.site, found, time.time(), screen().width))
+
+
+@command("doctor", "sprachbund site doctor site.yaml", under=site)
+def doctor(config: Config, as_json: Json = False) -> None:
+    """Find what is wrong with a site before a night is lost, and how to mend it.
+
+    Exits with 0 if all is well, else with the code of the first failure: 2 input, 3 corrupt, 4 refused,
+    5 unavailable, 6 disk full, 7 broken.
+    """
+    from console.output import screen
+    from console.screens.site import doctors_page
+    from consortium.errors import Unavailable
+    from site_agent.config import load_site_config
+    from site_agent.doctor import doctor as examine
+
+    checks = examine(load_site_config(config))
+    answer(as_json, checks, doctors_page(checks, screen().width))
+    bad = [check for check in checks if not check.is_good]
+    if bad:
+        raise typer.Exit(bad[0].exit_code or Unavailable.exit_code)
