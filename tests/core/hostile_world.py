@@ -1,0 +1,308 @@
+"""A random walk of a whole consortium through everything that can go wrong, as a function of one seed.
+
+Sites lose, repeat and delay their Syncs, fail, refuse, forget and deliver garbage; the worker is slow and repeats
+itself; the coordinator crashes; admins meddle; time jumps. No threads, no clock: ``python hostile_world.py SEED ...``
+prints the hash of each seed's ledger. ``ledger_rules`` watches every event.
+"""
+
+import hashlib
+import random
+import sys
+from dataclasses import dataclass, field
+
+from consortium_in_facts import (
+    GIVEN,
+    OWN,
+    SEED_ROUND,
+    Coordinator,
+    admitted,
+    answer,
+    campaign,
+    d,
+    decoded,
+    enrolment,
+    invitation,
+    refused,
+    sync,
+)
+from ledger_rules import Rules
+
+from consortium.canonical import encode, replace
+from consortium.errors import BadInput, Refused
+from consortium.ids import AttemptId, CampaignId, SiteName
+from consortium.jobs import Outcome, Phase, Train
+from coordinator.core import commands as cm
+from coordinator.core.plan import Inspect, Merge, Owed, owed, waits
+from coordinator.core.state import restore
+from coordinator.core.story import tell
+from coordinator.core.view import view
+from policies.campaign import Campaign, Quorum, Rivals
+
+FAULTY_STEPS = 150
+CALM_STEPS = 600  #: within which every campaign must end
+#: Repeating these at once must change nothing.
+IDEMPOTENT = (
+    cm.SyncSite
+    | cm.Tick
+    | cm.ReportInspection
+    | cm.ReportBase
+    | cm.ReportMerge
+    | cm.ReportVerdict
+    | cm.SetSite
+)
+ENDINGS = (
+    (14, Outcome.SUCCEEDED),
+    (2, Outcome.FAILED),
+    (2, Outcome.PREEMPTED),
+    (1, Outcome.CORRUPT),
+    (1, Outcome.CANCELLED),
+    (1, Outcome.EXPIRED),  # no site may say so, but who knows
+)
+
+
+@dataclass
+class Attempt:
+    """What a site holds in its spool."""
+
+    left: int  #: turns until it ends
+    report: cm.Report | None = None  #: how it ended
+
+
+@dataclass
+class Agent:
+    """One site: it reports what it has, and does what it is told, if it hears it."""
+
+    name: SiteName
+    slots: int
+    draining: bool = False
+    spool: dict[AttemptId, Attempt] = field(default_factory=dict)
+
+    def message(self) -> cm.SyncSite:
+        reports = (
+            attempt.report or cm.Report(attempt=name, phase=Phase.RUNNING)
+            for name, attempt in self.spool.items()
+        )
+        return sync(self.name, *reports, slots=self.slots, draining=self.draining)
+
+
+class World:
+    def __init__(self, seed: int) -> None:
+        self.die = random.Random(seed)
+        self.faults = True
+        self.coordinator = Coordinator(now=1_000_000.0)
+        self.rules = Rules()
+        self.delayed: list[cm.Command] = []  #: on its way for long, or sent twice
+        sites = [SiteName(name) for name in OWN][: self.die.randint(2, 3)]
+        self.agents = [Agent(name, self.die.randint(1, 3)) for name in sites]
+        self.specs = [self._campaign(name) for name in ("demo", "other")[: self.die.randint(1, 2)]]
+
+    def _campaign(self, name: str) -> Campaign:
+        die = self.die
+        start = {} if die.random() < 0.5 else GIVEN
+        deadline, expected = die.choice([0.5, 2.0]), die.randint(1, len(self.agents))
+        minimum = die.randint(1, min(2, expected))
+        return campaign(
+            name,
+            sites_expected=expected,
+            rounds=die.randint(1, 3),
+            attempts_max=die.randint(1, 3),
+            quorum=Quorum(share=die.choice([0.5, 1.0]), minimum=minimum, deadline_hours=deadline),
+            rivals=Rivals(public_only=die.random() < 0.5, specialists=die.random() < 0.5),
+            seed_round=SEED_ROUND if die.random() < 0.5 else None,
+            **start,
+        )
+
+    # --- the walk ---
+
+    def run(self) -> str:
+        """Chaos, then calm. Returns the hash of the ledger."""
+        beginnings = [cm.SubmitCampaign(campaign=spec) for spec in self.specs]
+        self.delayed = [*beginnings, *(invitation(agent.name, 2e6) for agent in self.agents)]
+        for _ in range(FAULTY_STEPS):
+            self._faulty_step()
+        self._calm()
+        return hashlib.sha256(b"\n".join(data for data, _ in self.coordinator.ledger)).hexdigest()
+
+    def _faulty_step(self) -> None:
+        die = self.die
+        self.coordinator.now += die.choice([0, 1, 1, 1, 5, 5, 20])
+        chance = die.random()
+        if chance < 0.55:
+            self._turn(die.choice(self.agents))
+        elif chance < 0.75:
+            self._worker_does_one()
+        elif chance < 0.83 and self.delayed:
+            self._do(self.delayed.pop(die.randrange(len(self.delayed))))
+        elif chance < 0.91:
+            self.coordinator.now += die.choice([0, 0, 70, 200]) if chance < 0.905 else 3000
+            self._do(cm.Tick())
+        elif chance < 0.98:
+            self._do(self._meddling())
+        else:
+            self.coordinator.crash(from_snapshot=chance > 0.99)
+            assert self.coordinator.state == self.rules.state
+
+    def _calm(self) -> None:
+        """Nothing fails any more: every campaign ends, and what is said of it is whole."""
+        self.faults = False
+        for command in [*(cm.SubmitCampaign(campaign=spec) for spec in self.specs), *self.delayed]:
+            self._do(command)
+        for agent in self.agents:
+            agent.draining, agent.slots = False, max(1, agent.slots)
+            self._do(invitation(agent.name, 2e9))
+            self._do(enrolment(agent.name))
+            self._do(cm.SetSite(site=agent.name, status="enrolled", reason="calm"))
+        for _ in range(CALM_STEPS):
+            self.coordinator.now += 5
+            if all(c.status != "open" for c in self.coordinator.state.campaigns.values()):
+                break
+            for agent in self.agents:
+                self._turn(agent)
+            for what in owed(self.coordinator.state):
+                self._do(self._worker_says(what))
+            self._do(cm.Tick())
+        state = self.coordinator.state
+        assert not [w.reason for w in waits(state)], "a campaign waits for ever"
+        assert len(state.campaigns) == len(self.specs)
+        assert owed(state) == ()
+        assert (
+            state.snapshot() == self.coordinator.replayed().snapshot() == restore(state.snapshot()).snapshot()
+        )
+        self._told()
+
+    def _told(self) -> None:
+        """People can be told of anything."""
+        events = [(n, at, decoded(data)) for n, (data, at) in enumerate(self.coordinator.ledger, 1)]
+        state = self.coordinator.state
+        for subject in self.die.choices([*state.jobs, *state.campaigns, *state.sites], k=5):
+            assert tell(events, state, subject)
+        encode(view(state, sequence=1, head="", now=self.coordinator.now, seen={}, sights={}))
+
+    # --- who acts ---
+
+    def _do(self, command: cm.Command) -> None:
+        coordinator, rules = self.coordinator, self.rules
+        try:
+            happened = coordinator.events_of(command)
+        except (Refused, BadInput):
+            happened = ()
+        for event in happened:
+            rules.watch(event, coordinator.now, coordinator.renewed, coordinator.started_at)
+        assert coordinator.state == rules.state, "the live state is not what its events tell"
+        assert all(wait.reason.strip(": ,") and not wait.reason.endswith(": ") for wait in waits(rules.state))
+        if happened and isinstance(command, IDEMPOTENT):
+            try:
+                assert coordinator.events_of(command) == (), "said twice, it did something twice"
+            except (Refused, BadInput):
+                pass  # its campaign ended, for example
+
+    def _turn(self, agent: Agent) -> None:
+        """An agent's turn: work a little, tell, and listen. Any message may be lost, late or doubled."""
+        die = self.die
+        if agent.name not in self.coordinator.state.sites:
+            return self._do(enrolment(agent.name))
+        if self.faults and die.random() < 0.02:
+            agent.spool.clear()
+        for name, attempt in agent.spool.items():
+            attempt.left -= 1
+            if attempt.left <= 0 and attempt.report is None:
+                attempt.report = self._ending(name)
+        message = agent.message()
+        if self.faults and die.random() < 0.1:
+            message = replace(message, reports=(*message.reports, *self._nonsense(message)))
+        if self.faults and die.random() < 0.1:
+            self.delayed.append(message)
+        if self.faults and die.random() < 0.1:
+            return None
+        self._do(message)
+        if self.faults and die.random() < 0.1:
+            return None
+        self._listen(agent, message)
+        return None
+
+    def _nonsense(self, message: cm.SyncSite) -> list[cm.Report]:
+        """Lines said twice, about other sites' attempts, about none."""
+        known = [job.attempt for job in self.coordinator.state.jobs.values() if job.attempt]
+        attempts = [*known, *(r.attempt for r in message.reports), AttemptId("demo_r9-train-nobody.a1")]
+        return [self._ending(self.die.choice(attempts)) for _ in range(2)]
+
+    def _listen(self, agent: Agent, message: cm.SyncSite) -> None:
+        if self.coordinator.state.sites[agent.name].status == "suspended":
+            return
+        wanted = {job.attempt for job in self.coordinator.state.live(agent.name) if job.attempt}
+        settled = {report.attempt for report in message.reports} - wanted
+        agent.spool = {name: held for name, held in agent.spool.items() if name not in settled}
+        for attempt in sorted(wanted - set(agent.spool)):
+            agent.spool[attempt] = Attempt(left=self.die.randint(1, 5))
+            if self.faults and self.die.random() < 0.05:
+                agent.spool[attempt].report = _end(attempt, Outcome.REFUSED)
+
+    def _ending(self, attempt: AttemptId) -> cm.Report:
+        outcomes = [outcome for weight, outcome in ENDINGS for _ in range(weight)]
+        outcome = self.die.choice(outcomes) if self.faults else Outcome.SUCCEEDED
+        return _end(attempt, outcome, whole=not self.faults or self.die.random() < 0.95)
+
+    def _worker_does_one(self) -> None:
+        """The worker is slow, and repeats itself: a report may come when it is no longer true."""
+        if not (obligations := owed(self.coordinator.state)):
+            return
+        command = self._worker_says(self.die.choice(obligations))
+        if self.die.random() < 0.2:
+            self.delayed.append(command)
+        if self.die.random() < 0.9:
+            self._do(command)
+
+    def _worker_says(self, what: Owed) -> cm.Command:
+        die, state = self.die, self.coordinator.state
+        match what:
+            case Inspect():
+                job = state.jobs[what.job]
+                if self.faults and die.random() < 0.15:
+                    return refused(job)
+                partial = isinstance(job.work, Train) and self.faults and die.random() < 0.15
+                return admitted(job, steps=die.randint(0, 9) if partial else None)
+            case Merge() if self.faults and die.random() < 0.1:
+                return cm.ReportMerge(
+                    campaign=what.campaign, round=what.round, manifest=None, reason="no room"
+                )
+        return answer(what, state, promote=die.random() < 0.7)
+
+    def _meddling(self) -> cm.Command:
+        """What admins and operators do at the worst moment."""
+        die = self.die
+        agent = die.choice(self.agents)
+        name = CampaignId(die.choice(self.specs).campaign)
+        chance = die.random()
+        if chance < 0.3:
+            status = die.choice(["enrolled", "enrolled", "draining", "suspended"])
+            return replace(cm.SetSite(site=agent.name, status="enrolled", reason="so"), status=status)
+        if chance < 0.45:
+            agent.slots, agent.draining = die.randint(0, 3), die.random() < 0.3
+            return agent.message() if agent.name in self.coordinator.state.sites else cm.Tick()
+        if chance < 0.55:
+            return invitation(agent.name, self.coordinator.now + 10)
+        if chance < 0.62 and agent.name in self.coordinator.state.sites:
+            name_of = f"renewed at {self.coordinator.now}"
+            return cm.RenewCertificate(
+                site=agent.name,
+                certificate=name_of,
+                fingerprint=d(name_of),
+                not_after=self.coordinator.now + 500,
+            )
+        if chance < 0.97:
+            known = self.coordinator.state.campaigns.get(name)
+            version = f"{name}/v{die.randint(0, len(known.versions) if known else 0)}"
+            verb = die.choice(["promote", "roll_back"])
+            move = cm.MoveHead(campaign=name, version=version, verb="promote", reason="I know better")
+            return replace(move, verb=verb)
+        return cm.StopCampaign(campaign=name, reason="no more money")
+
+
+def _end(attempt: AttemptId, outcome: Outcome, whole: bool = True) -> cm.Report:
+    envelope = d(f"envelope of {attempt}") if outcome is Outcome.SUCCEEDED and whole else None
+    return cm.Report(attempt=attempt, phase=Phase.ENDED, outcome=outcome, reason="so", envelope=envelope)
+
+
+if __name__ == "__main__":
+    for seed in map(int, sys.argv[1:]):
+        print(seed, World(seed).run())

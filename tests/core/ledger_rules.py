@@ -1,0 +1,152 @@
+"""What must hold after every single event, whatever the world does: architecture's invariants 1 to 4, checked.
+
+``Rules`` folds the events on its own, from their bytes, so it is a replay that can be compared with the live state.
+"""
+
+from collections.abc import Mapping
+
+from consortium_in_facts import round_trip
+
+from consortium.ids import AttemptId, CampaignId, Digest, JobId, attempt_of
+from consortium.jobs import Outcome, Purpose
+from coordinator.core import events as ev
+from coordinator.core.state import CampaignState, RoundState, State, apply
+from coordinator.core.transitions import JobState
+
+
+class Rules:
+    def __init__(self) -> None:
+        self.state = State()
+        self.live: dict[JobId, AttemptId] = {}
+        self.used: set[AttemptId] = set()
+        self.merged: set[Digest] = set()
+        self.by_gate: set[Digest] = set()
+
+    def watch(self, event: ev.AnyEvent, at: float, heard: Mapping[AttemptId, float], started: float) -> None:
+        """``heard``: when a Sync last spoke of each attempt since the coordinator started."""
+        event = round_trip(event)
+        self._before(event, at, heard, started)
+        apply(event, self.state, at)
+        self._after(event)
+
+    # --- what must be so for the event to be allowed ---
+
+    def _before(
+        self, event: ev.AnyEvent, at: float, heard: Mapping[AttemptId, float], started: float
+    ) -> None:
+        state = self.state
+        name = getattr(event, "campaign", None)
+        if isinstance(name, str) and not isinstance(event, ev.VersionPromoted | ev.RolledBack):
+            assert state.campaigns[CampaignId(name)].status == "open", f"after its end: {event}"
+        match event:
+            case ev.SiteEnrolled():
+                assert state.tokens[event.token_hash].site == event.site
+                assert at <= state.tokens[event.token_hash].valid_until
+            case ev.JobLeased():
+                job, site = state.jobs[event.job], state.sites[event.site]
+                assert event.job not in self.live, "two live leases of one job"
+                assert event.attempt == attempt_of(event.job, job.attempts + 1)
+                assert event.attempt not in self.used
+                assert event.site in job.sites and event.site not in job.refused_by
+                assert site.status == "enrolled" and not site.draining
+                assert job.failures < state.campaigns[job.campaign].spec.attempts_max
+                assert len(state.live(event.site)) < site.slots, "more leases than slots"
+                self.live[event.job] = event.attempt
+                self.used.add(event.attempt)
+            case ev.LeaseResumed():
+                job = state.jobs[event.job]
+                assert event.job not in self.live, "two live leases of one job"
+                assert event.attempt == job.attempt and job.outcome is Outcome.EXPIRED
+                assert job.site is not None and state.sites[job.site].status != "suspended"
+                self.live[event.job] = event.attempt
+            case ev.AttemptEnded():
+                assert self.live.pop(event.job) == event.attempt
+                if event.outcome is Outcome.EXPIRED:
+                    self._lapsed(event, at, heard, started)
+            case ev.ContributionReceived():
+                assert self.live.pop(event.job) == event.attempt
+                assert state.jobs[event.job].site == event.site
+            case ev.ContributionAdmitted() | ev.ContributionRefused():
+                assert state.jobs[event.job].attempt == event.attempt
+            case ev.JobFailed():
+                job = state.jobs[event.job]
+                limit = state.campaigns[job.campaign].spec.attempts_max
+                assert job.failures >= limit or set(job.sites) <= set(job.refused_by)
+            case ev.JobCancelled():
+                self.live.pop(event.job, None)
+            case ev.RoundOpened():
+                campaign = state.campaigns[event.campaign]
+                assert event.base == campaign.head
+                assert all(r.state is RoundState.CLOSED for r in campaign.rounds.values())
+            case ev.RoundCollected():
+                self._collected(event)
+            case ev.VersionMade() if event.role == "candidate":
+                self._made_of_what_was_collected(event)
+            case ev.GateJudged():
+                round_ = state.campaigns[event.campaign].rounds[event.round]
+                assert event.version == round_.candidate and round_.state is RoundState.EVALUATING
+                assert all(state.jobs[job].is_final for job in round_.gate_jobs)
+                if event.verdict.promote and state.campaigns[event.campaign].head == round_.base:
+                    self.by_gate.add(event.version)
+            case ev.VersionPromoted():
+                assert event.reason.startswith("by hand") or event.version in self.by_gate
+            case ev.VersionRejected():
+                assert event.version not in self.by_gate
+                assert state.campaigns[event.campaign].versions[event.version].status == "candidate"
+            case _:
+                pass
+
+    def _lapsed(
+        self, event: ev.AttemptEnded, at: float, heard: Mapping[AttemptId, float], started: float
+    ) -> None:
+        job = self.state.jobs[event.job]
+        assert job.site is not None
+        since = max(heard.get(event.attempt, 0.0), job.leased_at, started)
+        late = at - since > self.state.campaigns[job.campaign].spec.lease_seconds
+        assert late or self.state.sites[job.site].status == "suspended", "lapsed too early"
+
+    def _collected(self, event: ev.RoundCollected) -> None:
+        campaign = self.state.campaigns[event.campaign]
+        round_ = campaign.rounds[event.round]
+        assert event.jobs == tuple(sorted(set(event.jobs))) and event.jobs
+        assert set(event.jobs) <= set(round_.jobs)
+        assert len(event.jobs) >= min(campaign.spec.quorum.minimum, len(round_.jobs))
+        assert all(self.state.jobs[job].is_final for job in round_.jobs)
+        for name in event.jobs:
+            job = self.state.jobs[name]
+            assert job.state is JobState.DONE and job.contribution is not None
+            assert job.purpose in (Purpose.SEED, Purpose.ROUND)
+            assert job.contribution.base == round_.base and job.contribution.site == job.site
+            assert job.contribution.attempt == job.attempt
+            share = job.contribution.steps / job.contribution.planned_steps
+            assert share >= campaign.spec.admission.tokens_share_min
+            delta = job.contribution.artifacts["delta"].digest
+            assert delta not in self.merged, "merged twice"
+            self.merged.add(delta)
+
+    def _made_of_what_was_collected(self, event: ev.VersionMade) -> None:
+        campaign = self.state.campaigns[event.campaign]
+        round_ = campaign.rounds[event.round]
+        found = [self.state.jobs[job].contribution for job in round_.collected]
+        assert round_.state is RoundState.MERGING and event.version not in campaign.versions
+        assert event.version == event.manifest.digest and event.manifest.base == round_.base
+        assert [part.delta for part in event.manifest.ingredients] == sorted(
+            (c.artifacts["delta"] for c in found if c), key=lambda ref: ref.digest
+        )
+        assert event.name not in {version.name for version in campaign.versions.values()}
+
+    # --- what must be so afterwards ---
+
+    def _after(self, event: ev.AnyEvent) -> None:
+        if isinstance(event, ev.CampaignEnded):
+            open_jobs = [j.id for j in self.state.jobs.values() if j.campaign == event.campaign]
+            assert all(self.state.jobs[job].is_final for job in open_jobs), "work goes on after the end"
+        leased = {j.id: j.attempt for j in self.state.jobs.values() if j.state is JobState.LEASED}
+        assert leased == self.live
+        for campaign in self.state.campaigns.values():
+            self._head(campaign)
+
+    def _head(self, campaign: CampaignState) -> None:
+        assert campaign.head is None or campaign.versions[campaign.head].status == "promoted"
+        numbers = sorted(version.number for version in campaign.versions.values())
+        assert numbers == list(range(len(numbers)))
