@@ -117,6 +117,7 @@ def test_an_intent_that_was_never_carried_out_is_gone_and_stays_so(make, directo
     begin(launcher, directory)
     life = decode((directory / "life.json").read_bytes(), Life)
     launcher.cancel(directory)
+    until(lambda: look(launcher, directory).seen is Seen.GONE, "the end")
     intent = replace(life, number=2, name=f"{directory}#2", native_id="")
     (directory / "life.json").write_bytes(encode(intent))
     assert look(launcher, directory).seen is Seen.GONE
@@ -198,6 +199,17 @@ def test_a_life_from_before_the_machine_was_restarted_is_gone(program, directory
     (directory / "life.json").write_bytes(encode(replace(life, boot="another")))
     assert look(launcher, directory).seen is Seen.GONE
     (directory / "life.json").write_bytes(encode(life))
+
+
+def test_an_agent_that_was_paused_before_the_start_starts_nothing_after_it_was_given_up(program, directory):
+    """It wakes up after another agent has found its intent, no process, and said that it is gone."""
+    late = LocalLauncher(program)
+    intent = Life(number=1, name=f"{directory}#1", host=late._host, boot=late._boot)
+    (directory / "life.json").write_bytes(encode(intent))
+    assert look(LocalLauncher(program), directory).seen is Seen.GONE
+    _, status = os.waitpid(late._start(directory, intent), 0)
+    assert os.waitstatus_to_exitcode(status) != 0
+    assert starts(directory) == []
 
 
 def test_children_left_behind_are_part_of_the_life(directory, tmp_path):
