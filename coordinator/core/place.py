@@ -47,7 +47,7 @@ def unable(state: State, site: Site, job: Job, free: int) -> str | None:
     if free < 1:
         return f"{site.name} has no free slot"
     campaign = state.campaigns[job.campaign]
-    if job.purpose is Purpose.RIVAL and free < 2 and site.slots > 1 and has_rounds_ahead(campaign):
+    if job.purpose is Purpose.RIVAL and free < 2 and has_rounds_ahead(campaign):
         return f"{site.name}'s last free slot is kept for the rounds"
     return None
 

@@ -312,12 +312,13 @@ def _collect(state: State, campaign: CampaignState, round_: Round, moment: Momen
         yield ev.JobCancelled(job=job.id, reason=f"the round closed without it: {reason}")
     done = tuple(sorted(j.id for j in jobs if j.state is JobState.DONE))
     mergeable = tuple(j for j in done if _enough(state.jobs[j], campaign))
-    if len(mergeable) < min(campaign.spec.quorum.minimum, len(jobs)) or not mergeable:
+    needed = min(campaign.spec.quorum.minimum, len(jobs))
+    if len(mergeable) < needed:
         why = "; ".join(f"{j.id}: {_lack(j)}" for j in jobs if j.id not in mergeable)
         yield ev.RoundFailed(
             campaign=campaign.spec.campaign,
             round=round_.number,
-            reason=f"{len(mergeable)} of {campaign.spec.quorum.minimum} needed contributions; {reason}: {why}",
+            reason=f"{len(mergeable)} of {needed} needed contributions; {reason}: {why}",
         )
         return
     yield ev.RoundCollected(
