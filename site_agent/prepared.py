@@ -127,8 +127,7 @@ def training_split(
 ) -> dict[str, dict[bytes, int]]:
     """``private``, ``public`` and ``heldout``: document digest -> UTF-8 bytes. No text is in two of them."""
     found = {
-        access: verdicts(sources, heldout_share, split_seed, Faults())
-        for access, sources in classes.items()
+        access: verdicts(sources, heldout_share, split_seed, Faults()) for access, sources in classes.items()
     }
     heldout = {
         digest: size

@@ -4,12 +4,15 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from consortium.errors import BadInput
+
+_PATIENCE = timedelta(days=1)  # of ranks for each other: the first one may have terabytes to tokenise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,7 @@ def joined(device: Literal["auto", "cpu", "cuda"], threads: int) -> Iterator[Ran
         torch.set_deterministic_debug_mode("error")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if world > 1:
-        torch.distributed.init_process_group("nccl" if has_gpu else "gloo")
+        torch.distributed.init_process_group("nccl" if has_gpu else "gloo", timeout=_PATIENCE)
     try:
         yield Ranks(rank=rank, world=world, device=where)
     finally:

@@ -102,6 +102,21 @@ def test_windows_score_every_token_once_with_enough_before_it(length: int, size:
         assert window.begin == 0 or window.fresh - window.begin >= size - max(1, size // 2)
 
 
+def test_a_long_document_is_scored_in_windows(base: Path, alone: Ranks) -> None:
+    """Against each token predicted on its own, from the context its window gives it."""
+    document = np.random.default_rng(0).integers(2, 320, 41)
+    model = load_model(base, alone.device)
+    padded = [0, *document.tolist()]
+    expected = 0.0
+    for window in windows_of(0, 41, 16):
+        for target in range(window.fresh, window.end):
+            with torch.no_grad():
+                logits = model.logits(torch.tensor([padded[window.begin : target + 1]]))[0, -1]
+            expected -= logits.double().log_softmax(-1)[padded[target + 1]].item()
+    short = np.random.default_rng(1).integers(2, 320, 3)
+    assert nats_of(model, [short, document], 0, 16, alone)[1] == pytest.approx(expected, rel=1e-6)
+
+
 def test_how_documents_are_batched_changes_next_to_nothing(
     base: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

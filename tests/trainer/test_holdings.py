@@ -1,11 +1,13 @@
 """Surveys of a site's text, and what of it is trained on."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from trainer_samples import ALPHABETS, make_site, sentences, source, write_jsonl
 
+from consortium.errors import Unavailable
 from consortium.ids import Digest, SiteName
 from consortium.manifests import DataManifest
 from site_agent import holdings
@@ -108,3 +110,27 @@ def test_prepared_text_is_made_once_and_is_the_documents(tmp_path: Path) -> None
         assert described.tokens == made.tokens(part).tokens.size == described.bytes + described.documents
     other_split = prepare(sources, WORDS, lambda: _bytes, 0.15, 1, cache)
     assert other_split.folder != made.folder
+
+
+def test_two_jobs_at_once_prepare_the_same(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "et.jsonl", sentences("et", 30))
+    sources, cache = [source("et", tmp_path / "et.jsonl")], tmp_path / "cache"
+    other = []
+
+    def slow() -> Callable[[list[str]], list[list[int]]]:
+        other.append(prepare(sources, WORDS, lambda: _bytes, 0.15, 0, cache))  # done while this one begins
+        return _bytes
+
+    assert prepare(sources, WORDS, slow, 0.15, 0, cache) == other[0]
+    assert [path.name for path in (cache / "tokens").iterdir()] == [other[0].folder.name]
+
+
+def test_text_that_changes_while_it_is_read_is_not_used(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "et.jsonl", sentences("et", 30))
+
+    def meddling(texts: list[str]) -> list[list[int]]:
+        write_jsonl(tmp_path / "et.jsonl", sentences("et", 31))
+        return _bytes(texts)
+
+    with pytest.raises(Unavailable, match="the et text changed while it was read"):
+        prepare([source("et", tmp_path / "et.jsonl")], WORDS, lambda: meddling, 0.15, 0, tmp_path / "cache")

@@ -105,7 +105,7 @@ def test_a_checkpoint_of_other_text_is_not_used(tmp_path: Path, base: Path, alon
     folder = make_job(tmp_path / "job", site, work, base)
     with pytest.raises(Stopped):
         _train(folder, alone, lambda: True)
-    write_jsonl(tmp_path / "et.jsonl", [*texts, "veel üks"])
+    write_jsonl(tmp_path / "et.jsonl", [text[::-1] for text in texts])
     fresh = make_job(tmp_path / "fresh", site, work, base)
     for path in (folder, fresh):
         _train(path, alone)
