@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -49,7 +50,7 @@ def holdings(site: str, public: Iterable[str] = LANGUAGES) -> tuple[Holding, ...
     return (*(holding(x) for x in OWN[site]), *(holding(x, "public", heldout=0) for x in public))
 
 
-def campaign(name: str = "demo", **changes: object) -> Campaign:
+def campaign(name: str = "demo", /, **changes: Any) -> Campaign:
     """Three sites, one round, tokenizer and base made in the campaign; ``changes`` are fields of it."""
     plain = Campaign(
         campaign=CampaignId(name),
@@ -65,7 +66,7 @@ def campaign(name: str = "demo", **changes: object) -> Campaign:
     return replace(plain, **changes)
 
 
-GIVEN = {  #: the quick way to round 1: nothing to train or choose before
+GIVEN: dict[str, Any] = {  #: the quick way to round 1: nothing to train or choose before
     "model": ModelSource(
         files={
             "model.safetensors": FileRef(digest=d("weights"), size=9),
