@@ -24,7 +24,7 @@ class Text(Fact):
     access: Literal["private", "public"]  #: public: may serve as the campaign's replayed public slice
     licence: str  #: SPDX, or LicenseRef-... for a contract of your own
     text_field: str = "text"  #: of jsonl and parquet
-    id_field: str | None = None  #: None: documents are told apart by their digests
+    id_field: str | None = None  #: what translations share; None: "id", where a document has one
 
 
 class Consent(Fact):
