@@ -91,7 +91,7 @@ class _Training:
         self._report(account, now=True)
         started, before = time.monotonic(), account.seconds
         pending: list[Tensor] = []
-        step = saved = account.step
+        step = account.step
         while step < self._work.steps:
             nats = self._backward(step)
             is_finite = self._optimizer.step(step)
@@ -103,9 +103,8 @@ class _Training:
             account, stopping = self._flush(account, pending)
             account = replace(account, seconds=before + time.monotonic() - started)
             stopping = stopping and step < self._work.steps
-            if (is_due or stopping) and saved != step:
+            if is_due or stopping:
                 self._save(account)
-                saved = step
             self._report(account, now=stopping)
             if stopping:
                 raise Stopped
