@@ -27,6 +27,7 @@ _SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,39}_[a-z0-9-]{1,120}")  # the one '_' ends the campaign's name
 _ATTEMPT = re.compile(_JOB.pattern + r"\.a[1-9][0-9]{0,4}")
+_LANGUAGE = re.compile(r"[a-z]{2,8}(-[a-z0-9]{1,8}){0,4}")
 
 
 def site_name(text: str) -> SiteName:
@@ -72,6 +73,13 @@ def attempt_id(text: str) -> AttemptId:
     if not _ATTEMPT.fullmatch(text):
         raise BadInput(f"attempt id {text[:80]!r}: expected <job>.a<number>")
     return AttemptId(text)
+
+
+def language(text: str) -> Language:
+    """The language tag that ``text`` spells; whether the consortium trains it is for the policies to say."""
+    if not _LANGUAGE.fullmatch(text):
+        raise BadInput(f"language {text[:80]!r}: expected a BCP-47 tag in lower case, such as mk")
+    return Language(text)
 
 
 def digest_of(data: bytes) -> Digest:

@@ -1,7 +1,6 @@
 """The coordinator as a process: ledger, driver, worker, clock ticks and two gRPC ports."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import signal
@@ -43,7 +42,9 @@ from coordinator.workshop import Workshop
 from policies.membership import load_membership
 
 _log = logging.getLogger(__name__)
-_GRACE_SECONDS = 2.0  # for calls in flight when we are asked to stop; agents repeat what is cut
+_GRACE_SECONDS = (
+    0.5  # for calls in flight when we are asked to stop: long polls use it up, agents repeat the rest
+)
 
 
 async def serve(config: CoordinatorConfig) -> None:
@@ -71,9 +72,15 @@ async def serve(config: CoordinatorConfig) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+
+        async def tick() -> (
+            None
+        ):  # a plain function would run in a thread, and the driver belongs to this one
+            driver.execute(Tick())
+
         scheduler = AsyncIOScheduler(timezone="UTC")
         scheduler.add_job(
-            lambda: driver.execute(Tick()),
+            tick,
             "interval",
             seconds=config.tick_seconds,
             max_instances=1,
@@ -82,19 +89,22 @@ async def serve(config: CoordinatorConfig) -> None:
         await main.start()
         await enrolment.start()
         scheduler.start()
-        driver.execute(Tick())
+        stopping = asyncio.create_task(stop.wait())
         worker = asyncio.create_task(Worker(driver, workshop).run())
-        write_bytes_atomically(home / PORTS_FILE, json.dumps(ports, sort_keys=True).encode())
-        tell_people(config)
-        _log.info("coordinator of %s is ready", driver.state.consortium, extra={"ports": ports})
         try:
-            await stop.wait()
+            driver.execute(Tick())
+            write_bytes_atomically(home / PORTS_FILE, json.dumps(ports, sort_keys=True).encode())
+            tell_people(config)
+            _log.info("coordinator of %s is ready", driver.state.consortium, extra={"ports": ports})
+            await asyncio.wait({stopping, worker}, return_when=asyncio.FIRST_COMPLETED)
+            if worker.done():  # it never ends by itself; without it rounds would stand still, so fail aloud
+                await worker
         finally:
             scheduler.shutdown(wait=False)
+            stopping.cancel()
             worker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await worker
-            await asyncio.gather(main.stop(_GRACE_SECONDS), enrolment.stop(_GRACE_SECONDS))
+            ends = worker, main.stop(_GRACE_SECONDS), enrolment.stop(_GRACE_SECONDS)
+            await asyncio.gather(*ends, return_exceptions=True)
             _log.info("stopped; the ledger ends at %d", driver.sequence)
 
 

@@ -14,7 +14,7 @@ from consortium.admission import inspect
 from consortium.canonical import decode, digest_of_fact
 from consortium.errors import BadInput, Corrupt, Unavailable
 from consortium.identity import identity_of
-from consortium.ids import Language
+from consortium.ids import Digest, Language, SiteName
 from consortium.jobs import Evaluate, Tokenizer, Train
 from consortium.manifests import Contribution, FileRef, Scores
 from consortium.signing import CONTRIBUTION, key_of_certificate, open_envelope
@@ -50,8 +50,7 @@ def inspect_delivery(delivery: Delivery, store: BlobStore) -> ReportInspection:
     measures: dict[str, float] = {}
     scores: dict[str, dict[Language, ScoreSummary]] = {}
     try:
-        if not store.has(job.envelope):
-            raise BadInput(f"envelope {job.envelope} was never uploaded; upload it before reporting")
+        _was_sent("envelope", job.envelope, job.site, store)
         contribution = _signed_manifest(delivery, store.read_bytes(job.envelope, _ENVELOPE_BYTES_MAX))
         _answers(contribution, job)
         _bytes_are_there(contribution, store)
@@ -143,12 +142,17 @@ def _counts(contribution: Contribution, work: Train) -> None:
 
 def _bytes_are_there(contribution: Contribution, store: BlobStore) -> None:
     for name, ref in sorted(contribution.artifacts.items()):
-        if not store.has(ref.digest):
-            raise BadInput(f"artifact {name} {ref.digest} was never uploaded; upload it before reporting")
+        _was_sent(f"artifact {name}", ref.digest, contribution.site, store)
         if store.verify(ref.digest).size != ref.size:
             raise BadInput(
                 f"artifact {name}: {store.size(ref.digest)} bytes stored, the manifest says {ref.size}"
             )
+
+
+def _was_sent(what: str, digest: Digest, site: SiteName, store: BlobStore) -> None:
+    """That the site itself sent these bytes: the digest of somebody else's work is no work."""
+    if not store.delivered(digest, site):
+        raise BadInput(f"{what} {digest} was never uploaded by {site}; upload it before reporting")
 
 
 def _delta(delivery: Delivery, contribution: Contribution, store: BlobStore) -> dict[str, float]:

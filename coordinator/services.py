@@ -25,7 +25,7 @@ from consortium.errors import BadInput
 from consortium.ids import SiteName
 from consortium.jobs import Outcome, Phase
 from consortium.manifests import Holding
-from consortium.signing import ASSIGNMENT, Checkpoint, sign
+from consortium.signing import ASSIGNMENT, Checkpoint, key_of_certificate, sign
 from coordinator.config import CoordinatorConfig
 from coordinator.core import commands as cm
 from coordinator.core.view import Sight
@@ -36,6 +36,8 @@ from policies.campaign import Campaign
 from policies.membership import Membership
 
 _WAIT_SECONDS_MAX = 60.0  # a long poll; keepalive pings go every 30 s
+_HOLDINGS_MAX = 1000  # two for every language there is text in; they go to the ledger
+_NAME_CHARACTERS_MAX = 100
 
 
 class SiteService(site_pb2_grpc.SiteServiceServicer):
@@ -50,13 +52,14 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
         driver, site = self._driver, SiteName(caller().name)
         command = sync_command(site, request)
         loop = asyncio.get_running_loop()
-        until = loop.time() + min(request.wait.ToTimedelta().total_seconds(), _WAIT_SECONDS_MAX)
+        until = loop.time() + min(_seconds(request.wait), _WAIT_SECONDS_MAX)
         while True:
-            driver.arrive(site, request.incarnation)
-            now = driver.clock()
+            driver.arrive(site, _short(request.incarnation, "incarnation"))
+            now, held = driver.clock(), {job.attempt for job in driver.state.live(site)}
             for line, report in zip(request.attempts, command.reports, strict=True):
-                driver.renewed[report.attempt] = now
-                driver.sights[report.attempt] = _sight(line, report)
+                if report.attempt in held:  # another site's lease is not for this one to renew
+                    driver.renewed[report.attempt] = now
+                    driver.sights[report.attempt] = _sight(line, report)
             driver.execute(command)
             response = self._response(site, request)
             left = until - loop.time()
@@ -121,6 +124,8 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
         self, request: enrolment_pb2.EnrolRequest, context: grpc.aio.ServicerContext
     ) -> enrolment_pb2.EnrolResponse:
         token_hash = identity.token_hash(request.token)
+        if (again := self._enrolled_before(token_hash, request.signing_request)) is not None:
+            return self._response(again)
         invited = self._driver.state.tokens.get(token_hash)
         # The core refuses an unknown token with the reason; a name is needed only to sign for a known one.
         site = invited.site if invited else SiteName("unknown")
@@ -141,6 +146,18 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
                 not_after=not_after,
             )
         )
+        return self._response(certificate)
+
+    def _enrolled_before(self, token_hash: str, signing_request: bytes) -> bytes | None:
+        """The certificate that this token gave for this very key: the first answer may have been lost."""
+        for site in self._driver.state.sites.values():
+            if site.token_hash == token_hash:
+                certificate = site.certificate.encode()
+                asked = identity.check_signing_request(signing_request, site.name)
+                return certificate if asked == key_of_certificate(certificate) else None
+        return None
+
+    def _response(self, certificate: bytes) -> enrolment_pb2.EnrolResponse:
         return enrolment_pb2.EnrolResponse(
             certificate=certificate,
             authority=self._keys.authority.pem,
@@ -174,11 +191,11 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.IssueTokenResponse:
         verdict = self._membership.judge(request.country)
         token, token_hash = identity.new_token()
-        seconds = request.valid.ToTimedelta().total_seconds() or self._config.token_hours * 3600.0
+        seconds = _seconds(request.valid) or self._config.token_hours * 3600.0
         self._driver.execute(
             cm.IssueToken(
                 site=ids.site_name(request.site),
-                organisation=request.organisation,
+                organisation=_short(request.organisation, "organisation"),
                 country=self._membership.country(request.country),
                 token_hash=token_hash,
                 valid_until=self._driver.clock() + seconds,
@@ -215,7 +232,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def Watch(
         self, request: admin_pb2.WatchRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[admin_pb2.View]:
-        seconds = max(0.1, request.interval.ToTimedelta().total_seconds() or 1.0)
+        seconds = max(0.1, _seconds(request.interval) or 1.0)
         while True:
             yield admin_pb2.View(view=encode(self._driver.view()))
             await asyncio.sleep(seconds)
@@ -226,7 +243,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         lines = self._driver.why(request.subject)
         if not lines:
             raise BadInput(
-                f"nothing in the ledger speaks of {request.subject!r}; name a campaign, round (demo/r1), job, "
+                f"nothing in the ledger speaks of {request.subject[:80]!r}; name a campaign, round (demo/r1), job, "
                 "version (demo/v1 or its digest) or site"
             )
         return admin_pb2.WhyResponse(
@@ -242,7 +259,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
     async def ReadLedger(
         self, request: audit_pb2.ReadLedgerRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[audit_pb2.LedgerEvent]:
-        for entry in self._driver.entries(request.from_sequence):
+        for entry in self._driver.entries(min(request.from_sequence, self._driver.sequence + 1)):
             yield audit_pb2.LedgerEvent(sequence=entry.seq, entry=entry.entry, hash=entry.hash)
 
     async def GetCheckpoint(
@@ -278,6 +295,10 @@ _SITE_STATUS: dict[int, Literal["enrolled", "draining", "suspended"]] = {
 
 def sync_command(site: SiteName, request: site_pb2.SyncRequest) -> cm.SyncSite:
     """What a Sync says, in our words. Raises BadInput for what is not in the contract."""
+    if len(request.site.holdings) > _HOLDINGS_MAX:
+        raise BadInput(
+            f"{len(request.site.holdings)} holdings; at most {_HOLDINGS_MAX}, one a language and access"
+        )
     return cm.SyncSite(
         site=site,
         agent_version=request.site.agent_version[:100],
@@ -285,7 +306,7 @@ def sync_command(site: SiteName, request: site_pb2.SyncRequest) -> cm.SyncSite:
         draining=request.site.draining,
         holdings=tuple(
             Holding(
-                language=ids.Language(h.language),
+                language=ids.language(h.language),
                 access="public" if h.is_public else "private",
                 documents=h.documents,
                 bytes=h.text_bytes,
@@ -335,6 +356,20 @@ def _move(request: admin_pb2.PromoteRequest, verb: Literal["promote", "roll_back
         verb=verb,
         reason=_said(request.reason),
     )
+
+
+def _short(name: str, what: str) -> str:
+    if len(name) > _NAME_CHARACTERS_MAX:
+        raise BadInput(f"{what} {name[:20]!r}… has {len(name)} characters; at most {_NAME_CHARACTERS_MAX}")
+    return name
+
+
+def _seconds(duration: Duration) -> float:
+    """As a number: protobuf's own conversion overflows on what a hostile caller may send."""
+    seconds = float(duration.seconds + duration.nanos / 1e9)
+    if seconds < 0:
+        raise BadInput(f"{seconds:g} s; a duration cannot be negative")
+    return seconds
 
 
 def _said(reason: str) -> str:

@@ -6,15 +6,17 @@ world stopped (a full disk, say) is tried again, later each time.
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 from consortium.errors import SprachbundError, Unavailable
 from coordinator.core.plan import MakeBase, Merge, Owed, owed
 from coordinator.core.state import restore
 from coordinator.driver import Driver
-from coordinator.workshop import Workshop, do
+from coordinator.workshop import Workshop, do, stop
 
 _log = logging.getLogger(__name__)
 _PATIENCE_SECONDS_MAX = 300.0
+_LIGHT = 2  # inspections and verdicts at a time
 
 
 class Worker:
@@ -23,10 +25,11 @@ class Worker:
         self._workshop = workshop
         self._running: dict[Owed, asyncio.Task[None]] = {}
         self._heavy = asyncio.Semaphore(1)  # one merge or base at a time: each uses every core
-        self._light = asyncio.Semaphore(2)
+        self._light = asyncio.Semaphore(_LIGHT)
+        self._threads = ThreadPoolExecutor(1 + _LIGHT, "worker")
 
     async def run(self) -> None:
-        """Until cancelled. Wakes at every change of the state, and once in a while without one."""
+        """Until cancelled; then nothing of its work goes on. Wakes at every change of the state, or now and then."""
         try:
             while True:
                 for obligation in owed(self._driver.state):
@@ -37,6 +40,12 @@ class Worker:
         finally:
             for task in self._running.values():
                 task.cancel()
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            # the next coordinator works in the same folders: leave none of our threads in them
+            ended = asyncio.ensure_future(asyncio.to_thread(self._threads.shutdown))
+            while not ended.done():
+                stop()  # more than once: a thread may be about to start a program
+                await asyncio.wait([ended], timeout=0.2)
 
     async def _fulfil(self, obligation: Owed) -> None:
         try:
@@ -51,7 +60,8 @@ class Worker:
                 async with self._heavy if isinstance(obligation, MakeBase | Merge) else self._light:
                     # A copy: the thread reads it while the loop goes on changing the state.
                     state = restore(self._driver.state.snapshot())
-                    command = await asyncio.to_thread(do, obligation, state, self._workshop)
+                    loop = asyncio.get_running_loop()
+                    command = await loop.run_in_executor(self._threads, do, obligation, state, self._workshop)
                 self._driver.execute(command)
                 return
             except Unavailable as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from consortium.canonical import decode, digest_of_fact, encode, replace
-from consortium.errors import BadInput, Refused, Unavailable
+from consortium.errors import BadInput, Corrupt, Refused, Unavailable
 from consortium.files import make_folder, write_bytes_atomically
 from consortium.ids import CampaignId, Digest, Language, SiteName
 from consortium.jobs import Purpose, Train
@@ -241,17 +241,32 @@ def _discard(folder: Path) -> None:
 # --- processes ----------------------------------------------------------------------------------------
 
 
+_children: set[subprocess.Popen[bytes]] = set()
+
+
+def stop() -> None:
+    """End the programs that are running; whoever waits for them gets Unavailable, and the work is repeated."""
+    for child in list(_children):
+        child.kill()
+
+
 def _run(arguments: Sequence[str], order: bytes = b"") -> bytes:
     """Run a Python program of ours to its end; what it prints on stdout is the result."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     environment |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments], input=order, capture_output=True, env=environment, check=False
-    )
-    if done.returncode == 0:
-        return done.stdout
-    said = done.stderr.decode(errors="replace").strip().splitlines()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, env=environment
+    ) as child:
+        _children.add(child)
+        try:
+            result, errors = child.communicate(order)
+        finally:
+            _children.discard(child)
+    if child.returncode == 0:
+        return result
+    said = errors.decode(errors="replace").strip().splitlines()
     sentence = said[-1] if said else "no message"
-    if done.returncode in (BadInput.exit_code, 3, Refused.exit_code):
+    if child.returncode in (BadInput.exit_code, Corrupt.exit_code, Refused.exit_code):
         raise BadInput(sentence)
-    raise Unavailable(f"{' '.join(arguments[:2])} ended with {done.returncode}: {sentence}")
+    raise Unavailable(f"{' '.join(arguments[:2])} ended with {child.returncode}: {sentence}")

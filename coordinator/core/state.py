@@ -40,6 +40,7 @@ class Site(msgspec.Struct):
     draining: bool = False  #: by the site's own wish
     holdings: tuple[Holding, ...] = ()
     certificates: dict[str, str] = {}  #: every one it ever had, by fingerprint
+    token_hash: str = ""  #: of the invitation it enrolled with last
 
     def languages(self, access: str, heldout: bool = False) -> tuple[Language, ...]:
         """Languages of which the site holds documents (or held-out documents), sorted."""
@@ -206,7 +207,7 @@ def _(event: ev.SiteEnrolled, state: State, at: float) -> None:
     known = state.sites.get(event.site)
     site = known or Site(event.site, "", "", "", "", 0.0)
     site.organisation, site.country = invitation.organisation, invitation.country
-    site.status = "enrolled"
+    site.status, site.token_hash = "enrolled", event.token_hash
     state.sites[event.site] = site
     _new_certificate(site, event.certificate, event.fingerprint, event.not_after)
 
