@@ -30,7 +30,7 @@ from sprachbund.v1 import (
 
 from consortium.canonical import decode, digest_of_fact, encode, replace
 from consortium.channels import open_channel
-from consortium.errors import SprachbundError
+from consortium.errors import Unavailable
 from consortium.identity import Credentials, signing_request
 from consortium.ids import AttemptId, CampaignId, Digest, Language, SiteName
 from consortium.jobs import Assignment, Evaluate, Optimizer, Outcome, Phase, Train
@@ -161,6 +161,12 @@ class Admin:
                 admin_pb2.SubmitCampaignRequest(campaign=encode(campaign))
             )
 
+    async def submit_and_wait(self, campaign: Campaign) -> None:
+        """Until its first round's jobs are planned."""
+        await self.submit(campaign)
+        name = campaign.campaign
+        await self.until(lambda view: job_state(view, f"{name}_r1-train-sofia") == "planned", "jobs planned")
+
     async def set_site(self, site: str, command: str, reason: str = "for the test") -> None:
         request = admin_pb2.SetSiteRequest(site=site, command=f"SITE_COMMAND_{command}", reason=reason)
         with in_our_words():
@@ -241,8 +247,6 @@ class ScriptedSite:
         self.folder = consortium.folder / "sites" / name
         self.store = BlobStore(self.folder / "store")
         self.incarnation = "first"
-        self.seen: dict[str, Assignment] = {}  #: every attempt that it was ever given
-        self.refusals: list[str] = []  #: what the coordinator said when it took something from nobody's hand
         self._quality: dict[str, float] = {}
 
     # ---- who it is
@@ -304,25 +308,25 @@ class ScriptedSite:
 
     async def run(self) -> None:
         """Do what is wanted until cancelled; a coordinator that is away is waited for."""
-        async with self.connected() as calls:
-            reports: list[Report] = []
-            revision = 0
-            while True:
-                request = self.request(*reports, seen=revision, wait=duration(10.0))
-                try:
-                    answer = await calls.Sync(request, wait_for_ready=True)
-                except grpc.aio.AioRpcError as error:
-                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                        raise
-                    continue
-                revision = answer.revision
-                reports = [report for report in reports if report.attempt not in answer.settled]
-                told = {report.attempt for report in reports}
-                for message in answer.wanted:
-                    if message.attempt not in told:
-                        assignment = self.accept(message)
-                        self.seen[message.attempt] = assignment
-                        reports.append(await self.carry_out(assignment))
+        reports: dict[str, Report] = {}
+        while True:
+            with contextlib.suppress(Unavailable), in_our_words():
+                async with self.connected() as calls:  # anew, because gRPC's own patience is for real networks
+                    await self.converse(calls, reports)
+            await asyncio.sleep(0.05)
+
+    async def converse(self, calls: Any, reports: dict[str, Report]) -> None:
+        """``reports`` is all that it remembers, by attempt."""
+        revision = 0
+        while True:
+            request = self.request(*reports.values(), seen=revision, wait=duration(10.0))
+            answer = await calls.Sync(request)
+            revision = answer.revision
+            for attempt in answer.settled:
+                del reports[attempt]
+            for message in answer.wanted:
+                if message.attempt not in reports:
+                    reports[message.attempt] = await self.carry_out(self.accept(message))
 
     def accept(self, message: site_pb2.SignedAssignment) -> Assignment:
         accepted = offer(message, self.name, (self.folder / "ledger.key").read_bytes())
@@ -332,7 +336,7 @@ class ScriptedSite:
     async def carry_out(self, assignment: Assignment) -> Report:
         """Make the result, send it and sign for it."""
         folder = self.folder / "work" / assignment.attempt
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         if isinstance(assignment.work, Train):
             artifact = "delta", await self.train(assignment, assignment.work, folder)
         else:
@@ -354,7 +358,8 @@ class ScriptedSite:
         manifest = decode(await fetch(self.artifacts, work.base), VersionManifest)
         for ref in manifest.files.values():
             await download(self.artifacts, ref, self.store, QUICK)
-        lay_out(manifest, self.store.path, folder / "base")
+        if not (folder / "base").exists():
+            lay_out(manifest, self.store.path, folder / "base")
         with Checkpoint(folder / "base") as base:
             self.write(base, work, folder / "delta.safetensors")
         return folder / "delta.safetensors"
