@@ -92,7 +92,14 @@ def test_from_a_tokenizer_to_a_promoted_model() -> None:
     ]
     assert owed(coordinator.state) == (Merge(campaign=DEMO, round=0),)
     assert coordinator.work() == ["VersionMade demo/v1", *(f"JobPlanned demo_r0-gate-{site}" for site in OWN)]
-    assert judge_all(coordinator, 0)[-1] == "ContributionAdmitted demo_r0-gate-west.a1"
+    for site in OWN:
+        assert owed(coordinator.state) == ()
+        coordinator.sync(site)
+        done = [
+            f"ContributionReceived demo_r0-gate-{site}.a1 {site}",
+            f"ContributionAdmitted demo_r0-gate-{site}.a1",
+        ]
+        assert coordinator.deliver(f"demo_r0-gate-{site}") == done
     assert owed(coordinator.state) == (Judge(campaign=DEMO, round=0),)
     assert coordinator.work() == [
         "GateJudged demo/v1",
@@ -151,6 +158,15 @@ def test_what_the_jobs_of_a_round_are_asked() -> None:
     assert second == replace(
         work, base=second.base, schedule_start=10, seed=int(digest_of(b"7/2/north")[:12], 16)
     )
+
+
+def test_a_round_waits_for_the_expected_sites() -> None:
+    coordinator = Coordinator()
+    coordinator.do(cm.SubmitCampaign(campaign=campaign(**GIVEN)))
+    coordinator.enrol("north")
+    assert coordinator.work() == ["VersionMade demo/v0"]  # the base needs nobody
+    assert coordinator.enrol("south") == ["SiteDescribed south"]
+    assert coordinator.enrol("west")[:2] == ["SiteDescribed west", "RoundOpened demo/r1"]
 
 
 def test_what_seed_and_tokenizer_jobs_are_asked() -> None:

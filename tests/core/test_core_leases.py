@@ -148,6 +148,7 @@ def test_an_expired_certificate_is_named(coordinator: Coordinator) -> None:
 def test_who_comes_back_in_time_goes_on(coordinator: Coordinator) -> None:
     coordinator.wait(61)
     assert coordinator.sync("north", running(TRY)) == [f"LeaseResumed {TRY}"]
+    assert coordinator.job("demo_r1-train-north").leased_at == coordinator.now
     assert coordinator.wait(60) == []
     coordinator.now += 1
     assert coordinator.sync("north", running(TRY)) == []  # renewed just before it would lapse

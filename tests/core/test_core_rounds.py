@@ -60,6 +60,19 @@ def test_garbage_is_sent_again_and_then_the_round_goes_on_without_it() -> None:
     assert first(coordinator).collected == ("demo_r1-train-south", "demo_r1-train-west")
 
 
+def test_an_inspection_of_an_earlier_attempt_says_nothing_of_this_one() -> None:
+    coordinator = open_round()
+    coordinator.sync("north", success("demo_r1-train-north.a1"))
+    first_try = coordinator.job("demo_r1-train-north")
+    late = [admitted(first_try), refused(first_try)]
+    coordinator.do(refused(first_try))
+    coordinator.sync("north")
+    coordinator.sync("north", success("demo_r1-train-north.a2"))
+    for report in late:
+        assert coordinator.do(report) == []
+    assert coordinator.job("demo_r1-train-north").failures == 1
+
+
 def test_too_few_contributions_fail_the_round() -> None:
     coordinator = open_round(attempts_max=1, quorum=Quorum(minimum=2, deadline_hours=2))
     for site in ("north", "south"):

@@ -1,0 +1,366 @@
+"""Do the tests of the core notice when the core is broken? ``python tests/core/mutants.py`` tries.
+
+Each mutant is one small, plausible mistake in a copy of the tree; ``tests/core`` must fail on it. Prints the
+survivors and exits with their number. ``python tests/core/mutants.py fence resume`` tries those whose name has
+one of the words.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("consortium", "coordinator", "policies", "protos", "site_agent", "pyproject.toml")
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+MUTANTS = (
+    # decide
+    Mutant(
+        "token is never used up",
+        "core/state.py",
+        "state.tokens.pop(event.token_hash)",
+        "state.tokens[event.token_hash]",
+    ),
+    Mutant("token of another site", "core/decide.py", "if invitation.site != command.site:", "if False:"),
+    Mutant("token never expires", "core/decide.py", "if moment.now > invitation.valid_until:", "if False:"),
+    Mutant("suspended site may sync", "core/decide.py", 'if site.status == "suspended":', "if False:"),
+    Mutant("fence: a stale attempt counts", "core/decide.py", "or job.attempt != report.attempt or", "or"),
+    Mutant("fence: another site's attempt counts", "core/decide.py", "or job.site != site.name or", "or"),
+    Mutant(
+        "doubled lines count twice",
+        "core/decide.py",
+        "sorted(reports.items())",
+        "((r.attempt, r) for r in command.reports)",
+    ),
+    Mutant(
+        "resume: any ended attempt",
+        "core/decide.py",
+        "job.outcome is Outcome.EXPIRED and site.name",
+        "site.name",
+    ),
+    Mutant(
+        "resume: never",
+        "core/decide.py",
+        "job.state is JobState.PLANNED and job.outcome is Outcome.EXPIRED",
+        "False",
+    ),
+    Mutant(
+        "a site may say expired",
+        "core/decide.py",
+        "if report.outcome is Outcome.EXPIRED else",
+        "if False else",
+    ),
+    Mutant("inspection of a stale attempt", "core/decide.py", " or job.attempt != command.attempt:", ":"),
+    Mutant(
+        "merge reported twice", "core/decide.py", "if round_.state is not RoundState.MERGING:", "if False:"
+    ),
+    Mutant(
+        "same version made again",
+        "core/decide.py",
+        "if known := campaign.versions.get(command.manifest.digest):",
+        "known = next(iter(campaign.versions.values()))\n    if False:",
+    ),
+    Mutant(
+        "verdict while judges work",
+        "core/decide.py",
+        "if any(not state.jobs[job].is_final for job in round_.gate_jobs):",
+        "if False:",
+    ),
+    Mutant(
+        "verdict undoes an admin",
+        "core/decide.py",
+        'if campaign.versions[version].status != "candidate":',
+        "if False:",
+    ),
+    Mutant(
+        "verdict ignores a moved head",
+        "core/decide.py",
+        "if verdict.promote and campaign.head == round_.base:",
+        "if verdict.promote:",
+    ),
+    Mutant(
+        "rejected is promoted",
+        "core/decide.py",
+        "if verdict.promote and campaign.head == round_.base:",
+        "if campaign.head == round_.base:",
+    ),
+    Mutant(
+        "roll back to a rejected version", "core/decide.py", 'if version.status != "promoted":', "if False:"
+    ),
+    Mutant(
+        "stop leaves jobs running",
+        "core/decide.py",
+        "if job.campaign == command.campaign and not job.is_final",
+        "if False",
+    ),
+    Mutant(
+        "stop cancels other campaigns' jobs",
+        "core/decide.py",
+        "if job.campaign == command.campaign and not job.is_final",
+        "if not job.is_final",
+    ),
+    Mutant(
+        "restart shortens leases",
+        "core/decide.py",
+        "max(last, job.leased_at, moment.started_at)",
+        "max(last, job.leased_at)",
+    ),
+    Mutant(
+        "syncs do not renew",
+        "core/decide.py",
+        "moment.renewed.get(job.attempt, job.leased_at)",
+        "job.leased_at",
+    ),
+    # plan
+    Mutant(
+        "leases never lapse",
+        "core/plan.py",
+        "elif moment.now > lease_until(job, lease_seconds, moment):",
+        "elif False:",
+    ),
+    Mutant(
+        "leases of the suspended stay",
+        "core/plan.py",
+        'if site.status == "suspended":\n            reason',
+        "if False:\n            reason",
+    ),
+    Mutant("one failure more", "core/plan.py", "if job.failures >= limit:", "if job.failures > limit:"),
+    Mutant(
+        "all refused and still waiting",
+        "core/plan.py",
+        "elif set(job.sites) <= set(job.refused_by):",
+        "elif False:",
+    ),
+    Mutant(
+        "a failed seed is shrugged off",
+        "core/plan.py",
+        "if last.number == 0 and last.candidate is None:",
+        "if False:",
+    ),
+    Mutant(
+        "next round before this one closed",
+        "core/plan.py",
+        "if last.state is not RoundState.CLOSED:",
+        "if last.state is RoundState.TRAINING:",
+    ),
+    Mutant(
+        "too few sites open a round", "core/plan.py", "if len(able) < spec.sites_expected:", "if not able:"
+    ),
+    Mutant("draining sites take part", "core/plan.py", "        and not site.draining\n", ""),
+    Mutant(
+        "uninvited sites take part",
+        "core/plan.py",
+        "and (not spec.sites or name in spec.sites)\n        and own",
+        "and own",
+    ),
+    Mutant(
+        "closed round leaves jobs open", "core/plan.py", "for job in open_jobs:", "for job in open_jobs[:0]:"
+    ),
+    Mutant(
+        "partial deltas are merged",
+        "core/plan.py",
+        "tuple(j for j in done if _enough(state.jobs[j], campaign))",
+        "done",
+    ),
+    Mutant(
+        "partial deltas make a quorum",
+        "core/plan.py",
+        "done = sum(_enough(j, campaign) for j in jobs)",
+        "done = sum(j.state is JobState.DONE for j in jobs)",
+    ),
+    Mutant("no minimum", "core/plan.py", "if len(mergeable) < needed:", "if not mergeable:"),
+    Mutant("quorum rounds down", "core/plan.py", "math.ceil(quorum.share", "math.floor(quorum.share"),
+    Mutant(
+        "quorum below the minimum", "core/plan.py", "done >= max(quorum.minimum, wanted)", "done >= wanted"
+    ),
+    Mutant(
+        "no deadline of a round",
+        "core/plan.py",
+        "if now > round_.opened_at + quorum.deadline_hours * HOUR:",
+        "if False:",
+    ),
+    Mutant(
+        "no deadline of the gate",
+        "core/plan.py",
+        "elif moment.now > round_.candidate_at",
+        "elif False and moment.now > round_.candidate_at",
+    ),
+    Mutant(
+        "base is scored again and again",
+        "core/plan.py",
+        "if not _scored(campaign, round_.base, site, languages) and",
+        "if",
+    ),
+    Mutant(
+        "no deadline of the comparison",
+        "core/plan.py",
+        "if waiting and moment.now > since",
+        "if False and moment.now > since",
+    ),
+    Mutant(
+        "comparison is late from the start",
+        "core/plan.py",
+        "max((j.planned_at for j in comparisons), default=_last_word(campaign))",
+        "_last_word(campaign)",
+    ),
+    Mutant(
+        "judged before everybody scored",
+        "core/plan.py",
+        "return all(state.jobs[j].is_final for j in round_.gate_jobs)",
+        "return any(state.jobs[j].is_final for j in round_.gate_jobs)",
+    ),
+    Mutant("data order depends on nothing", "core/plan.py", 'f"{seed}/{number}/{stream}"', 'f"{seed}"'),
+    Mutant(
+        "ended before it was compared",
+        "core/plan.py",
+        "if following is None and is_compared(state, campaign):",
+        "if following is None:",
+    ),
+    # place
+    Mutant(
+        "rivals first",
+        "core/place.py",
+        "(URGENCY.index(j.purpose), j.id)",
+        "(-URGENCY.index(j.purpose), j.id)",
+    ),
+    Mutant("slots are no limit", "core/place.py", "if free < 1:", "if False:"),
+    Mutant(
+        "leases within one sync are not counted",
+        "core/place.py",
+        "unable(state, site, job, free - len(given))",
+        "unable(state, site, job, free)",
+    ),
+    Mutant("draining sites get leases", "core/place.py", "if site.draining:", "if False:"),
+    Mutant(
+        "admin's draining is ignored",
+        "core/place.py",
+        'if site.status != "enrolled":',
+        'if site.status == "suspended":',
+    ),
+    Mutant("who refused is asked again", "core/place.py", "if site.name in job.refused_by:", "if False:"),
+    Mutant(
+        "rivals take the last slot", "core/place.py", "free < 2 and has_rounds_ahead(campaign)", "free < 1"
+    ),
+    Mutant(
+        "attempts are numbered anew",
+        "core/place.py",
+        "attempt_of(job.id, job.attempts + 1)",
+        "attempt_of(job.id, 1)",
+    ),
+    # state
+    Mutant(
+        "corrupt contributions do not count",
+        "core/state.py",
+        '"refuse", event.reason)\n    job.failures += 1',
+        '"refuse", event.reason)',
+    ),
+    Mutant(
+        "bad luck counts",
+        "core/state.py",
+        "if event.outcome in (Outcome.FAILED, Outcome.CORRUPT):",
+        "if event.outcome is not Outcome.REFUSED:",
+    ),
+    Mutant(
+        "resumed leases are old",
+        "core/state.py",
+        "job.leased_at, job.outcome = at, None\n\n\n@apply.register\ndef _(event: ev.AttemptEnded",
+        "job.outcome = None\n\n\n@apply.register\ndef _(event: ev.AttemptEnded",
+    ),
+    Mutant(
+        "older certificates are forgotten",
+        "core/state.py",
+        "{**site.certificates, fingerprint: certificate}",
+        "{fingerprint: certificate}",
+    ),
+    Mutant(
+        "roll back is not applied",
+        "core/state.py",
+        "state.campaigns[event.campaign].head = event.version\n\n\n@apply.register\ndef _(event: ev.VersionRejected",
+        "pass\n\n\n@apply.register\ndef _(event: ev.VersionRejected",
+    ),
+    Mutant(
+        "table: refused is done",
+        "core/transitions.py",
+        '(JobState.DELIVERED, "refuse"): JobState.PLANNED',
+        '(JobState.DELIVERED, "refuse"): JobState.DONE',
+    ),
+    # machine and access
+    Mutant(
+        "leases before consequences",
+        "core/machine.py",
+        "if isinstance(command, cm.SyncSite):",
+        "if isinstance(command, cm.Tick):",
+    ),
+    Mutant(
+        "any certificate of the site will do",
+        "core/access.py",
+        "if fingerprint != site.fingerprint:",
+        "if False:",
+    ),
+    Mutant(
+        "sites read everything",
+        "core/access.py",
+        'if role is not Role.SITE:\n        return Verdict(True, f"{role.value} {name} reads',
+        'if True:\n        return Verdict(True, f"{role.value} {name} reads',
+    ),
+    Mutant(
+        "idle sites write",
+        "core/access.py",
+        "if role is Role.SITE and not state.live(SiteName(name)):",
+        "if False:",
+    ),
+)
+
+
+def main(words: list[str]) -> int:
+    chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, tree / name, ignore=ignored) if source.is_dir() else shutil.copy(
+                source, tree
+            )
+        shutil.copytree(ROOT / "tests" / "core", tree / "tests" / "core")
+        assert _passes(tree), "the tests fail without any mutant"
+        for mutant in chosen:
+            caught = not _passes_with(mutant, tree)
+            print(f"{'caught  ' if caught else 'SURVIVED'}  {mutant.name}", flush=True)
+            survivors += [] if caught else [mutant.name]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were caught")
+    return len(survivors)
+
+
+def _passes_with(mutant: Mutant, tree: Path) -> bool:
+    file = tree / "coordinator" / mutant.file
+    text = file.read_text()
+    assert text.count(mutant.right) == 1, (
+        f"{mutant.name}: {mutant.right!r} is not exactly once in {mutant.file}"
+    )
+    file.write_text(text.replace(mutant.right, mutant.wrong))
+    try:
+        return _passes(tree)
+    finally:
+        file.write_text(text)
+
+
+def _passes(tree: Path) -> bool:
+    """Stories first: they are quick, and most mutants end there."""
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/core"]
+    return subprocess.run(command, cwd=tree, capture_output=True, check=False).returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
