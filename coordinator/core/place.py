@@ -2,7 +2,7 @@
 
 from consortium.canonical import digest_of_fact
 from consortium.ids import SiteName, attempt_of
-from consortium.jobs import Purpose
+from consortium.jobs import Purpose, Train
 from coordinator.core import events as ev
 from coordinator.core.plan import has_rounds_ahead
 from coordinator.core.state import Job, Site, State
@@ -17,7 +17,7 @@ def leases(state: State, name: SiteName) -> list[ev.AnyEvent]:
     site = state.sites[name]
     free = site.slots - len(state.live(name))
     given: list[ev.AnyEvent] = []
-    for job in sorted(state.jobs.values(), key=lambda j: (URGENCY.index(j.purpose), j.id)):
+    for job in sorted(state.jobs.values(), key=_turn):
         if job.state is not JobState.PLANNED or unable(state, site, job, free - len(given)) is not None:
             continue
         attempt = attempt_of(job.id, job.attempts + 1)
@@ -32,6 +32,12 @@ def leases(state: State, name: SiteName) -> list[ev.AnyEvent]:
             )
         )
     return given
+
+
+def _turn(job: Job) -> tuple[int, int, str]:
+    """Urgent ones first, then the longest, so that no long one is left to run alone at the end."""
+    steps = job.work.steps if isinstance(job.work, Train) else 0
+    return URGENCY.index(job.purpose), -steps, job.id
 
 
 def unable(state: State, site: Site, job: Job, free: int) -> str | None:

@@ -1,0 +1,158 @@
+"""Kill one process of a running consortium at a random moment; the same model must come out.
+
+    python tests/chaos/kill_anything.py --kills 10            the demo's own campaign
+    python tests/chaos/kill_anything.py --kills 3 --short     a campaign of a minute, as CI runs it
+
+First an undisturbed run gives the digest. Then, in as many fresh runs as there are kills, a random process
+(coordinator, an agent, or a trainer) is sent SIGKILL at a random moment. What nothing else restarts (coordinator,
+agents) is started again after a random pause. Every run must promote the version of the undisturbed one.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from console.demo import CAMPAIGN, consortium_at, prepare, start, views
+from console.local import LocalConsortium
+from consortium.views import ConsortiumView
+
+
+@dataclass(frozen=True, slots=True)
+class Blow:
+    """Who is killed, and when."""
+
+    victim: str  #: coordinator, agent or trainer
+    share: float  #: of the undisturbed run's duration
+    pause: float  #: seconds until what nobody else restarts is started again
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    version: str | None
+    seconds: float
+    what: str
+
+
+def shorten(campaign: Path) -> None:
+    """A campaign of about a minute: the same phases and processes, fewer and smaller steps."""
+    plan: dict[str, Any] = yaml.safe_load(campaign.read_text())
+    plan["rounds"] = 2
+    plan["rivals"] = {"public_only": False, "specialists": False}
+    plan["seed_round"]["steps"] = 24
+    plan["train"] |= {"steps": 16, "checkpoint_steps": 4, "batch_sequences": 4, "sequence_tokens": 64}
+    campaign.write_text(yaml.safe_dump(plan, sort_keys=False))
+
+
+def run(workdir: Path, seed: int, short: bool, blow: Blow | None = None, after: float = 0.0) -> Outcome:
+    """One whole campaign below ``workdir``, with at most one blow ``after`` so many seconds."""
+    here = consortium_at(workdir)
+    workdir.mkdir(parents=True)
+    campaign = prepare(here, seed)
+    if short:
+        shorten(campaign)
+    began = time.monotonic()
+    what = ["undisturbed"]
+    strike: threading.Thread | None = None
+    try:
+        start(here, campaign)
+        if blow is not None:
+            strike = threading.Thread(target=_strike, args=(here, blow, began + after, what), daemon=True)
+            strike.start()
+        view = _last(here, strike)
+    finally:
+        if strike is not None:
+            strike.join(30)
+        here.stop()
+    state = next(c for c in view.campaigns if c.campaign == CAMPAIGN)
+    if state.status != "completed":
+        raise AssertionError(f"{what[0]}: the campaign {state.status}: {state.reason}")
+    return Outcome(state.head, time.monotonic() - began, what[0])
+
+
+def _last(here: LocalConsortium, strike: threading.Thread | None) -> ConsortiumView:
+    """The last view; while a process is meant to be dead, nobody answers and that is no news."""
+    while True:
+        try:
+            for view in views(here):
+                last = view
+            return last
+        except Exception:
+            if strike is None or not strike.is_alive():
+                raise
+            time.sleep(0.5)
+
+
+def _strike(here: LocalConsortium, blow: Blow, at: float, what: list[str]) -> None:
+    time.sleep(max(0.0, at - time.monotonic()))
+    name, pid, restart = _victim(here, blow)
+    what[0] = f"{name} (pid {pid}) killed at {blow.share:.0%}, back after {blow.pause:.1f} s"
+    os.kill(pid, signal.SIGKILL)
+    if restart is not None:
+        here.processes[name].wait()
+        time.sleep(blow.pause)
+        restart()
+
+
+def _victim(here: LocalConsortium, blow: Blow) -> tuple[str, int, Callable[[], None] | None]:
+    if blow.victim == "trainer":
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            if trainers := list(here.trainers()):
+                attempt, pid = trainers[int(blow.share * 1e6) % len(trainers)]
+                return f"trainer of {attempt}", pid, None
+            time.sleep(0.05)
+    if blow.victim == "coordinator":
+        return "coordinator", here.processes["coordinator"].pid, here.start_coordinator
+    site = here.sites[int(blow.share * 1e6) % len(here.sites)].name
+    return f"agent-{site}", here.processes[f"agent-{site}"].pid, lambda: here.start_agent(site)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=1, help="of the campaign")
+    parser.add_argument("--dice", type=int, default=0, help="seed of victims and moments")
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--keep", type=Path, help="keep the runs below this folder")
+    options = parser.parse_args()
+    root = options.keep or Path(tempfile.mkdtemp(prefix="sprachbund-chaos-"))
+    dice = random.Random(options.dice)
+    calm = run(root / "calm", options.seed, options.short)
+    print(json.dumps({"run": "calm", "version": calm.version, "seconds": round(calm.seconds, 1)}), flush=True)
+    failed = 0
+    for number in range(1, options.kills + 1):
+        victim = ("coordinator", "agent", "trainer")[(number - 1) % 3]
+        blow = Blow(victim, dice.uniform(0.05, 0.95), dice.uniform(0.0, 5.0))
+        try:
+            outcome = run(
+                root / f"kill-{number}", options.seed, options.short, blow, blow.share * calm.seconds
+            )
+            same = outcome.version == calm.version
+            report = {"version": outcome.version, "seconds": round(outcome.seconds, 1), "what": outcome.what}
+        except Exception as error:
+            same, report = False, {"what": f"{blow}: {error}"}
+        failed += not same
+        print(json.dumps({"run": number, "same": same, **report}), flush=True)
+    print(f"{options.kills - failed} passed, {failed} failed")
+    if not options.keep and not failed:
+        shutil.rmtree(root)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
