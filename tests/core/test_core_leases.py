@@ -98,10 +98,10 @@ def test_the_last_free_slot_is_kept_from_rivals_until_the_rounds_are_over(slots:
     coordinator.work()
     coordinator.sync("north", slots=slots)
     happened = coordinator.deliver("demo_r1-train-north", slots=slots)
-    rival = ["JobLeased demo_rival-alone-north.a1 north"]
+    rival = ["JobLeased demo_rival-public.a1 north"]  # the longest first
     assert [line for line in happened if "JobLeased" in line] == (rival if slots == 2 else [])
-    reason = waiting(coordinator.state, coordinator.job("demo_rival-public"))
-    assert reason.startswith("north's last free slot is kept for the rounds; ")
+    reason = waiting(coordinator.state, coordinator.job("demo_rival-alone-north"))
+    assert reason == "north's last free slot is kept for the rounds"
     for site in ("south", "west"):
         coordinator.sync(site)
         coordinator.deliver(f"demo_r1-train-{site}")
@@ -111,9 +111,9 @@ def test_the_last_free_slot_is_kept_from_rivals_until_the_rounds_are_over(slots:
     for site in OWN:
         assert "JobLeased" not in str(coordinator.deliver(f"demo_r1-gate-{site}"))
     coordinator.work()
-    public = ["JobLeased demo_rival-public.a1 north"]
+    alone = ["JobLeased demo_rival-alone-north.a1 north"]
     leased = [line for line in coordinator.sync("north", slots=slots) if "JobLeased" in line]
-    assert leased == (public if slots == 2 else rival)
+    assert leased == (alone if slots == 2 else rival)
 
 
 def test_a_lease_lapses_when_nobody_speaks_of_it(coordinator: Coordinator) -> None:
