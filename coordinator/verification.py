@@ -11,19 +11,21 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from consortium.canonical import Fact, decode, encode
+from consortium.canonical import Fact, encode
 from consortium.errors import Corrupt, SprachbundError
 from consortium.identity import identity_of
-from consortium.ids import Digest, short
-from consortium.manifests import Contribution, FileRef, VersionManifest
-from consortium.signing import CONTRIBUTION, key_of_certificate, open_envelope
+from consortium.ids import short
+from consortium.manifests import FileRef, VersionManifest
 from consortium.store import BlobStore
-from consortium.versions import verify_directory
-from coordinator.core.state import CampaignState, Job, State, Version, apply
+from consortium.versions import manifest_of, verify_directory
+from coordinator.core.commands import ReportInspection
+from coordinator.core.decide import BY_HAND
+from coordinator.core.plan import Inspect
+from coordinator.core.state import CampaignState, Job, Site, State, Version, apply
 from coordinator.driver import decode_event
 from coordinator.ledger import Ledger
 from coordinator.ledger_check import verify_chain
-from coordinator.workshop import Workshop, initial_version, judge_round, merged_version
+from coordinator.workshop import Workshop, do, initial_version, judge_round, merged_version
 
 Progress = Callable[[str], None]
 
@@ -44,7 +46,7 @@ class _Findings:
         self.versions: dict[str, str] = {}
         self._progress = progress
 
-    def check(self, kind: str, what: str, test: Callable[[], object]) -> bool:
+    def check(self, kind: str, what: str, test: Callable[[], object]) -> None:
         """Run one test; a failure is noted with its place and does not stop the others."""
         self._progress(f"{kind}: {what}")
         self.checked[kind] = self.checked.get(kind, 0) + 1
@@ -52,8 +54,8 @@ class _Findings:
             test()
         except (SprachbundError, OSError) as problem:
             self.problems.append(f"{kind} {what}: {problem}")
-            return False
-        return True
+        except Exception as problem:  # whatever a forged ledger makes our code stumble over
+            self.problems.append(f"{kind} {what}: cannot be checked ({type(problem).__name__}: {problem})")
 
 
 def verify(
@@ -75,14 +77,17 @@ def verify(
     store = BlobStore(home / "store")
     for digest in store.digests():
         found.check("blob", short(digest), lambda d=digest: store.verify(d))  # type: ignore[misc]
-    for campaign in state.campaigns.values():
-        for job in _admitted(state, campaign):
-            found.check("contribution", job.id, lambda j=job: _contribution(state, j, store))  # type: ignore[misc]
-        for version in campaign.versions.values():
-            found.check("version", version.name, lambda v=version: _is_stored(v, store))  # type: ignore[misc]
+    for site in state.sites.values():
+        for mark, pem in site.certificates.items():
+            what = f"{short(mark)} of {site.name}"
+            found.check("certificate", what, lambda s=site, p=pem: _certificate(s, p, state))  # type: ignore[misc]
     with tempfile.TemporaryDirectory(prefix="sprachbund-verify-") as folder:
         workshop = Workshop(store, Path(folder))
         for campaign in state.campaigns.values():
+            for version in campaign.versions.values():
+                found.check("version", version.name, lambda v=version: _is_stored(v, store))  # type: ignore[misc]
+            for job in _admitted(state, campaign):
+                found.check("contribution", job.id, lambda j=job: _contribution(state, j, workshop))  # type: ignore[misc]
             _gates(state, campaign, workshop, found)
             if rebuild:
                 _rebuild(state, campaign, workshop, found)
@@ -114,7 +119,7 @@ def _replayed(path: Path, found: _Findings) -> State | None:
                     )
                 found.checked["event"] = recorded.seq
             key = bytes.fromhex(state.ledger_key)
-    except (SprachbundError, KeyError, ValueError) as problem:
+    except Exception as problem:  # of any kind: the events may be forged
         found.problems.append(f"ledger: replay stops after entry {found.checked.get('event', 0)}: {problem}")
         return None
     for fault in verify_chain(path, key):
@@ -130,36 +135,35 @@ def _admitted(state: State, campaign: CampaignState) -> Iterator[Job]:
             yield job
 
 
-def _contribution(state: State, job: Job, store: BlobStore) -> None:
-    """The stored envelope says what the ledger says, and a certificate of the consortium's authority signed it."""
-    assert job.envelope is not None and job.contribution is not None
-    site = state.sites[job.contribution.site]
-    refusal: SprachbundError | None = None
-    envelope = store.read_bytes(job.envelope, 1 << 20)
-    for pem in site.certificates.values():
-        try:
-            payload = open_envelope(envelope, CONTRIBUTION, key_of_certificate(pem.encode()))
-        except Corrupt as error:
-            refusal = error
-            continue
-        _issued_by_authority(pem.encode(), state.authority.encode())
-        if identity_of(pem.encode(), state.consortium).name != site.name:
-            raise Corrupt(f"signed with a certificate that does not name {site.name}")
-        if decode(payload, Contribution, "contribution manifest") != job.contribution:
-            raise Corrupt("the signed manifest is not the one that the ledger admitted")
-        for name, ref in job.contribution.artifacts.items():
-            _same_bytes(name, ref, store)
-        return
-    raise refusal or Corrupt(f"site {site.name} has no certificate in the ledger")
-
-
-def _issued_by_authority(certificate: bytes, authority: bytes) -> None:
+def _certificate(site: Site, pem: str, state: State) -> None:
+    """It names this site and was issued by the consortium's authority."""
+    if identity_of(pem.encode(), state.consortium).name != site.name:
+        raise Corrupt(f"does not name {site.name}")
     try:
-        x509.load_pem_x509_certificate(certificate).verify_directly_issued_by(
-            x509.load_pem_x509_certificate(authority)
-        )
+        authority = x509.load_pem_x509_certificate(state.authority.encode())
+        x509.load_pem_x509_certificate(pem.encode()).verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature) as error:
-        raise Corrupt("the signing certificate was not issued by the consortium's authority") from error
+        raise Corrupt("was not issued by the consortium's authority") from error
+
+
+def _contribution(state: State, job: Job, workshop: Workshop) -> None:
+    """Inspected once more, it is admitted once more, and says what the ledger says."""
+    assert job.envelope is not None and job.attempt is not None and job.contribution is not None
+    for digest in (job.envelope, *(ref.digest for ref in job.contribution.artifacts.values())):
+        workshop.store.path(digest)  # raises if it is lost, which is no fault of the site's
+    again = do(Inspect(job=job.id, attempt=job.attempt, envelope=job.envelope), state, workshop)
+    assert isinstance(again, ReportInspection)
+    if again.contribution is None:
+        raise Corrupt(f"should not have been admitted: {again.reason}")
+    if again.contribution != job.contribution:
+        raise Corrupt("the signed manifest is not the one that the ledger admitted")
+    known = state.campaigns[job.campaign].scores
+    for subject, languages in again.scores.items():
+        for language, score in languages.items():
+            if known[subject][language][job.contribution.site] != score:
+                raise Corrupt(
+                    f"the ledger's sums of {language} for {short(subject)} are not those of the scores"
+                )
 
 
 def _same_bytes(name: str, ref: FileRef, store: BlobStore) -> None:
@@ -186,6 +190,10 @@ def _gates(state: State, campaign: CampaignState, workshop: Workshop, found: _Fi
                 raise Corrupt(f"the stored scores give another verdict: {again.reason}")
 
         found.check("gate", f"{campaign.spec.campaign}/r{number}", judged_again)
+        version = campaign.versions[round_.candidate] if round_.candidate else None
+        if version is not None and version.status == "promoted" and not round_.verdict.promote:
+            if not version.reason.startswith(BY_HAND):
+                found.problems.append(f"gate {version.name}: promoted against the verdict, and not by hand")
 
 
 def _rebuild(state: State, campaign: CampaignState, workshop: Workshop, found: _Findings) -> None:
@@ -219,12 +227,16 @@ def _difference(made: VersionManifest, version: Version) -> str:
 
 def _known_model(state: State, folder: Path) -> None:
     """The folder is a version, file by file; if none fits, the closest one says what differs."""
-    refusals: dict[Digest, str] = {}
-    for campaign in state.campaigns.values():
-        for digest, version in campaign.versions.items():
-            try:
-                verify_directory(version.manifest, folder)
-                return
-            except SprachbundError as refusal:
-                refusals[digest] = f"not {version.name}: {refusal}"
-    raise Corrupt("; ".join(refusals.values()) or "the ledger knows no version")
+    found = manifest_of(folder).files
+    versions = [version for campaign in state.campaigns.values() for version in campaign.versions.values()]
+    if not versions:
+        raise Corrupt("the ledger knows no version")
+
+    def nearness(version: Version) -> tuple[int, int]:
+        return sum(found.get(name) == ref for name, ref in version.manifest.files.items()), version.number
+
+    closest = max(versions, key=nearness)
+    try:
+        verify_directory(closest.manifest, folder)
+    except SprachbundError as refusal:
+        raise Corrupt(f"not {closest.name}: {refusal}") from refusal

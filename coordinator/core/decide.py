@@ -16,6 +16,8 @@ from coordinator.core.state import CampaignState, Job, RoundState, Site, State, 
 from coordinator.core.transitions import JobState
 from policies.consistency import missing_in, problems_in
 
+BY_HAND = "by hand: "  #: begins the reason of a promotion that the gate did not decide
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
@@ -213,7 +215,7 @@ def _(command: cm.MoveHead, state: State, moment: Moment) -> list[ev.AnyEvent]:
             raise Refused(f"{version.name} is promoted already; to make it the head again, roll back to it")
         return [
             ev.VersionPromoted(
-                campaign=command.campaign, version=version.digest, reason=f"by hand: {command.reason}"
+                campaign=command.campaign, version=version.digest, reason=BY_HAND + command.reason
             )
         ]
     if version.status != "promoted":

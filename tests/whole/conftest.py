@@ -62,9 +62,7 @@ async def complete(consortium: Consortium, base: Path) -> Consortium:
 
 
 @pytest.fixture(scope="session")
-def completed(
-    enrolled: Consortium, base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Consortium:
+def completed(enrolled: Consortium, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Consortium:
     """At rest, after a campaign of two rounds that promoted both candidates."""
     copy = enrolled.copy_to(tmp_path_factory.mktemp("completed") / "consortium")
     return asyncio.run(complete(copy, base))

@@ -34,10 +34,10 @@ from consortium.errors import Unavailable
 from consortium.identity import Credentials, signing_request
 from consortium.ids import AttemptId, CampaignId, Digest, Language, SiteName
 from consortium.jobs import Assignment, Evaluate, Optimizer, Outcome, Phase, Train
-from consortium.manifests import Contribution, FileRef, Holding, LanguageScore, Scores, VersionManifest
+from consortium.manifests import Contribution, FileRef, LanguageScore, Scores, VersionManifest
 from consortium.merging.recipe import Recipe
 from consortium.roles import Role
-from consortium.signing import CONTRIBUTION, PrivateKey, load_key, new_key, private_pem, save_key, seal
+from consortium.signing import CONTRIBUTION, PrivateKey, load_key, new_key, save_key, seal
 from consortium.store import BlobStore, ref_of
 from consortium.tensor_writer import TensorWriter
 from consortium.tensors import Checkpoint
@@ -54,7 +54,11 @@ from site_agent.wire import offer, report_message
 
 CONSORTIUM = "balkan"
 LANGUAGES = (Language("bg"), Language("mk"))
-SITES = {"ohrid": ("mk",), "plovdiv": ("bg",), "sofia": ("bg",)}  #: what each holds; plovdiv is the hostile one
+SITES = {
+    "ohrid": ("mk",),
+    "plovdiv": ("bg",),
+    "sofia": ("bg",),
+}  #: what each holds; plovdiv is the hostile one
 ATTEMPTS_MAX = 2
 DOCUMENTS = 8  # held out, per language and site
 PATIENCE_SECONDS = 60.0
@@ -107,7 +111,7 @@ class Consortium:
         """Its coordinator serves; when started again, on the same ports."""
         ports = self.home / PORTS_FILE
         ports.unlink(missing_ok=True)
-        server = asyncio.create_task(serve(self.config))
+        server = self.server = asyncio.create_task(serve(self.config))
         try:
             while not ports.exists():
                 if server.done():
@@ -157,9 +161,7 @@ class Admin:
 
     async def submit(self, campaign: Campaign) -> admin_pb2.CommandResponse:
         with in_our_words():
-            return await self.calls.SubmitCampaign(
-                admin_pb2.SubmitCampaignRequest(campaign=encode(campaign))
-            )
+            return await self.calls.SubmitCampaign(admin_pb2.SubmitCampaignRequest(campaign=encode(campaign)))
 
     async def submit_and_wait(self, campaign: Campaign) -> None:
         """Until its first round's jobs are planned."""
@@ -311,7 +313,9 @@ class ScriptedSite:
         reports: dict[str, Report] = {}
         while True:
             with contextlib.suppress(Unavailable), in_our_words():
-                async with self.connected() as calls:  # anew, because gRPC's own patience is for real networks
+                async with (
+                    self.connected() as calls
+                ):  # anew, because gRPC's own patience is for real networks
                     await self.converse(calls, reports)
             await asyncio.sleep(0.05)
 
@@ -370,7 +374,9 @@ class ScriptedSite:
 
     def evaluate(self, work: Evaluate, folder: Path) -> Path:
         subjects = {}
-        for subject in reversed(work.subjects):  # the base comes after the candidate; each is better than the last
+        for subject in reversed(
+            work.subjects
+        ):  # the base comes after the candidate; each is better than the last
             quality = self._quality.setdefault(subject.name, 0.95 ** len(self._quality))
             subjects[subject.name] = {language: self.score(language, quality) for language in work.languages}
         path = folder / "scores.json"
@@ -406,7 +412,9 @@ class ScriptedSite:
 
 def changes(base: Checkpoint, work: Train) -> dict[str, np.ndarray]:
     dice = np.random.default_rng(work.seed)
-    return {name: (0.001 * dice.standard_normal(base[name].shape)).astype(np.float32) for name in sorted(base)}
+    return {
+        name: (0.001 * dice.standard_normal(base[name].shape)).astype(np.float32) for name in sorted(base)
+    }
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:

@@ -8,34 +8,29 @@ from typing import ClassVar
 import pytest
 from scripted_sites import (
     QUICK,
-    SITES,
     Consortium,
     ScriptedSite,
     at_work,
     campaign,
-    campaign_in,
     changes,
-    done,
-    duration,
     in_our_words,
-    job_state,
     write_tensors,
 )
 
-from consortium.canonical import encode, replace
+from consortium.canonical import replace
 from consortium.errors import Corrupt, Unavailable
 from consortium.identity import DAY_SECONDS, Credentials, identity_of, signing_request
-from consortium.ids import AttemptId, Digest, Language, digest_of
-from consortium.jobs import Assignment, Evaluate, Outcome, Phase, Train
-from consortium.manifests import Contribution, FileRef, LanguageScore, Scores
-from consortium.signing import CONTRIBUTION, load_key, new_key, private_pem, save_key, seal
+from consortium.ids import Digest, Language
+from consortium.jobs import Assignment, Evaluate, Train
+from consortium.manifests import Contribution, FileRef, LanguageScore
+from consortium.signing import load_key, new_key, save_key
 from consortium.store import ref_of
 from consortium.tensors import Checkpoint
 from consortium.transfer import upload
 from coordinator.core.commands import RenewCertificate
 from coordinator.driver import Driver
 from coordinator.ledger import Ledger
-from site_agent.core.facts import Ended, Report
+from site_agent.core.facts import Report
 
 HOSTILE = "plovdiv"
 NOWHERE = Digest("0" * 64)
@@ -43,7 +38,9 @@ NOWHERE = Digest("0" * 64)
 
 class Hostile(ScriptedSite):
     spoils: ClassVar[str] = "train"  #: which of its jobs it spoils
-    refusals: ClassVar[tuple[str, ...]]  #: patterns of what each attempt is refused with; the last one repeats
+    refusals: ClassVar[
+        tuple[str, ...]
+    ]  #: patterns of what each attempt is refused with; the last one repeats
 
     def __init__(self, consortium: Consortium, name: str) -> None:
         super().__init__(consortium, name)
@@ -66,7 +63,9 @@ class CorruptsTheUpload(Hostile):
         announced, data = ref_of(path), bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
-        with pytest.raises(Corrupt, match="expected .* bytes with this sha256, got .*; the upload was deleted"):
+        with pytest.raises(
+            Corrupt, match="expected .* bytes with this sha256, got .*; the upload was deleted"
+        ):
             await upload(self.artifacts, path, announced, QUICK)
         return announced
 
@@ -118,7 +117,9 @@ class TrainedAnotherModel(Hostile):
 
 
 class SendsTheWholeModel(Hostile):
-    refusals = (r"^delta [0-9a-f]{12}: its norm [0-9.]+ exceeds 0\.5 of the base's [0-9.]+; train fewer steps",)
+    refusals = (
+        r"^delta [0-9a-f]{12}: its norm [0-9.]+ exceeds 0\.5 of the base's [0-9.]+; train fewer steps",
+    )
 
     def write(self, base: Checkpoint, work: Train, path: Path) -> None:
         write_tensors(path, {n: base.array(n) + change for n, change in changes(base, work).items()})
@@ -132,7 +133,9 @@ class SendsNoTensors(Hostile):
 
 
 class TrainedFromAnotherBase(Hostile):
-    refusals = (f"^manifest's base is {NOWHERE}, the job's is [0-9a-f]{{64}}; train from the base of the round$",)
+    refusals = (
+        f"^manifest's base is {NOWHERE}, the job's is [0-9a-f]{{64}}; train from the base of the round$",
+    )
 
     def manifest(self, assignment: Assignment, artifacts: dict[str, FileRef]) -> Contribution:
         return replace(super().manifest(assignment, artifacts), base=NOWHERE)
@@ -175,7 +178,10 @@ class SignsWithAnExpiredCertificate(Hostile):
 
 
 class ReplaysAnEarlierAttempt(Hostile):
-    refusals = ("^manifest's base is ", r"^manifest's attempt is demo_r1-train-plovdiv\.a1, the job's is .*\.a2; ")
+    refusals = (
+        "^manifest's base is ",
+        r"^manifest's attempt is demo_r1-train-plovdiv\.a1, the job's is .*\.a2; ",
+    )
 
     def sign(self, manifest: Contribution) -> bytes:
         if manifest.attempt == "demo_r1-train-plovdiv.a1":

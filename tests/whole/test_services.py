@@ -1,21 +1,16 @@
 """The coordinator's services over the wire: who may call what, what nonsense is answered with, what a restart keeps."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from grpc_health.v1 import health_pb2
 from scripted_sites import (
-    DOCUMENTS,
     PATIENCE_SECONDS,
     SITES,
-    Admin,
     Consortium,
     ScriptedSite,
     at_work,
@@ -37,13 +32,12 @@ from sprachbund.v1 import (
     site_pb2,
 )
 
-from consortium.canonical import decode, encode, replace
+from consortium.canonical import replace
 from consortium.errors import BadInput, Refused, SprachbundError, Unavailable
 from consortium.identity import Authority, Credentials, signing_request
-from consortium.ids import AttemptId, Digest, SiteName, digest_of
+from consortium.ids import AttemptId, SiteName, digest_of
 from consortium.jobs import Outcome, Phase
 from consortium.manifests import FileRef
-from consortium.roles import Role
 from consortium.signing import Checkpoint, new_key, private_pem, verify_checkpoint
 from consortium.transfer import upload
 from coordinator.ledger import chain
@@ -145,7 +139,9 @@ async def test_renewal_retires_the_old_certificate(consortium: Consortium) -> No
             await calls.Sync(site.request())
 
 
-async def test_suspension_takes_effect_at_the_next_call_and_in_the_waiting_one(consortium: Consortium) -> None:
+async def test_suspension_takes_effect_at_the_next_call_and_in_the_waiting_one(
+    consortium: Consortium,
+) -> None:
     site = ScriptedSite(consortium, "sofia")
     async with consortium.running(), consortium.admin() as admin, site.connected() as calls:
         answer = await calls.Sync(site.request())
@@ -153,7 +149,10 @@ async def test_suspension_takes_effect_at_the_next_call_and_in_the_waiting_one(c
         await admin.until(lambda view: view.sites[2].seen_seconds_ago is not None, "sofia was seen")
         await admin.set_site("sofia", "SUSPEND")
         for call in (waiting, calls.Sync(site.request()), fetch(site.artifacts, digest_of(b""))):
-            with pytest.raises(Refused, match="site sofia is suspended; its operator should talk"), in_our_words():
+            with (
+                pytest.raises(Refused, match="site sofia is suspended; its operator should talk"),
+                in_our_words(),
+            ):
                 await call
         await admin.set_site("sofia", "RESUME")
         await calls.Sync(site.request())
@@ -236,7 +235,9 @@ async def lease(consortium: Consortium, name: str, *reports: Report) -> site_pb2
             return await calls.Sync(site.request(*reports))
 
 
-async def test_a_site_reads_its_inputs_and_writes_under_a_lease_only(consortium: Consortium, base: Path) -> None:
+async def test_a_site_reads_its_inputs_and_writes_under_a_lease_only(
+    consortium: Consortium, base: Path
+) -> None:
     site = ScriptedSite(consortium, "sofia")
     weights = campaign(base).model.files["model.safetensors"]
     mine = consortium.folder / "mine"
@@ -247,7 +248,9 @@ async def test_a_site_reads_its_inputs_and_writes_under_a_lease_only(consortium:
         with pytest.raises(Refused, match=f"blob {weights.digest}: no job that sofia holds needs it"):
             await fetch(site.artifacts, weights.digest)
         assert not (await site.artifacts.Stat(artifact_pb2.StatRequest(digest=weights.digest))).complete
-        with pytest.raises(Refused, match="upload of .*, 4 bytes: sofia holds no job whose result this could be"):
+        with pytest.raises(
+            Refused, match="upload of .*, 4 bytes: sofia holds no job whose result this could be"
+        ):
             await upload(site.artifacts, mine, ref)
 
         await admin.submit_and_wait(campaign(base))
@@ -306,9 +309,7 @@ async def test_a_waiting_sync_wakes_when_a_job_is_planned(consortium: Consortium
 
 async def test_late_and_foreign_reports_establish_nothing(consortium: Consortium, base: Path) -> None:
     first, second = AttemptId("demo_r1-train-sofia.a1"), AttemptId("demo_r1-train-sofia.a2")
-    failed = Report(
-        attempt=first, phase=Phase.ENDED, ended=Ended(outcome=Outcome.FAILED, reason="GPU lost")
-    )
+    failed = Report(attempt=first, phase=Phase.ENDED, ended=Ended(outcome=Outcome.FAILED, reason="GPU lost"))
     async with consortium.running(), consortium.admin() as admin:
         await introduce(consortium)
         await admin.submit_and_wait(campaign(base))
@@ -342,7 +343,9 @@ async def test_nobody_keeps_anothers_lease_alive(consortium: Consortium, base: P
         await lease(consortium, "sofia")
         async with asyncio.TaskGroup() as group:
             meddling = group.create_task(meddle())
-            await admin.until(lambda view: job_state(view, "demo_r1-train-sofia") == "planned", "the lease lapsed")
+            await admin.until(
+                lambda view: job_state(view, "demo_r1-train-sofia") == "planned", "the lease lapsed"
+            )
             meddling.cancel()
         assert "demo_r1-train-sofia.a1 expired: no word from sofia for 0 s" in await admin.why(
             "demo_r1-train-sofia"

@@ -1,0 +1,72 @@
+"""The coordinator as a process: whose thread time passes on, and what is left of its work when it stops."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+from scripted_sites import SITES, Consortium, ScriptedSite, at_work, campaign
+
+from consortium.errors import Unavailable
+from coordinator import worker, workshop
+from coordinator.core.commands import Command, Tick
+from coordinator.core.machine import Decision
+from coordinator.driver import Driver
+
+
+async def test_time_passes_on_the_thread_that_owns_the_state(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks: list[int] = []
+    enough = asyncio.Event()
+    execute = Driver.execute
+
+    def noting(driver: Driver, command: Command) -> Decision:
+        if isinstance(command, Tick):
+            ticks.append(threading.get_ident())
+        if len(ticks) == 3:  # the first is that of the start
+            enough.set()
+        return execute(driver, command)
+
+    monkeypatch.setattr(Driver, "execute", noting)
+    async with consortium.running():
+        await enough.wait()
+    assert set(ticks) == {threading.get_ident()}
+
+
+async def test_a_stop_ends_the_work_in_hand_and_the_next_start_does_it_again(
+    consortium: Consortium, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge may take an hour; a coordinator that is asked to stop does not."""
+    loop, begun, ended = asyncio.get_running_loop(), asyncio.Event(), []
+
+    def endless(*_: object) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        try:
+            workshop._run(["-c", "import time; time.sleep(600)"])
+        except Unavailable as error:
+            ended.append(str(error))
+            raise
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "do", endless)
+        async with consortium.running(), consortium.admin() as admin:
+            await admin.submit(campaign(base, rounds=1))
+            await begun.wait()
+    assert ended == ["-c import time; time.sleep(600) ended with -9: no message"]
+    assert not [t for t in threading.enumerate() if t.name.startswith("worker")]
+    async with consortium.running(), consortium.admin() as admin:
+        async with at_work(*(ScriptedSite(consortium, name) for name in SITES)):
+            assert (await admin.until_ended("demo")).status == "completed"
+
+
+async def test_a_coordinator_whose_worker_dies_does_not_go_on_without_it(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dying(_: worker.Worker) -> None:
+        raise MemoryError("no room for the plan")
+
+    monkeypatch.setattr(worker.Worker, "run", dying)
+    with pytest.raises(MemoryError):
+        async with consortium.running():
+            await asyncio.wait_for(asyncio.shield(consortium.server), 10.0)
