@@ -1,0 +1,113 @@
+"""A whole consortium of real processes on real text: the model it makes, and that nothing can change it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kill_anything import Blow, Outcome, run, shorten
+
+from coordinator.verification import verify
+
+pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(600)]
+
+LANGUAGES = ["bg", "cs", "da", "el", "fi", "ga", "hu", "nl"]
+USE_MODEL = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+words = AutoTokenizer.from_pretrained(sys.argv[1])
+start = words("Vælg en", return_tensors="pt").input_ids
+made = model.generate(start, max_new_tokens=5, do_sample=False)
+print(json.dumps([words.decode(start[0]), made.shape[1] - start.shape[1]]))
+"""
+
+
+def home_of(workdir: Path) -> Path:
+    return workdir / "coordinator"
+
+
+def test_the_past_holds_and_every_version_can_be_made_again(calm: tuple[Outcome, Path]) -> None:
+    outcome, workdir = calm
+    report = verify(home_of(workdir))
+    assert report.problems == ()
+    assert outcome.version in report.versions.values()
+    assert set(report.versions) == {"demo/v0", "demo/v1", "demo/v2", "demo/v3"}
+
+
+def test_one_changed_byte_of_the_promoted_model_is_found(calm: tuple[Outcome, Path], tmp_path: Path) -> None:
+    _, workdir = calm
+    home = tmp_path / "coordinator"
+    shutil.copytree(home_of(workdir), home)
+    shard = max(home.glob("store/blobs/*/*"), key=lambda path: path.stat().st_size)
+    shard.chmod(0o644)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    report = verify(home, rebuild=False)
+    assert not report.ok
+    assert any(shard.name in problem for problem in report.problems)
+
+
+def test_transformers_load_the_model_and_generate(calm: tuple[Outcome, Path], tmp_path: Path) -> None:
+    outcome, workdir = calm
+    model = next((home_of(workdir) / "work" / "versions").glob(f"{outcome.version}*"), None)
+    if model is None:  # nobody trained on the last version; lay it out as an export would
+        model = exported(outcome, workdir, tmp_path / "model")
+    assert (model / "model.safetensors.index.json").is_file()
+    assert len(list(model.glob("model-*.safetensors"))) > 1
+    done = subprocess.run([sys.executable, "-c", USE_MODEL, str(model)], capture_output=True, check=True)
+    text, new_tokens = json.loads(done.stdout.splitlines()[-1])
+    assert text == "Vælg en"
+    assert 1 <= new_tokens <= 5
+
+
+def exported(outcome: Outcome, workdir: Path, target: Path) -> Path:
+    from consortium.canonical import decode
+    from consortium.ids import Digest
+    from consortium.manifests import VersionManifest
+    from consortium.store import BlobStore
+    from consortium.versions import lay_out
+
+    assert outcome.version is not None
+    store = BlobStore(home_of(workdir) / "store")
+    manifest = decode(store.read_bytes(Digest(outcome.version), 1 << 24), VersionManifest, "version")
+    lay_out(manifest, store.path, target)
+    return target
+
+
+def test_no_text_left_a_site(calm: tuple[Outcome, Path]) -> None:
+    """Whole held-out or training sentences are in no blob and in no ledger entry."""
+    _, workdir = calm
+    sentences = []
+    for language in LANGUAGES:
+        lines = (workdir / "text" / "private" / f"{language}.jsonl").read_text().splitlines()
+        sentences += [json.loads(line)["text"].encode() for line in lines[::25]]
+    assert len(sentences) > 50
+    home = home_of(workdir)
+    for path in (*home.glob("store/blobs/*/*"), home / "ledger.sqlite"):
+        data = path.read_bytes()
+        found = [s for s in sentences if s in data or json.dumps(s.decode())[1:-1].encode() in data]
+        assert not found, path
+
+
+@pytest.mark.parametrize(
+    "blow",
+    [
+        Blow("coordinator", 0.55, 1.0),
+        Blow("agent", 0.4, 1.0),
+        Blow("trainer", 0.6, 0.0),
+    ],
+    ids=lambda blow: blow.victim,
+)
+def test_killing_a_process_changes_nothing(
+    blow: Blow, calm: tuple[Outcome, Path], tmp_path: Path, record_property: Any
+) -> None:
+    outcome, _ = calm
+    disturbed = run(tmp_path / "demo", 1, shorten, blow, after=blow.share * outcome.seconds)
+    record_property("blow", disturbed.what)
+    assert disturbed.what != "undisturbed"
+    assert disturbed.version == outcome.version
