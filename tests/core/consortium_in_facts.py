@@ -197,7 +197,8 @@ class Coordinator:
 
     def events_of(self, command: cm.Command) -> tuple[ev.AnyEvent, ...]:
         if isinstance(command, cm.SyncSite):
-            self.renewed.update((report.attempt, self.now) for report in command.reports)
+            held = {job.attempt for job in self.state.live(command.site)}
+            self.renewed.update((r.attempt, self.now) for r in command.reports if r.attempt in held)
         moment = Moment(now=self.now, started_at=self.started_at, renewed=self.renewed)
         happened = handle(self.state, command, moment).events
         self.ledger.extend((encode(event), self.now) for event in happened)
@@ -242,6 +243,29 @@ class Coordinator:
         """The worker does what it owes now."""
         return [line for what in owed(self.state) for line in self.do(answer(what, self.state, promote))]
 
+    def train_all(self, number: int = 1) -> list[str]:
+        """Every site takes and delivers its job of the round."""
+        return self._all(f"r{number}-train")
+
+    def judge_all(self, number: int = 1) -> list[str]:
+        return self._all(f"r{number}-gate")
+
+    def _all(self, what: str) -> list[str]:
+        for site in OWN:
+            self.sync(site)
+        return [line for site in OWN for line in self.deliver(f"demo_{what}-{site}")]
+
+    def to_the_gate(self, number: int = 1) -> None:
+        """Train, merge and evaluate; the worker owes the verdict."""
+        self.train_all(number)
+        self.work()
+        self.judge_all(number)
+
+    def one_round(self, number: int = 1, promote: bool = True) -> list[str]:
+        """A whole round; what its verdict brought."""
+        self.to_the_gate(number)
+        return self.work(promote)
+
     def job(self, name: str) -> Job:
         return {str(job): found for job, found in self.state.jobs.items()}[name]
 
@@ -253,6 +277,13 @@ def consortium(*campaigns: Campaign, slots: int = 1) -> Coordinator:
         coordinator.do(cm.SubmitCampaign(campaign=spec))
     for site in OWN:
         coordinator.enrol(site, slots=slots)
+    return coordinator
+
+
+def given(**changes: Any) -> Coordinator:
+    """Three sites, and a campaign that starts from given files: round 1 is open."""
+    coordinator = consortium(campaign(**{**GIVEN, **changes}))
+    coordinator.work()
     return coordinator
 
 

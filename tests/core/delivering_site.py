@@ -1,5 +1,6 @@
 """A coordinator with a real ledger and store in a folder, and a site that signs what it delivers."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.plan import Inspect, MakeBase, owed
 from coordinator.core.state import Job
+from coordinator.core.transitions import JobState
 from coordinator.driver import Driver
 from coordinator.ledger import Ledger
 from coordinator.workshop import Workshop, do
@@ -199,3 +201,18 @@ class House:
         candidate = VersionManifest(base=base, files=files)
         self.driver.execute(cm.ReportMerge(campaign=DEMO, round=1, manifest=candidate, reason="merged"))
         self.driver.execute(self.message("north"))
+
+
+def refusal(house: House, name: str, envelope: Digest) -> str:
+    """Deliver; the worker refuses; the job waits for another try, and ``why`` says the reason returned."""
+    house.report(name, envelope)
+    attempt = house.job(name).attempt
+    house.work()
+    job = house.job(name)
+    assert (job.state, job.failures, job.contribution) == (JobState.PLANNED, 1, None)
+    assert f"{attempt} refused: {job.reason}" in house.why(name)
+    return job.reason
+
+
+def assert_says(pattern: str, text: str) -> None:
+    assert re.search(pattern, text), text

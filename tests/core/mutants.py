@@ -294,6 +294,67 @@ MUTANTS = (
         '(JobState.DELIVERED, "refuse"): JobState.PLANNED',
         '(JobState.DELIVERED, "refuse"): JobState.DONE',
     ),
+    # shells
+    Mutant(
+        "an unwritten decision is believed",
+        "driver.py",
+        "self._state = None  # what could not",
+        "pass  # what could not",
+    ),
+    Mutant(
+        "the snapshot of another release is trusted",
+        "driver.py",
+        "contextlib.suppress(msgspec.ValidationError)",
+        "contextlib.nullcontext()",
+    ),
+    Mutant(
+        "envelopes need no upload",
+        "inspection.py",
+        '_was_sent("envelope", job.envelope, job.site, store)',
+        "pass",
+    ),
+    Mutant(
+        "expired certificates sign", "inspection.py", "if job.delivered_at <= signer.not_after:", "if True:"
+    ),
+    Mutant(
+        "the first certificate decides",
+        "inspection.py",
+        "expired.append(signer.not_after)",
+        "raise BadInput(pem)",
+    ),
+    Mutant(
+        "another order is answered",
+        "inspection.py",
+        '"assignment": digest_of_fact(job.assignment(job.attempt, job.site)),',
+        "",
+    ),
+    Mutant("another base is trained from", "inspection.py", '        "base": base,\n', ""),
+    Mutant(
+        "tokens are believed",
+        "inspection.py",
+        "if tokens > steps * work.batch_sequences * work.sequence_tokens:",
+        "if False:",
+    ),
+    Mutant(
+        "half the subjects are enough",
+        "inspection.py",
+        "if set(scores.subjects) != wanted:",
+        "if not set(scores.subjects) <= wanted:",
+    ),
+    Mutant("unequal lengths are scores", "inspection.py", "len(score.nats) != len(score.bytes) or ", ""),
+    Mutant(
+        "any number is a score",
+        "inspection.py",
+        "if sum(score.nats) > NATS_MAX or sum(score.bytes) > _COUNT_MAX:",
+        "if False:",
+    ),
+    Mutant("nothing held out is a score", "inspection.py", "if not score.nats:", "if False:"),
+    Mutant(
+        "versions by digest",
+        "core/view.py",
+        "sorted(campaign.versions.values(), key=lambda version: version.number)",
+        "sorted(campaign.versions.values(), key=lambda version: version.digest)",
+    ),
     # machine and access
     Mutant(
         "leases before consequences",

@@ -1,6 +1,5 @@
 """The story of a campaign, phase by phase: exactly which events follow from which."""
 
-import pytest
 from consortium_in_facts import (
     DEMO,
     GIVEN,
@@ -10,54 +9,23 @@ from consortium_in_facts import (
     OWN,
     SEED_ROUND,
     Coordinator,
-    admitted,
     answer,
     campaign,
     consortium,
     d,
     ended,
+    given,
     holdings,
     merged,
-    refused,
-    success,
 )
 
 from consortium.canonical import replace
-from consortium.errors import BadInput, Refused
-from consortium.ids import CampaignId, Digest, JobId, Language, SiteName, digest_of
+from consortium.ids import JobId, Language, SiteName, digest_of
 from consortium.jobs import Evaluate, Outcome, Purpose, Subject, Tokenizer, Train
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.plan import Judge, MakeBase, Merge, owed, waits
-from coordinator.core.state import RoundState
-from policies.campaign import Campaign, Rivals, TokenizerSource
-
-
-def train_all(coordinator: Coordinator, number: int = 1) -> list[str]:
-    for site in OWN:
-        coordinator.sync(site)
-    return [line for site in OWN for line in coordinator.deliver(f"demo_r{number}-train-{site}")]
-
-
-def judge_all(coordinator: Coordinator, number: int = 1) -> list[str]:
-    for site in OWN:
-        coordinator.sync(site)
-    return [line for site in OWN for line in coordinator.deliver(f"demo_r{number}-gate-{site}")]
-
-
-def one_round(coordinator: Coordinator, number: int = 1, promote: bool = True) -> list[str]:
-    """Train, merge, evaluate and judge; what the verdict brought."""
-    train_all(coordinator, number)
-    coordinator.work()
-    judge_all(coordinator, number)
-    return coordinator.work(promote)
-
-
-def given(**changes: object) -> Coordinator:
-    """Three sites, and a campaign that starts from given files: round 1 is open."""
-    coordinator = consortium(campaign(**{**GIVEN, **changes}))
-    coordinator.work()
-    return coordinator
+from policies.campaign import TokenizerSource
 
 
 def test_from_a_tokenizer_to_a_promoted_model() -> None:
@@ -107,9 +75,9 @@ def test_from_a_tokenizer_to_a_promoted_model() -> None:
         "RoundOpened demo/r1",
         *(f"JobPlanned demo_r1-train-{site}" for site in OWN),
     ]
-    assert train_all(coordinator)[-1] == "RoundCollected demo/r1"
+    assert coordinator.train_all()[-1] == "RoundCollected demo/r1"
     assert coordinator.work() == ["VersionMade demo/v2", *(f"JobPlanned demo_r1-gate-{site}" for site in OWN)]
-    judge_all(coordinator)
+    coordinator.judge_all()
     assert coordinator.work() == [
         "GateJudged demo/v2",
         "VersionPromoted demo/v2",
@@ -152,7 +120,7 @@ def test_what_the_jobs_of_a_round_are_asked() -> None:
         tokenizer=d("tokenizer"),
         reason="north holds fi",
     )
-    one_round(coordinator)
+    coordinator.one_round()
     second = coordinator.job("demo_r2-train-north").work
     assert isinstance(second, Train) and second.base == coordinator.state.campaigns[DEMO].head != base.version
     assert second == replace(
@@ -251,20 +219,20 @@ def test_a_failed_seed_round_ends_the_campaign() -> None:
 def test_a_rejected_candidate_leaves_the_head_where_it_was() -> None:
     coordinator = given(rounds=2)
     head = coordinator.state.campaigns[DEMO].head
-    assert one_round(coordinator, promote=False)[:3] == [
+    assert coordinator.one_round(promote=False)[:3] == [
         "GateJudged demo/v1",
         "VersionRejected demo/v1",
         "RoundOpened demo/r2",
     ]
     state = coordinator.state.campaigns[DEMO]
     assert state.rounds[2].base == state.head == head
-    assert one_round(coordinator, 2)[-1] == "CampaignEnded demo completed"
+    assert coordinator.one_round(2)[-1] == "CampaignEnded demo completed"
     assert state.reason == "all 2 rounds are closed; 1 version(s) were promoted"
 
 
 def test_the_base_is_scored_once_at_each_site() -> None:
     coordinator = given(rounds=2)
-    train_all(coordinator)
+    coordinator.train_all()
     coordinator.work()
     state = coordinator.state.campaigns[DEMO]
     base, candidate = state.rounds[1].base, state.rounds[1].candidate
@@ -275,9 +243,9 @@ def test_the_base_is_scored_once_at_each_site() -> None:
     )
     files = {ref.digest for v in (base, candidate) for ref in state.versions[v].manifest.files.values()}
     assert coordinator.job("demo_r1-gate-north").inputs == tuple(sorted({base, candidate, *files}))
-    judge_all(coordinator)
+    coordinator.judge_all()
     coordinator.work(promote=False)
-    train_all(coordinator, 2)
+    coordinator.train_all(2)
     coordinator.work()
     work = coordinator.job("demo_r2-gate-north").work
     assert isinstance(work, Evaluate) and [s.name for s in work.subjects] == [state.rounds[2].candidate]
@@ -307,7 +275,7 @@ def test_nobody_can_judge() -> None:
 
 def test_late_judges_are_not_waited_for() -> None:
     coordinator = given()
-    train_all(coordinator)
+    coordinator.train_all()
     coordinator.work()
     for site in ("north", "south"):
         coordinator.sync(site)
@@ -319,7 +287,7 @@ def test_late_judges_are_not_waited_for() -> None:
 
 def test_a_refused_merge_fails_the_round_and_the_next_one_opens() -> None:
     coordinator = given(rounds=2)
-    train_all(coordinator)
+    coordinator.train_all()
     no = cm.ReportMerge(campaign=DEMO, round=1, manifest=None, reason="merge refused: zero weights")
     assert coordinator.do(no)[:2] == ["RoundFailed demo/r1", "RoundOpened demo/r2"]
     assert coordinator.state.campaigns[DEMO].rounds[1].reason == "merge refused: zero weights"
@@ -328,182 +296,13 @@ def test_a_refused_merge_fails_the_round_and_the_next_one_opens() -> None:
 
 def test_a_merge_that_learnt_nothing_new_fails_the_round() -> None:
     coordinator = given(rounds=2)
-    train_all(coordinator)
+    coordinator.train_all()
     again = merged(coordinator.state, DEMO, 1)
     coordinator.work()
-    judge_all(coordinator)
+    coordinator.judge_all()
     coordinator.work(promote=False)
-    train_all(coordinator, 2)
+    coordinator.train_all(2)
     report = cm.ReportMerge(campaign=DEMO, round=2, manifest=again, reason="merged")
     assert coordinator.do(report) == ["RoundFailed demo/r2", "CampaignEnded demo completed"]
     assert "demo/v1 again" in coordinator.state.campaigns[DEMO].rounds[2].reason
     assert len(coordinator.state.campaigns[DEMO].versions) == 2
-
-
-def test_rivals_run_beside_the_rounds_and_are_compared_at_the_end() -> None:
-    coordinator = consortium(campaign(**GIVEN, rivals=Rivals(public_only=True, specialists=True)), slots=3)
-    assert coordinator.work() == [
-        "VersionMade demo/v0",
-        "RoundOpened demo/r1",
-        *(f"JobPlanned demo_r1-train-{site}" for site in OWN),
-        "JobPlanned demo_rival-public",
-        *(f"JobPlanned demo_rival-alone-{site}" for site in OWN),
-    ]
-    public, alone = coordinator.job("demo_rival-public").work, coordinator.job("demo_rival-alone-south").work
-    assert isinstance(public, Train) and isinstance(alone, Train)
-    assert (public.steps, public.schedule_steps, public.languages) == (30, 30, ())
-    assert (alone.steps, alone.schedule_steps, alone.languages) == (10, 10, (Language("hu"),))
-    assert public.replay_share == 1.0 and alone.replay_share == 0.5
-    for site in OWN:
-        coordinator.sync(site, slots=3)
-    for site in OWN:
-        coordinator.deliver(f"demo_r1-train-{site}", slots=3)
-    coordinator.work()
-    for site in OWN:
-        coordinator.sync(site, slots=3)
-        coordinator.deliver(f"demo_r1-gate-{site}", slots=3)
-    assert coordinator.work()[-1] == "VersionPromoted demo/v1"
-    for site in OWN:
-        coordinator.sync(site, slots=3)
-        happened = coordinator.deliver(f"demo_rival-alone-{site}", slots=3)
-    assert happened[-1] == "ContributionAdmitted demo_rival-alone-west.a1"
-    happened = coordinator.deliver("demo_rival-public", slots=3)
-    assert happened[-3:] == [f"JobPlanned demo_compare-{site}" for site in OWN]
-    work = coordinator.job("demo_compare-west").work
-    assert isinstance(work, Evaluate) and len(work.subjects) == 4
-    first = coordinator.state.campaigns[DEMO].rounds[1].base
-    assert work.subjects[0] == Subject(
-        name="demo_rival-public", version=first, delta=d("delta of demo_rival-public.a1")
-    )
-    assert work.subjects[0].delta in coordinator.job("demo_compare-west").inputs
-    for site in OWN:
-        coordinator.sync(site, slots=3)
-        happened = coordinator.deliver(f"demo_compare-{site}", slots=3)
-    assert happened[-1] == "CampaignEnded demo completed"
-    assert set(coordinator.state.campaigns[DEMO].scores["demo_rival-public"]) == set(LANGUAGES)
-
-
-def test_a_late_rival_is_left_out_and_the_others_are_compared() -> None:
-    coordinator = given(rivals=Rivals(specialists=True))
-    one_round(coordinator)
-    for site in OWN:
-        coordinator.sync(site)
-    coordinator.deliver("demo_rival-alone-north")
-    assert coordinator.wait(2 * HOUR) == [
-        f"AttemptEnded demo_rival-alone-{site}.a1 expired" for site in ("south", "west")
-    ]
-    assert coordinator.wait(1) == [
-        "JobCancelled demo_rival-alone-south",
-        "JobCancelled demo_rival-alone-west",
-        *(f"JobPlanned demo_compare-{site}" for site in OWN),
-    ]
-    assert coordinator.wait(2 * HOUR) == []
-    assert coordinator.wait(1) == [
-        *(f"JobCancelled demo_compare-{site}" for site in OWN),
-        "CampaignEnded demo completed",
-    ]
-
-
-def test_no_rival_was_trained() -> None:
-    coordinator = given(rivals=Rivals(public_only=True), attempts_max=1)
-    one_round(coordinator)
-    coordinator.sync("north")
-    assert coordinator.sync("north", ended("demo_rival-public.a1", Outcome.FAILED)) == [
-        "AttemptEnded demo_rival-public.a1 failed",
-        "JobFailed demo_rival-public",
-        "CampaignEnded demo completed",
-    ]
-
-
-def test_a_rival_that_nobody_can_train_fails_at_once() -> None:
-    coordinator = Coordinator()
-    coordinator.do(cm.SubmitCampaign(campaign=campaign(**GIVEN, rivals=Rivals(public_only=True))))
-    for site in OWN:
-        coordinator.enrol(site, holdings=holdings(site, ["fi"]))
-    assert coordinator.work()[-2:] == ["JobPlanned demo_rival-public", "JobFailed demo_rival-public"]
-    assert coordinator.job("demo_rival-public").reason == "no site is able"
-
-
-def test_a_campaign_is_stopped() -> None:
-    coordinator = given()
-    coordinator.sync("north")
-    coordinator.sync("south")
-    coordinator.sync("south", success("demo_r1-train-south.a1"))
-    stop = cm.StopCampaign(campaign=DEMO, reason="no more money")
-    inspection = admitted(coordinator.job("demo_r1-train-south"))
-    assert coordinator.do(stop) == [
-        *(f"JobCancelled demo_r1-train-{site}" for site in OWN),
-        "CampaignEnded demo stopped",
-    ]
-    assert owed(coordinator.state) == ()
-    assert coordinator.sync("north", ended("demo_r1-train-north.a1", Outcome.CANCELLED)) == []
-    assert coordinator.do(inspection) == []
-    with pytest.raises(Refused, match="campaign demo is stopped: no more money"):
-        coordinator.do(stop)
-    with pytest.raises(BadInput, match="no campaign 'other'; known: demo"):
-        coordinator.do(cm.StopCampaign(campaign=CampaignId("other"), reason="so"))
-
-
-def test_a_campaign_is_submitted_once() -> None:
-    coordinator = given()
-    assert coordinator.do(cm.SubmitCampaign(campaign=campaign(**GIVEN))) == []
-    with pytest.raises(Refused, match="exists already"):
-        coordinator.do(cm.SubmitCampaign(campaign=campaign(**GIVEN, rounds=9)))
-
-
-def test_a_campaign_that_contradicts_itself_is_refused() -> None:
-    with pytest.raises(BadInput, match="tokenizer"):
-        Coordinator().do(cm.SubmitCampaign(campaign=campaign(tokenizer=TokenizerSource())))
-
-
-def test_two_campaigns_do_not_mix() -> None:
-    alone = given(rounds=2)
-    one_round(alone)
-    other: Campaign = campaign("other", **GIVEN, seed=5)
-    both = consortium(campaign(**GIVEN, rounds=2), other, slots=2)
-    assert [line.split()[1] for line in both.work() if "RoundOpened" in line] == ["demo/r1", "other/r1"]
-    for site in OWN:
-        assert both.sync(site, slots=2) == [
-            f"JobLeased demo_r1-train-{site}.a1 {site}",
-            f"JobLeased other_r1-train-{site}.a1 {site}",
-        ]
-    for site in OWN:
-        both.deliver(f"demo_r1-train-{site}", slots=2)
-    assert both.work()[0] == "VersionMade demo/v1"
-    for site in OWN:
-        both.sync(site, slots=2)
-        both.deliver(f"demo_r1-gate-{site}", slots=2)
-    both.work()
-    first, second = (both.state.campaigns[CampaignId(name)] for name in ("demo", "other"))
-    assert first.head == alone.state.campaigns[DEMO].head  # as if it were alone
-    assert second.rounds[1].state is RoundState.TRAINING
-    assert (
-        both.do(cm.StopCampaign(campaign=CampaignId("other"), reason="so"))[-1]
-        == "CampaignEnded other stopped"
-    )
-    assert (first.status, second.status) == ("open", "stopped")
-
-
-def test_ten_rounds_survive_a_snapshot() -> None:
-    """Numbers sort as numbers, and versions are shown as they were made."""
-    coordinator = given(rounds=11)
-    for number in range(1, 12):
-        one_round(coordinator, number)
-        coordinator.crash(from_snapshot=True)
-    assert coordinator.state.campaigns[DEMO].status == "completed"
-    assert sorted(coordinator.state.campaigns[DEMO].rounds) == list(range(1, 12))
-    assert coordinator.state.snapshot() == coordinator.replayed().snapshot()
-
-
-def test_a_refused_contribution_is_never_merged() -> None:
-    coordinator = given(attempts_max=1)
-    for site in OWN:
-        coordinator.sync(site)
-    coordinator.deliver("demo_r1-train-north")
-    coordinator.deliver("demo_r1-train-west")
-    coordinator.sync("south", success("demo_r1-train-south.a1"))
-    coordinator.do(refused(coordinator.job("demo_r1-train-south")))
-    collected = coordinator.state.campaigns[DEMO].rounds[1].collected
-    assert collected == ("demo_r1-train-north", "demo_r1-train-west")
-    deltas: list[Digest] = [p.delta.digest for p in merged(coordinator.state, DEMO, 1).ingredients]
-    assert deltas == sorted([d("delta of demo_r1-train-north.a1"), d("delta of demo_r1-train-west.a1")])

@@ -1,7 +1,7 @@
 """Stories of the head: what admins promote by hand or roll back to, and what the gate makes of it."""
 
 import pytest
-from consortium_in_facts import DEMO, GIVEN, OWN, Coordinator, answer, campaign, consortium, verdict
+from consortium_in_facts import DEMO, Coordinator, answer, given, verdict
 
 from consortium.canonical import replace
 from consortium.errors import Refused
@@ -16,16 +16,6 @@ def move(verb: str, version: str) -> cm.MoveHead:
     return replace(plain, verb=verb)
 
 
-def to_the_gate(coordinator: Coordinator, number: int) -> None:
-    """Train, merge and evaluate round ``number``; the worker owes the verdict."""
-    for phase in ("train", "gate"):
-        for site in OWN:
-            coordinator.sync(site)
-            coordinator.deliver(f"demo_r{number}-{phase}-{site}")
-        if phase == "train":
-            coordinator.work()
-
-
 def head(coordinator: Coordinator) -> str:
     campaign_state = coordinator.state.campaigns[DEMO]
     assert campaign_state.head is not None
@@ -35,9 +25,8 @@ def head(coordinator: Coordinator) -> str:
 @pytest.fixture
 def coordinator() -> Coordinator:
     """Three rounds to come; the verdict on the first candidate is owed."""
-    made = consortium(campaign(**GIVEN, rounds=3))
-    made.work()
-    to_the_gate(made, 1)
+    made = given(rounds=3)
+    made.to_the_gate()
     return made
 
 
@@ -91,7 +80,7 @@ def test_the_gate_does_not_undo_a_roll_back(coordinator: Coordinator) -> None:
     """A candidate that grew from a version that was rolled back must not bring it back unasked."""
     coordinator.work()
     coordinator.do(move("roll_back", "demo/v0"))
-    to_the_gate(coordinator, 2)  # it was opened on v1
+    coordinator.to_the_gate(2)  # it was opened on v1
     assert coordinator.work()[:3] == ["GateJudged demo/v2", "VersionRejected demo/v2", "RoundOpened demo/r3"]
     candidate = coordinator.state.campaigns[DEMO].rounds[2].candidate
     assert candidate is not None

@@ -99,11 +99,7 @@ def test_the_picture_of_a_round(coordinator: Coordinator) -> None:
 def test_versions_are_shown_as_they_were_made(coordinator: Coordinator) -> None:
     """Also after a snapshot, which has them by digest; and v10 comes after v9."""
     for number in range(1, 12):
-        for phase in ("train", "gate"):
-            for site in OWN:
-                coordinator.sync(site)
-                coordinator.deliver(f"demo_r{number}-{phase}-{site}")
-            coordinator.work()
+        coordinator.one_round(number)
         coordinator.crash(from_snapshot=True)
     (shown,) = picture(coordinator).campaigns
     names = [f"demo/v{number}" for number in range(12)]

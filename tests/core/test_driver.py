@@ -1,8 +1,6 @@
 """The driver over a real ledger: what is told is on disk, what is not on disk has not happened."""
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from consortium_in_facts import DEMO, campaign, invitation, success
@@ -21,14 +19,8 @@ from coordinator.ledger import Ledger
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    """Round 1 is open, north holds its job."""
-    house = House(tmp_path)
-    for site in ("north", "south"):
-        house.enrol(site)
-    house.submit()
-    yield house
-    house.ledger.close()
+def house(training: House) -> House:
+    return training
 
 
 def stop_campaign() -> cm.StopCampaign:
