@@ -230,8 +230,8 @@ MUTANTS = (
     Mutant(
         "rivals first",
         "core/place.py",
-        "(URGENCY.index(j.purpose), j.id)",
-        "(-URGENCY.index(j.purpose), j.id)",
+        "return URGENCY.index(job.purpose), -steps",
+        "return -URGENCY.index(job.purpose), -steps",
     ),
     Mutant("slots are no limit", "core/place.py", "if free < 1:", "if False:"),
     Mutant(
@@ -295,6 +295,13 @@ MUTANTS = (
         '(JobState.DELIVERED, "refuse"): JobState.DONE',
     ),
     # shells
+    Mutant("two lay out one model at once", "workshop.py", "with self._laying_out:", "if True:"),
+    Mutant(
+        "an impossible base is tried for ever",
+        "workshop.py",
+        '    except BadInput as error:\n        reason = f"no model can',
+        '    except ZeroDivisionError as error:\n        reason = f"no model can',
+    ),
     Mutant(
         "an unwritten decision is believed",
         "driver.py",
