@@ -28,6 +28,14 @@ _ORDER = (  # in which help names the commands; panels come in the order of thei
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print canonical JSON on stdout, and nothing else there.")]
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        metavar="HOME",
+        help="Read a coordinator's home, or a copy of one, instead of asking a coordinator.",
+    ),
+]
 As = Annotated[
     Path | None,
     typer.Option(

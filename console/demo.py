@@ -235,8 +235,8 @@ def _epilogue(screen: Console, campaign: CampaignView, summary: Summary) -> None
     home = Path(summary.paths["ledger"]).parent
     screen.print("\nTry next:")
     for command in (
-        f"sprachbund verify {home}",
-        f"sprachbund verify {home} --model {summary.paths['model']} --json",
+        f"sprachbund why {CAMPAIGN}/r1 --home {home}",
+        f"sprachbund verify {home} --model {summary.paths['model']}",
         f"python -c \"from transformers import pipeline; print(pipeline('text-generation', "
         f"'{summary.paths['model']}')('Vælg en'))\"",
     ):

@@ -1,25 +1,25 @@
 """Commands that look and change nothing: how it stands, how it goes on, what came out, and why."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.app import LOOK, As, Json, command
+from console.app import LOOK, As, Home, Json, command
 from console.output import answer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from consortium.views import CampaignView
+    from consortium.views import CampaignView, ConsortiumView
 
 
 @command("status", "sprachbund status", LOOK)
-def status(as_json: Json = False, who: As = None) -> None:
+def status(as_json: Json = False, who: As = None, home: Home = None) -> None:
     """How everything stands: campaigns, rounds, running jobs, sites, and why things wait."""
-    from console.client import ask
     from console.screens import status as page
 
-    view = ask(who, lambda coordinator: coordinator.view())
+    view = _view(who, home)
     answer(as_json, view, page(view, _width()))
 
 
@@ -47,12 +47,12 @@ def versions(
     ] = None,
     as_json: Json = False,
     who: As = None,
+    home: Home = None,
 ) -> None:
     """Which models there are, what became of them, and how good they are in each language."""
-    from console.client import ask
     from consortium.errors import BadInput
 
-    view = ask(who, lambda coordinator: coordinator.view())
+    view = _view(who, home)
     found = [one for one in view.campaigns if campaign in (None, one.campaign)]
     if campaign is not None and not found:
         known = ", ".join(one.campaign for one in view.campaigns) or "none"
@@ -73,13 +73,33 @@ def why(
     ],
     as_json: Json = False,
     who: As = None,
+    home: Home = None,
 ) -> None:
     """One subject's story, told from the ledger: what happened to it, why, and what it waits for."""
-    from console.client import ask
+    from console.client import Story, StoryLine, ask
     from console.screens import story
 
-    told = ask(who, lambda coordinator: coordinator.why(subject))
+    if home is None:
+        told = ask(who, lambda coordinator: coordinator.why(subject))
+    else:
+        from coordinator.reading import story_of
+
+        lines = story_of(home, subject)
+        told = Story(
+            subject=subject, lines=tuple(StoryLine(at=x.at, sequence=x.sequence, text=x.text) for x in lines)
+        )
     answer(as_json, told, story(told.subject, told.lines, _width()))
+
+
+def _view(who: Path | None, home: Path | None) -> "ConsortiumView":
+    """How things stand: asked of the coordinator, or read from a home without one."""
+    if home is not None:
+        from coordinator.reading import view_of
+
+        return view_of(home)
+    from console.client import ask
+
+    return ask(who, lambda coordinator: coordinator.view())
 
 
 def _models(campaigns: "list[CampaignView]") -> "RenderableType":

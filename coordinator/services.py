@@ -32,6 +32,7 @@ from coordinator.core.view import Sight
 from coordinator.driver import Driver
 from coordinator.founding import Keys
 from coordinator.guard import caller
+from coordinator.reading import unknown_subject
 from policies.campaign import Campaign
 from policies.membership import Membership
 
@@ -242,10 +243,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.WhyResponse:
         lines = self._driver.why(request.subject)
         if not lines:
-            raise BadInput(
-                f"nothing in the ledger speaks of {request.subject[:80]!r}; name a campaign, round (demo/r1), job, "
-                "version (demo/v1 or its digest) or site"
-            )
+            raise BadInput(unknown_subject(request.subject))
         return admin_pb2.WhyResponse(
             subject=request.subject,
             lines=[admin_pb2.StoryLine(at=x.at, sequence=x.sequence, text=x.text) for x in lines],

@@ -1,0 +1,35 @@
+"""What a ledger tells without its coordinator: for whoever has the file, or a copy of it."""
+
+from pathlib import Path
+
+from consortium.errors import BadInput
+from consortium.views import ConsortiumView
+from coordinator.core.story import Line, tell
+from coordinator.core.view import view
+from coordinator.driver import decode_event, replay
+from coordinator.ledger import Ledger
+
+
+def view_of(home: Path) -> ConsortiumView:
+    """The consortium as it stood at the last event below ``home``."""
+    with Ledger(home / "ledger.sqlite", read_only=True) as ledger:
+        last = max((recorded.at for recorded in ledger.read(ledger.head.seq)), default=0.0)
+        state = replay(ledger)
+        return view(state, sequence=ledger.head.seq, head=ledger.head.hash, now=last, seen={}, sights={})
+
+
+def story_of(home: Path, subject: str) -> tuple[Line, ...]:
+    """One subject's life, as ``sprachbund why`` tells it. Raises BadInput if no event speaks of it."""
+    with Ledger(home / "ledger.sqlite", read_only=True) as ledger:
+        happened = ((recorded.seq, recorded.at, decode_event(recorded)) for recorded in ledger.read())
+        lines = tell(happened, replay(ledger), subject)
+    if not lines:
+        raise BadInput(unknown_subject(subject))
+    return lines
+
+
+def unknown_subject(subject: str) -> str:
+    return (
+        f"nothing in the ledger speaks of {subject!r}; name a campaign, round (demo/r1), job, "
+        "version (demo/v1 or its digest) or site"
+    )
