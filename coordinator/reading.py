@@ -30,6 +30,6 @@ def story_of(home: Path, subject: str) -> tuple[Line, ...]:
 
 def unknown_subject(subject: str) -> str:
     return (
-        f"nothing in the ledger speaks of {subject!r}; name a campaign, round (demo/r1), job, "
+        f"nothing in the ledger speaks of {subject[:80]!r}; name a campaign, round (demo/r1), job, "
         "version (demo/v1 or its digest) or site"
     )
