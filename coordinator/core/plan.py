@@ -72,7 +72,7 @@ def _campaigns(state: State, moment: Moment) -> Iterator[ev.AnyEvent]:
 def _campaign(state: State, campaign: CampaignState, moment: Moment) -> Iterator[ev.AnyEvent]:
     spec = campaign.spec
     if campaign.tokenizer is None:
-        yield from _tokenizer(state, campaign)
+        yield from _tokenizer(state, campaign, moment)
         return
     if campaign.head is None:
         return  # the worker owes the base
@@ -118,7 +118,7 @@ def _ending(campaign: CampaignState) -> str:
     return f"all {campaign.spec.rounds} rounds are closed; {len(promoted)} version(s) were promoted"
 
 
-def _tokenizer(state: State, campaign: CampaignState) -> Iterator[ev.AnyEvent]:
+def _tokenizer(state: State, campaign: CampaignState, moment: Moment) -> Iterator[ev.AnyEvent]:
     spec = campaign.spec
     if spec.tokenizer.digest is not None:
         yield ev.TokenizerChosen(
@@ -135,6 +135,10 @@ def _tokenizer(state: State, campaign: CampaignState) -> Iterator[ev.AnyEvent]:
             yield ev.TokenizerChosen(campaign=spec.campaign, tokenizer=trained, reason=reason)
         elif job.state is JobState.FAILED:
             reason = f"no tokenizer: {job.reason}"
+            yield ev.CampaignEnded(campaign=spec.campaign, status="failed", reason=reason)
+        elif moment.now > job.planned_at + spec.quorum.deadline_hours * HOUR:
+            reason = f"no tokenizer within {spec.quorum.deadline_hours:g} h: {job.state.value}, {job.reason}"
+            yield ev.JobCancelled(job=job.id, reason=reason)
             yield ev.CampaignEnded(campaign=spec.campaign, status="failed", reason=reason)
     else:
         able = holders_of_public_text(state, campaign)

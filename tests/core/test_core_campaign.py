@@ -17,6 +17,7 @@ from consortium_in_facts import (
     given,
     holdings,
     merged,
+    success,
 )
 
 from consortium.canonical import replace
@@ -188,6 +189,14 @@ def test_no_tokenizer_no_campaign() -> None:
     assert coordinator.state.campaigns[DEMO].reason == (
         "no tokenizer: 2 attempts failed, the last: out of memory"
     )
+
+
+def test_a_tokenizer_is_not_waited_for_without_end() -> None:
+    coordinator = consortium(campaign(lease_seconds=1e6))
+    assert coordinator.wait(2 * HOUR) == []
+    assert coordinator.wait(1) == ["JobCancelled demo_tokenizer", "CampaignEnded demo failed"]
+    assert coordinator.state.campaigns[DEMO].reason.startswith("no tokenizer within 2 h: leased, ")
+    assert coordinator.sync("west", success("demo_tokenizer.a1")) == []
 
 
 def test_no_base_no_campaign() -> None:
