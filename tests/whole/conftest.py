@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from scripted_sites import QUICK, SITES, Consortium, ScriptedSite, at_work, campaign
+from real_coordinator import QUICK, SITES, Consortium, campaign
+from scripted_sites import ScriptedSite, at_work
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from consortium.models import END_OF_TEXT, initialise
@@ -41,7 +42,7 @@ async def enrolled_at(folder: Path, base: Path) -> Consortium:
     consortium.found()
     async with consortium.running(), consortium.admin() as admin:
         for name in sorted(SITES):
-            await consortium.enrol(ScriptedSite(consortium, name))
+            await ScriptedSite(consortium, name).enrol(await admin.invite(name))
         for path in sorted(base.iterdir()):
             await upload(admin.artifacts, path, ref_of(path), QUICK)
     return Consortium(folder)

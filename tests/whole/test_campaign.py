@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import enrolled_at
-from scripted_sites import SITES, Consortium, ScriptedSite, at_work, campaign, campaign_in, fetch
+from real_coordinator import SITES, Consortium, campaign, campaign_in, fetch
+from scripted_sites import ScriptedSite, at_work
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from consortium.canonical import decode

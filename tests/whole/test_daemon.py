@@ -5,7 +5,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from scripted_sites import SITES, Consortium, ScriptedSite, at_work, campaign
+from real_coordinator import SITES, Consortium, campaign
+from scripted_sites import ScriptedSite, at_work
 
 from consortium.errors import Unavailable
 from coordinator import worker, workshop

@@ -6,16 +6,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from scripted_sites import (
-    QUICK,
-    Consortium,
-    ScriptedSite,
-    at_work,
-    campaign,
-    changes,
-    in_our_words,
-    write_tensors,
-)
+from real_coordinator import QUICK, Consortium, campaign, in_our_words
+from scripted_sites import ScriptedSite, at_work, changes, write_tensors
 
 from consortium.canonical import replace
 from consortium.errors import Corrupt, Unavailable
@@ -64,7 +56,7 @@ class CorruptsTheUpload(Hostile):
         data[-1] ^= 1
         path.write_bytes(data)
         with pytest.raises(
-            Corrupt, match="expected .* bytes with this sha256, got .*; the upload was deleted"
+            Corrupt, match=r"expected .* bytes with this sha256, got .*; the upload was deleted"
         ):
             await upload(self.artifacts, path, announced, QUICK)
         return announced

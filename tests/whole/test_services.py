@@ -1,27 +1,13 @@
-"""The coordinator's services over the wire: who may call what, what nonsense is answered with, what a restart keeps."""
+"""Who may call what: roles, certificates, suspension, enrolment, blobs, and what an auditor may read."""
 
-import asyncio
 import time
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.duration_pb2 import Duration
-from scripted_sites import (
-    PATIENCE_SECONDS,
-    SITES,
-    Consortium,
-    ScriptedSite,
-    at_work,
-    campaign,
-    campaign_in,
-    done,
-    duration,
-    fetch,
-    in_our_words,
-    job_state,
-)
+from real_coordinator import SITES, Consortium, campaign, duration, fetch, in_our_words
+from scripted_sites import ScriptedSite, introduce, lease
 from sprachbund.v1 import (
     admin_pb2,
     artifact_pb2,
@@ -33,15 +19,13 @@ from sprachbund.v1 import (
 )
 
 from consortium.canonical import replace
-from consortium.errors import BadInput, Refused, SprachbundError, Unavailable
+from consortium.errors import BadInput, Refused, Unavailable
 from consortium.identity import Authority, Credentials, signing_request
-from consortium.ids import AttemptId, SiteName, digest_of
-from consortium.jobs import Outcome, Phase
+from consortium.ids import SiteName, digest_of
 from consortium.manifests import FileRef
 from consortium.signing import Checkpoint, new_key, private_pem, verify_checkpoint
 from consortium.transfer import upload
 from coordinator.ledger import chain
-from site_agent.core.facts import Ended, Report
 
 MAY = {
     "site": "SiteService/Sync SiteService/RenewCertificate ArtifactService/Stat ArtifactService/Upload "
@@ -221,20 +205,6 @@ async def test_countries_outside_the_rule_are_not_invited(consortium: Consortium
 # ---- blobs
 
 
-async def introduce(consortium: Consortium) -> None:
-    """Each site says what it holds, so that a campaign can count on it."""
-    for name in SITES:
-        await lease(consortium, name)
-
-
-async def lease(consortium: Consortium, name: str, *reports: Report) -> site_pb2.SyncResponse:
-    """One Sync of a site that then does nothing."""
-    site = ScriptedSite(consortium, name)
-    async with site.connected() as calls:
-        with in_our_words():
-            return await calls.Sync(site.request(*reports))
-
-
 async def test_a_site_reads_its_inputs_and_writes_under_a_lease_only(
     consortium: Consortium, base: Path
 ) -> None:
@@ -249,7 +219,7 @@ async def test_a_site_reads_its_inputs_and_writes_under_a_lease_only(
             await fetch(site.artifacts, weights.digest)
         assert not (await site.artifacts.Stat(artifact_pb2.StatRequest(digest=weights.digest))).complete
         with pytest.raises(
-            Refused, match="upload of .*, 4 bytes: sofia holds no job whose result this could be"
+            Refused, match=r"upload of .*, 4 bytes: sofia holds no job whose result this could be"
         ):
             await upload(site.artifacts, mine, ref)
 
@@ -277,165 +247,6 @@ async def test_a_site_reads_its_inputs_and_writes_under_a_lease_only(
             await site.artifacts.Upload(iter([header]))
 
 
-# ---- Sync
-
-
-async def test_the_newest_agent_of_a_site_holds_it(consortium: Consortium) -> None:
-    site = ScriptedSite(consortium, "sofia")
-    async with consortium.running(), site.connected() as calls:
-        for incarnation in ("first", "second", "second"):
-            site.incarnation = incarnation
-            await calls.Sync(site.request())
-        site.incarnation = "first"
-        with pytest.raises(Refused, match="another, newer agent of site sofia has taken over; stop this one"):
-            with in_our_words():
-                await calls.Sync(site.request())
-        site.incarnation = "second"
-        await calls.Sync(site.request())
-
-
-async def test_a_waiting_sync_wakes_when_a_job_is_planned(consortium: Consortium, base: Path) -> None:
-    site = ScriptedSite(consortium, "sofia")
-    async with consortium.running(), consortium.admin() as admin, site.connected() as calls:
-        await introduce(consortium)
-        nothing = await calls.Sync(site.request())
-        waiting = calls.Sync(site.request(seen=nothing.revision, wait=duration(60.0)))
-        await admin.submit(campaign(base))
-        async with asyncio.timeout(PATIENCE_SECONDS / 2):  # half of what the coordinator may wait
-            answer = await waiting
-    assert [message.attempt for message in answer.wanted] == ["demo_r1-train-sofia.a1"]
-    assert answer.upload_bytes_max == consortium.config.upload_bytes_max
-
-
-async def test_late_and_foreign_reports_establish_nothing(consortium: Consortium, base: Path) -> None:
-    first, second = AttemptId("demo_r1-train-sofia.a1"), AttemptId("demo_r1-train-sofia.a2")
-    failed = Report(attempt=first, phase=Phase.ENDED, ended=Ended(outcome=Outcome.FAILED, reason="GPU lost"))
-    async with consortium.running(), consortium.admin() as admin:
-        await introduce(consortium)
-        await admin.submit_and_wait(campaign(base))
-        await lease(consortium, "sofia")
-        await lease(consortium, "ohrid", replace(failed, attempt=first))  # not ohrid's to say
-        answer = await lease(consortium, "sofia", failed)
-        assert [message.attempt for message in answer.wanted] == [second]
-        before = (await admin.view()).sequence
-        stale = done(first, digest_of(b"an envelope"))
-        for report in (failed, stale):
-            answer = await lease(consortium, "sofia", report)
-            assert (list(answer.settled), [m.attempt for m in answer.wanted]) == ([first], [second])
-        answer = await lease(consortium, "ohrid", done(second, digest_of(b"an envelope")))
-        assert list(answer.settled) == [second]
-        view = await admin.view()
-    assert view.sequence == before
-    assert job_state(view, "demo_r1-train-sofia") == "leased"
-
-
-async def test_nobody_keeps_anothers_lease_alive(consortium: Consortium, base: Path) -> None:
-    held = Report(attempt=AttemptId("demo_r1-train-sofia.a1"), phase=Phase.RUNNING)
-
-    async def meddle() -> None:
-        async with (meddler := ScriptedSite(consortium, "ohrid")).connected() as calls:
-            while True:
-                await calls.Sync(meddler.request(held))
-
-    async with consortium.running(), consortium.admin() as admin:
-        await introduce(consortium)
-        await admin.submit_and_wait(campaign(base, lease_seconds=0.5))
-        await lease(consortium, "sofia")
-        async with asyncio.TaskGroup() as group:
-            meddling = group.create_task(meddle())
-            await admin.until(
-                lambda view: job_state(view, "demo_r1-train-sofia") == "planned", "the lease lapsed"
-            )
-            meddling.cancel()
-        assert "demo_r1-train-sofia.a1 expired: no word from sofia for 0 s" in await admin.why(
-            "demo_r1-train-sofia"
-        )
-
-
-# ---- nonsense
-
-
-def line(**fields: Any) -> site_pb2.SyncRequest:
-    report = dict(attempt="demo_r1-train-sofia.a1", phase="ATTEMPT_PHASE_RUNNING") | fields
-    return site_pb2.SyncRequest(attempts=[site_pb2.AttemptReport(**report)])
-
-
-def holding(**fields: Any) -> site_pb2.SyncRequest:
-    holding = site_pb2.Holding(**(dict(language="bg", digest="a" * 64) | fields))
-    return site_pb2.SyncRequest(site=site_pb2.SiteDescription(holdings=[holding]))
-
-
-NONSENSE = [
-    ("sofia", "Sync", line(attempt="../../etc"), "attempt id '../../etc': expected <job>.a<number>"),
-    ("sofia", "Sync", line(attempt="x" * 1_000_000), "attempt id 'xxxxxxx"),
-    ("sofia", "Sync", line(phase=99), "phase 99 is not in the contract; upgrade the agent"),
-    ("sofia", "Sync", line(phase=0), "phase 0 is not in the contract"),
-    ("sofia", "Sync", line(phase="ATTEMPT_PHASE_ENDED"), "ended, but outcome 0 is not in the contract"),
-    ("sofia", "Sync", line(phase="ATTEMPT_PHASE_ENDED", outcome=99), "ended, but outcome 99 is not in the"),
-    ("sofia", "Sync", line(contribution="A" * 64), "digest 'AAAA.*expected 64 lower-case hex digits"),
-    ("sofia", "Sync", holding(digest="b" * 63), "digest 'bbb.*expected 64 lower-case hex digits"),
-    ("sofia", "Sync", holding(language="Bulgarian text " * 100_000), "language 'Bulgarian text .*BCP-47"),
-    ("sofia", "Sync", site_pb2.SyncRequest(incarnation="i" * 1_000_000), "incarnation 'iiii.*at most 100"),
-    ("sofia", "Sync", site_pb2.SyncRequest(wait=Duration(seconds=-1)), "a duration cannot be negative"),
-    ("sofia", "Sync", site_pb2.SyncRequest(incarnation="i" * (17 << 20)), "larger than max"),
-    ("sofia", "RenewCertificate", site_pb2.RenewCertificateRequest(signing_request=b"?"), "signing request: .*PEM"),
-    ("sofia", "Stat", artifact_pb2.StatRequest(digest="../ca.key"), "digest '../ca.key': expected 64"),
-    ("sofia", "Download", artifact_pb2.DownloadRequest(digest=""), "digest '': expected 64"),
-    ("admin", "SubmitCampaign", admin_pb2.SubmitCampaignRequest(campaign=b"\xff\xfe"), "campaign: "),
-    ("admin", "SubmitCampaign", admin_pb2.SubmitCampaignRequest(campaign=b'{"campaign":1}'), r"\$\.campaign"),
-    ("admin", "SubmitCampaign", admin_pb2.SubmitCampaignRequest(campaign=b"[" * 1_000_000), "campaign: "),
-    ("admin", "StopCampaign", admin_pb2.StopCampaignRequest(campaign="a b"), "campaign name 'a b'"),
-    ("admin", "StopCampaign", admin_pb2.StopCampaignRequest(campaign="none"), "a reason is needed"),
-    ("admin", "StopCampaign", admin_pb2.StopCampaignRequest(campaign="none", reason="x"), "there is no campaign"),
-    ("admin", "IssueToken", admin_pb2.IssueTokenRequest(site="a/b", country="BG"), "site name 'a/b'"),
-    ("admin", "IssueToken", admin_pb2.IssueTokenRequest(site="a", country="Bulgaria"), "write the two letters"),
-    ("admin", "IssueToken", admin_pb2.IssueTokenRequest(site="a", country="BG", organisation="o" * 999), "at most"),
-    ("admin", "SetSite", admin_pb2.SetSiteRequest(site="sofia", reason="x"), "use drain, resume or suspend"),
-    ("admin", "SetSite", admin_pb2.SetSiteRequest(site="sofia", command=77, reason="x"), "command 77; use drain"),
-    ("admin", "SetSite", admin_pb2.SetSiteRequest(site="rila", command=1, reason="x"), "site 'rila' is not enrolled"),
-    ("admin", "Promote", admin_pb2.PromoteRequest(campaign="none", version="v1", reason="x"), "there is no campaign"),
-    ("admin", "RollBack", admin_pb2.PromoteRequest(campaign="none", version="v1"), "a reason is needed"),
-    ("admin", "Watch", admin_pb2.WatchRequest(interval=Duration(nanos=-5)), "a duration cannot be negative"),
-    ("admin", "Why", admin_pb2.WhyRequest(subject="y" * 1_000_000), "nothing in the ledger speaks of 'yyy"),
-]  # fmt: skip
-SERVICE_OF = {method.partition("/")[2]: method.partition("/")[0] for method in METHODS}
-
-
-async def test_nonsense_is_answered_clearly_and_changes_nothing(consortium: Consortium) -> None:
-    async with consortium.running(), consortium.admin() as admin:
-        await introduce(consortium)
-        before = await admin.view()
-        own = {
-            "sofia": ScriptedSite(consortium, "sofia").credentials,
-            "admin": consortium.person("admin", "admin"),
-        }
-        for who, method, request, sentence in NONSENSE:
-            async with consortium.channel(own[who]) as channel:
-                call = channel.stream_stream(f"/sprachbund.v1.{SERVICE_OF[method]}/{method}")
-                with pytest.raises((BadInput, Refused), match=sentence), in_our_words():
-                    await call(iter([request.SerializeToString()])).read()
-        async with consortium.channel(own["sofia"]) as channel:
-            with pytest.raises(SprachbundError), in_our_words():  # bytes that are no message at all
-                await channel.unary_unary("/sprachbund.v1.SiteService/Sync")(b"\xff\xff\xff")
-        after = await admin.view()
-        assert (after.sequence, after.head) == (before.sequence, before.head)
-        await lease(consortium, "sofia")
-
-
-async def test_a_patient_caller_is_not_taken_literally(consortium: Consortium) -> None:
-    """Durations beyond what a clock can hold are shortened, long texts cut."""
-    site = ScriptedSite(consortium, "sofia")
-    async with consortium.running(), consortium.admin() as admin, site.connected() as calls:
-        request = site.request(wait=Duration(seconds=1 << 62))  # answered at once: nothing was seen before
-        request.site.agent_version = "v" * 1_000_000
-        await calls.Sync(request)
-        version = next(site.agent_version for site in (await admin.view()).sites if site.site == "sofia")
-        assert version == "v" * 100
-        call = admin.calls.Watch(admin_pb2.WatchRequest(interval=Duration(seconds=1 << 62)))
-        assert (await call.read()).view
-        call.cancel()
-
-
 # ---- the auditor
 
 
@@ -458,53 +269,3 @@ async def test_an_auditor_reads_the_chain_and_its_signed_head(rested: Consortium
         for start, expected in ((5, len(entries) - 4), (len(entries) + 1, 0), ((1 << 64) - 1, 0)):
             tail = audit.ReadLedger(audit_pb2.ReadLedgerRequest(from_sequence=start))
             assert len([entry async for entry in tail]) == expected
-
-
-# ---- restarts
-
-
-async def test_leases_and_jobs_outlive_the_coordinator(consortium: Consortium, base: Path) -> None:
-    async with consortium.running(), consortium.admin() as admin:
-        await introduce(consortium)
-        await admin.submit_and_wait(campaign(base))
-        before = {name: await lease(consortium, name) for name in SITES}
-        view = await admin.view()
-    async with consortium.running(), consortium.admin() as admin:
-        again = await admin.view()
-        assert (again.sequence, again.head, again.jobs) == (view.sequence, view.head, view.jobs)
-        assert {job.state for job in again.jobs} == {"leased"}
-        for name in SITES:
-            answer = await lease(consortium, name)
-            assert answer.wanted == before[name].wanted
-            assert answer.revision == before[name].revision
-        async with at_work(*(ScriptedSite(consortium, name) for name in SITES)):
-            assert (await admin.until_ended("demo")).status == "completed"
-        assert {job.attempts for job in (await admin.view()).jobs} == {1}
-
-
-async def test_a_campaign_under_restarts_makes_the_same_versions(
-    consortium: Consortium, rested: Consortium, base: Path
-) -> None:
-    async with consortium.running(), consortium.admin() as admin:
-        await introduce(consortium)
-        await admin.submit_and_wait(campaign(base))
-
-    def reached(sequence: int) -> Any:
-        return lambda view: view.sequence >= sequence or campaign_in(view, "demo").status != "open"
-
-    async with at_work(*(ScriptedSite(consortium, name) for name in SITES)):
-        for more in (5, 9, 4, 11):
-            async with consortium.running(), consortium.admin() as admin:
-                await admin.until(reached((await admin.view()).sequence + more), "the ledger grew")
-        async with consortium.running(), consortium.admin() as admin:
-            ended = await admin.until_ended("demo")
-    async with rested.running(), rested.admin() as admin:
-        assert ended.versions == campaign_in(await admin.view(), "demo").versions
-
-
-async def test_only_one_coordinator_serves_a_home(consortium: Consortium) -> None:
-    second = Consortium(consortium.folder)
-    async with consortium.running():
-        with pytest.raises(Unavailable, match="this process has the ledger open already; close it first"):
-            async with second.running():
-                pass

@@ -3,12 +3,12 @@
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_sites import Consortium
+from real_coordinator import Consortium
 
 from consortium.canonical import decode, encode
 from consortium.ids import Digest, short
@@ -184,7 +184,7 @@ def test_a_changed_entry_is_named(rested: Consortium, sequence: int, where: floa
     [
         ("UPDATE events SET hash = replace(hash, substr(hash, 9, 1), 'x') WHERE seq = 20", "entry 20: its hash "),
         ("UPDATE checkpoints SET signature = zeroblob(64) WHERE seq = (SELECT min(seq) FROM checkpoints)", "entry "),
-        ("UPDATE snapshots SET state = CAST(replace(CAST(state AS TEXT), 'sofia', 'sofja') AS BLOB)", "snapshot is dam"),
+        ("UPDATE snapshots SET state = CAST(replace(CAST(state AS TEXT), 'sofia', 'sofja') AS BLOB)", "is damaged"),
         ("UPDATE snapshots SET digest = 'x' || substr(digest, 2)", "snapshot is damaged"),
     ],
 )  # fmt: skip
@@ -313,12 +313,12 @@ def test_a_model_that_no_merge_gives_is_not_rebuilt(rested: Consortium) -> None:
 
 
 @pytest.fixture
-def exported(rested: Consortium, tmp_path: Path) -> Iterator[Path]:
+def exported(rested: Consortium, tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     head = version(state_of(rested), "demo/v2")
     lay_out(head.manifest, BlobStore(rested.home / "store").path, tmp_path / "links")
     shutil.copytree(tmp_path / "links", folder)
-    yield folder
+    return folder
 
 
 @pytest.mark.parametrize(

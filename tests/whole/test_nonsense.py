@@ -1,0 +1,101 @@
+"""Nonsense over the wire: a clear answer for the caller, nothing in the ledger, and the service goes on."""
+
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from real_coordinator import Consortium, in_our_words
+from scripted_sites import ScriptedSite, introduce, lease
+from sprachbund.v1 import (
+    admin_pb2,
+    artifact_pb2,
+    site_pb2,
+)
+
+from consortium.errors import BadInput, Refused, SprachbundError
+
+
+def line(**fields: Any) -> site_pb2.SyncRequest:
+    report = dict(attempt="demo_r1-train-sofia.a1", phase="ATTEMPT_PHASE_RUNNING") | fields
+    return site_pb2.SyncRequest(attempts=[site_pb2.AttemptReport(**report)])
+
+
+def holding(**fields: Any) -> site_pb2.SyncRequest:
+    holding = site_pb2.Holding(**(dict(language="bg", digest="a" * 64) | fields))
+    return site_pb2.SyncRequest(site=site_pb2.SiteDescription(holdings=[holding]))
+
+
+NONSENSE = [
+    ("sofia", "Sync", line(attempt="../../etc"), "attempt id '../../etc': expected <job>.a<number>"),
+    ("sofia", "Sync", line(attempt="x" * 1_000_000), "attempt id 'xxxxxxx"),
+    ("sofia", "Sync", line(phase=99), "phase 99 is not in the contract; upgrade the agent"),
+    ("sofia", "Sync", line(phase=0), "phase 0 is not in the contract"),
+    ("sofia", "Sync", line(phase="ATTEMPT_PHASE_ENDED"), "ended, but outcome 0 is not in the contract"),
+    ("sofia", "Sync", line(phase="ATTEMPT_PHASE_ENDED", outcome=99), "ended, but outcome 99 is not in the"),
+    ("sofia", "Sync", line(contribution="A" * 64), "digest 'AAAA.*expected 64 lower-case hex digits"),
+    ("sofia", "Sync", holding(digest="b" * 63), "digest 'bbb.*expected 64 lower-case hex digits"),
+    ("sofia", "Sync", holding(language="Bulgarian text " * 100_000), "language 'Bulgarian text .*BCP-47"),
+    ("sofia", "Sync", site_pb2.SyncRequest(incarnation="i" * 1_000_000), "incarnation 'iiii.*at most 100"),
+    ("sofia", "Sync", site_pb2.SyncRequest(wait=Duration(seconds=-1)), "a duration cannot be negative"),
+    ("sofia", "Sync", site_pb2.SyncRequest(incarnation="i" * (17 << 20)), "larger than max"),
+    ("sofia", "RenewCertificate", site_pb2.RenewCertificateRequest(signing_request=b"?"), "signing request: .*PEM"),
+    ("sofia", "Stat", artifact_pb2.StatRequest(digest="../ca.key"), "digest '../ca.key': expected 64"),
+    ("sofia", "Download", artifact_pb2.DownloadRequest(digest=""), "digest '': expected 64"),
+    ("admin", "SubmitCampaign", admin_pb2.SubmitCampaignRequest(campaign=b"\xff\xfe"), "campaign: "),
+    ("admin", "SubmitCampaign", admin_pb2.SubmitCampaignRequest(campaign=b'{"campaign":1}'), r"\$\.campaign"),
+    ("admin", "SubmitCampaign", admin_pb2.SubmitCampaignRequest(campaign=b"[" * 1_000_000), "campaign: "),
+    ("admin", "StopCampaign", admin_pb2.StopCampaignRequest(campaign="a b"), "campaign name 'a b'"),
+    ("admin", "StopCampaign", admin_pb2.StopCampaignRequest(campaign="none"), "a reason is needed"),
+    ("admin", "StopCampaign", admin_pb2.StopCampaignRequest(campaign="none", reason="x"), "there is no campaign"),
+    ("admin", "IssueToken", admin_pb2.IssueTokenRequest(site="a/b", country="BG"), "site name 'a/b'"),
+    ("admin", "IssueToken", admin_pb2.IssueTokenRequest(site="a", country="Bulgaria"), "write the two letters"),
+    ("admin", "IssueToken", admin_pb2.IssueTokenRequest(site="a", country="BG", organisation="o" * 999), "at most"),
+    ("admin", "SetSite", admin_pb2.SetSiteRequest(site="sofia", reason="x"), "use drain, resume or suspend"),
+    ("admin", "SetSite", admin_pb2.SetSiteRequest(site="sofia", command=77, reason="x"), "command 77; use drain"),
+    ("admin", "SetSite", admin_pb2.SetSiteRequest(site="rila", command=1, reason="x"), "site 'rila' is not enrolled"),
+    ("admin", "Promote", admin_pb2.PromoteRequest(campaign="none", version="v1", reason="x"), "there is no campaign"),
+    ("admin", "RollBack", admin_pb2.PromoteRequest(campaign="none", version="v1"), "a reason is needed"),
+    ("admin", "Watch", admin_pb2.WatchRequest(interval=Duration(nanos=-5)), "a duration cannot be negative"),
+    ("admin", "Why", admin_pb2.WhyRequest(subject="y" * 1_000_000), "nothing in the ledger speaks of 'yyy"),
+]  # fmt: skip
+SERVICE_OF = {
+    method.name: service.full_name
+    for file in (admin_pb2, artifact_pb2, site_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+
+
+async def test_nonsense_is_answered_clearly_and_changes_nothing(consortium: Consortium) -> None:
+    async with consortium.running(), consortium.admin() as admin:
+        await introduce(consortium)
+        before = await admin.view()
+        own = {
+            "sofia": ScriptedSite(consortium, "sofia").credentials,
+            "admin": consortium.person("admin", "admin"),
+        }
+        for who, method, request, sentence in NONSENSE:
+            async with consortium.channel(own[who]) as channel:
+                call = channel.stream_stream(f"/{SERVICE_OF[method]}/{method}")
+                with pytest.raises((BadInput, Refused), match=sentence), in_our_words():
+                    await call(iter([request.SerializeToString()])).read()
+        async with consortium.channel(own["sofia"]) as channel:
+            with pytest.raises(SprachbundError), in_our_words():  # bytes that are no message at all
+                await channel.unary_unary("/sprachbund.v1.SiteService/Sync")(b"\xff\xff\xff")
+        after = await admin.view()
+        assert (after.sequence, after.head) == (before.sequence, before.head)
+        await lease(consortium, "sofia")
+
+
+async def test_a_patient_caller_is_not_taken_literally(consortium: Consortium) -> None:
+    """Durations beyond what a clock can hold are shortened, long texts cut."""
+    site = ScriptedSite(consortium, "sofia")
+    async with consortium.running(), consortium.admin() as admin, site.connected() as calls:
+        request = site.request(wait=Duration(seconds=1 << 62))  # answered at once: nothing was seen before
+        request.site.agent_version = "v" * 1_000_000
+        await calls.Sync(request)
+        version = next(site.agent_version for site in (await admin.view()).sites if site.site == "sofia")
+        assert version == "v" * 100
+        call = admin.calls.Watch(admin_pb2.WatchRequest(interval=Duration(seconds=1 << 62)))
+        assert (await call.read()).view
+        call.cancel()

@@ -1,0 +1,146 @@
+"""Sync and what it rests on: incarnations, long polls, leases, and a coordinator that goes and comes back."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_coordinator import (
+    PATIENCE_SECONDS,
+    SITES,
+    Consortium,
+    campaign,
+    campaign_in,
+    duration,
+    in_our_words,
+    job_state,
+)
+from scripted_sites import ScriptedSite, at_work, done, introduce, lease
+
+from consortium.canonical import replace
+from consortium.errors import Refused, Unavailable
+from consortium.ids import AttemptId, digest_of
+from consortium.jobs import Outcome, Phase
+from site_agent.core.facts import Ended, Report
+
+
+async def test_the_newest_agent_of_a_site_holds_it(consortium: Consortium) -> None:
+    site = ScriptedSite(consortium, "sofia")
+    async with consortium.running(), site.connected() as calls:
+        for incarnation in ("first", "second", "second"):
+            site.incarnation = incarnation
+            await calls.Sync(site.request())
+        site.incarnation = "first"
+        with pytest.raises(Refused, match="another, newer agent of site sofia has taken over; stop this one"):
+            with in_our_words():
+                await calls.Sync(site.request())
+        site.incarnation = "second"
+        await calls.Sync(site.request())
+
+
+async def test_a_waiting_sync_wakes_when_a_job_is_planned(consortium: Consortium, base: Path) -> None:
+    site = ScriptedSite(consortium, "sofia")
+    async with consortium.running(), consortium.admin() as admin, site.connected() as calls:
+        await introduce(consortium)
+        nothing = await calls.Sync(site.request())
+        waiting = calls.Sync(site.request(seen=nothing.revision, wait=duration(60.0)))
+        await admin.submit(campaign(base))
+        async with asyncio.timeout(PATIENCE_SECONDS / 2):  # half of what the coordinator may wait
+            answer = await waiting
+    assert [message.attempt for message in answer.wanted] == ["demo_r1-train-sofia.a1"]
+    assert answer.upload_bytes_max == consortium.config.upload_bytes_max
+
+
+async def test_late_and_foreign_reports_establish_nothing(consortium: Consortium, base: Path) -> None:
+    first, second = AttemptId("demo_r1-train-sofia.a1"), AttemptId("demo_r1-train-sofia.a2")
+    failed = Report(attempt=first, phase=Phase.ENDED, ended=Ended(outcome=Outcome.FAILED, reason="GPU lost"))
+    async with consortium.running(), consortium.admin() as admin:
+        await introduce(consortium)
+        await admin.submit_and_wait(campaign(base))
+        await lease(consortium, "sofia")
+        await lease(consortium, "ohrid", replace(failed, attempt=first))  # not ohrid's to say
+        answer = await lease(consortium, "sofia", failed)
+        assert [message.attempt for message in answer.wanted] == [second]
+        before = (await admin.view()).sequence
+        stale = done(first, digest_of(b"an envelope"))
+        for report in (failed, stale):
+            answer = await lease(consortium, "sofia", report)
+            assert (list(answer.settled), [m.attempt for m in answer.wanted]) == ([first], [second])
+        answer = await lease(consortium, "ohrid", done(second, digest_of(b"an envelope")))
+        assert list(answer.settled) == [second]
+        view = await admin.view()
+    assert view.sequence == before
+    assert job_state(view, "demo_r1-train-sofia") == "leased"
+
+
+async def test_nobody_keeps_anothers_lease_alive(consortium: Consortium, base: Path) -> None:
+    held = Report(attempt=AttemptId("demo_r1-train-sofia.a1"), phase=Phase.RUNNING)
+
+    async def meddle() -> None:
+        async with (meddler := ScriptedSite(consortium, "ohrid")).connected() as calls:
+            while True:
+                await calls.Sync(meddler.request(held))
+
+    async with consortium.running(), consortium.admin() as admin:
+        await introduce(consortium)
+        await admin.submit_and_wait(campaign(base, lease_seconds=0.5))
+        await lease(consortium, "sofia")
+        async with asyncio.TaskGroup() as group:
+            meddling = group.create_task(meddle())
+            await admin.until(
+                lambda view: job_state(view, "demo_r1-train-sofia") == "planned", "the lease lapsed"
+            )
+            meddling.cancel()
+        assert "demo_r1-train-sofia.a1 expired: no word from sofia for 0 s" in await admin.why(
+            "demo_r1-train-sofia"
+        )
+
+
+# ---- restarts
+
+
+async def test_leases_and_jobs_outlive_the_coordinator(consortium: Consortium, base: Path) -> None:
+    async with consortium.running(), consortium.admin() as admin:
+        await introduce(consortium)
+        await admin.submit_and_wait(campaign(base))
+        before = {name: await lease(consortium, name) for name in SITES}
+        view = await admin.view()
+    async with consortium.running(), consortium.admin() as admin:
+        again = await admin.view()
+        assert (again.sequence, again.head, again.jobs) == (view.sequence, view.head, view.jobs)
+        assert {job.state for job in again.jobs} == {"leased"}
+        for name in SITES:
+            answer = await lease(consortium, name)
+            assert answer.wanted == before[name].wanted
+            assert answer.revision == before[name].revision
+        async with at_work(*(ScriptedSite(consortium, name) for name in SITES)):
+            assert (await admin.until_ended("demo")).status == "completed"
+        assert {job.attempts for job in (await admin.view()).jobs} == {1}
+
+
+async def test_a_campaign_under_restarts_makes_the_same_versions(
+    consortium: Consortium, rested: Consortium, base: Path
+) -> None:
+    async with consortium.running(), consortium.admin() as admin:
+        await introduce(consortium)
+        await admin.submit_and_wait(campaign(base))
+
+    def reached(sequence: int) -> Any:
+        return lambda view: view.sequence >= sequence or campaign_in(view, "demo").status != "open"
+
+    async with at_work(*(ScriptedSite(consortium, name) for name in SITES)):
+        for more in (5, 9, 4, 11):
+            async with consortium.running(), consortium.admin() as admin:
+                await admin.until(reached((await admin.view()).sequence + more), "the ledger grew")
+        async with consortium.running(), consortium.admin() as admin:
+            ended = await admin.until_ended("demo")
+    async with rested.running(), rested.admin() as admin:
+        assert ended.versions == campaign_in(await admin.view(), "demo").versions
+
+
+async def test_only_one_coordinator_serves_a_home(consortium: Consortium) -> None:
+    second = Consortium(consortium.folder)
+    async with consortium.running():
+        with pytest.raises(Unavailable, match="this process has the ledger open already; close it first"):
+            async with second.running():
+                pass
