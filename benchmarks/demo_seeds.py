@@ -19,6 +19,29 @@ from typing import Any
 
 Report = dict[str, Any]
 
+INTRODUCTION = """\
+# The demo, measured
+
+Bits per byte on text that the sites held out; lower is better. Compare within a row, never between languages.
+Written by `python benchmarks/demo_seeds.py --seeds {seeds}`; one run each. Machine: {machine}.
+
+*alone* is one site training by itself with the compute it gives to the campaign; *public text only* is one
+model trained on the public slice with the compute of all sites together. Both start from the same base, and
+neither is merged.
+"""
+
+READING = """\
+## Reading it
+
+A merge of four sites is one model moved by an average of four deltas: it has taken as many steps one after the
+other as a single site, while *public text only* has taken four times as many, in one place. With half a million
+parameters and a few hundred steps, steps are what is scarce, so that rival is hard to beat here. A site alone
+is ahead in its own two languages and behind in the other six; the promoted model is the one that serves all eight.
+
+What the tables show is that the machinery loses nothing. Whether a consortium gains by it is a question of scale,
+of the replay share, and of how unlike its private text is to what is public; the demo is too small to answer it.
+"""
+
 
 def run(seed: int, workdir: Path) -> Report:
     print(f"seed {seed} in {workdir}", file=sys.stderr, flush=True)
@@ -54,20 +77,10 @@ def table(report: Report) -> list[str]:
 
 
 def page(reports: list[Report], again: Report) -> str:
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {version('torch')}"
+    programs = f"Python {platform.python_version()}, torch {version('torch')}"
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, {programs}"
     seeds = " ".join(str(r["seed"]) for r in reports)
-    lines = [
-        "# The demo, measured",
-        "",
-        "Bits per byte on text that the sites held out; lower is better. Compare within a row, never between languages.",
-        "Written by `python benchmarks/demo_seeds.py --seeds " + seeds + "`; one run each.",
-        f"Machine: {machine}.",
-        "",
-        "*alone* is one site training by itself with the compute it gives to the campaign; *public text only* is one model",
-        "trained on the public slice with the compute of all sites together. Both start from the same base, and neither is",
-        "merged.",
-        "",
-    ]
+    lines = [INTRODUCTION.format(seeds=seeds, machine=machine)]
     for report in reports:
         beaten = "beats" if report["mean_beats_public_only"] else "does not beat"
         every = "in every language" if report["beats_base_in_every_language"] else "NOT in every language"
@@ -89,15 +102,7 @@ def page(reports: list[Report], again: Report) -> str:
         f"- `{reports[0]['version']}`",
         f"- `{again['version']}`",
         "",
-        "## Reading it",
-        "",
-        "Public text alone, trained in one place with four times the steps of any site, has the better mean at this size. A merge",
-        "of four sites is one model moved by an average of four deltas: it takes as many *sequential* steps as one site, not as four.",
-        "With a model of half a million parameters that has seen a few hundred steps, steps are what is scarce. What the table",
-        "shows is that the machinery loses nothing: the merged model knows all eight languages better than any site alone,",
-        "on private text that never left its site. Whether the federated route pays is a question of scale and of how unlike the private",
-        "text is to the public; the language experiments of the roadmap are there to answer it.",
-        "",
+        READING,
     ]
     return "\n".join(lines)
 
