@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-WORKDIR ?= demo-run
+WORKDIR ?=
 SEED ?= 1
 
 .PHONY: demo test check format stubs schemas chaos benchmarks clean help
@@ -11,8 +11,8 @@ SEED ?= 1
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
 
-demo: $(VENV)/demo-installed  ## set up, then a whole consortium on this machine: WORKDIR=demo-run SEED=1
-	$(BIN)/sprachbund demo --workdir $(WORKDIR) --seed $(SEED)
+demo: $(VENV)/demo-installed  ## set up, then a whole consortium on this machine: WORKDIR=... SEED=1
+	$(BIN)/sprachbund demo $(if $(WORKDIR),--workdir $(WORKDIR)) --seed $(SEED)
 
 test: $(VENV)/dev-installed check  ## set up, then all checks and tests
 	$(BIN)/python -m pytest
@@ -38,7 +38,7 @@ chaos: $(VENV)/dev-installed  ## kill the demo's processes at ten random moments
 	$(BIN)/python tests/chaos/kill_anything.py --kills 10
 
 clean:  ## remove the virtual environment and the demo
-	rm -rf $(VENV) demo-run
+	rm -rf $(VENV) demo-run demo-run-[0-9]*
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

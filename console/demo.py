@@ -70,6 +70,16 @@ def consortium_at(workdir: Path) -> LocalConsortium:
     )
 
 
+def free_workdir(wanted: Path) -> Path:
+    """``wanted``, or ``wanted-2``, ``wanted-3`` …: the first that is not there or is empty."""
+    number = 1
+    place = wanted
+    while place.exists() and any(place.iterdir()):
+        number += 1
+        place = wanted.with_name(f"{wanted.name}-{number}")
+    return place
+
+
 def prepare(here: LocalConsortium, seed: int) -> Path:
     """Write the text, the config files and the campaign; returns the campaign file."""
     write_corpora(here.text, here.languages)

@@ -20,8 +20,13 @@ LogLevel = Annotated[
 @command("demo", "sprachbund demo --workdir demo-run --seed 1", BEGIN)
 def demo(
     workdir: Annotated[
-        Path, typer.Option("--workdir", metavar="DIR", help="Where everything is put; must be empty.")
-    ] = Path("demo-run"),
+        Path | None,
+        typer.Option(
+            "--workdir",
+            metavar="DIR",
+            help="Where everything is put; must be empty. Default: demo-run, or the next one that is free.",
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="The same seed gives the same model, bit for bit.")
     ] = 1,
@@ -32,9 +37,9 @@ def demo(
     Founds a consortium, starts a coordinator and four sites as processes of their own, and leads a campaign
     in eight languages to its end.
     """
-    from console.demo import run_demo
+    from console.demo import free_workdir, run_demo
 
-    raise typer.Exit(run_demo(workdir, seed, as_json))
+    raise typer.Exit(run_demo(workdir or free_workdir(Path("demo-run")), seed, as_json))
 
 
 @command("init", "sprachbund init examples/coordinator.yaml", BEGIN)
