@@ -22,7 +22,7 @@ from coordinator.core import events as ev
 from coordinator.core.decide import Moment
 from coordinator.core.machine import Decision, handle
 from coordinator.core.state import State, apply, restore
-from coordinator.core.story import Line, tell
+from coordinator.core.story import Line, sentence, tell
 from coordinator.core.view import Sight, view
 from coordinator.ledger import Ledger, Recorded
 
@@ -87,8 +87,8 @@ class Driver:
             raise
         if not recorded:
             return decision
-        for entry in recorded:
-            _log.info("%s", entry.event["kind"], extra={"event": entry.event, "sequence": entry.seq})
+        for event, entry in zip(decision.events, recorded, strict=True):
+            _log.info("%s", sentence(event), extra={"event": entry.event["kind"], "sequence": entry.seq})
         self.announce()
         if any(isinstance(event, _MILESTONES) for event in decision.events):
             self._keep()

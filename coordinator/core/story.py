@@ -29,7 +29,7 @@ def tell(happened: Iterable[tuple[int, float, ev.AnyEvent]], state: State, subje
     for sequence, at, event in happened:
         last = (sequence, at)
         if _concerns(event, subject, version):
-            lines.append(Line(at=at, sequence=sequence, text=_sentence(event)))
+            lines.append(Line(at=at, sequence=sequence, text=sentence(event)))
     lines.extend(Line(at=last[1], sequence=last[0], text=f"now: {text}") for text in _now(state, subject))
     return tuple(lines)
 
@@ -86,7 +86,7 @@ def _now(state: State, subject: str) -> list[str]:
     return []
 
 
-def _sentence(event: ev.AnyEvent) -> str:
+def sentence(event: ev.AnyEvent) -> str:
     """One event in words; the reason it carries closes the sentence."""
     match event:
         case ev.ConsortiumFounded():
