@@ -226,6 +226,12 @@ MUTANTS = (
         "if following is None and is_compared(state, campaign):",
         "if following is None:",
     ),
+    Mutant(
+        "tokenizer is waited for without end",
+        "core/plan.py",
+        "elif moment.now > job.planned_at + spec",
+        "elif False and moment.now > job.planned_at + spec",
+    ),
     # place
     Mutant(
         "rivals first",
