@@ -111,7 +111,9 @@ class Driver:
         """Whether something changed within ``seconds``."""
         changed = self._changed
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), seconds)
+            # not wait_for: before Python 3.12 it swallows a cancellation that comes together with the news
+            async with asyncio.timeout(seconds):
+                await changed.wait()
             return True
         return False
 

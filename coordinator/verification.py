@@ -20,7 +20,7 @@ from consortium.store import BlobStore
 from consortium.versions import manifest_of, verify_directory
 from coordinator.core.commands import ReportInspection
 from coordinator.core.decide import BY_HAND
-from coordinator.core.plan import Inspect
+from coordinator.core.owed import Inspect
 from coordinator.core.state import CampaignState, Job, Site, State, Version, apply
 from coordinator.driver import decode_event
 from coordinator.ledger import Ledger

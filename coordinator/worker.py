@@ -9,7 +9,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 
 from consortium.errors import SprachbundError, Unavailable
-from coordinator.core.plan import MakeBase, Merge, Owed, owed
+from coordinator.core.owed import MakeBase, Merge, Owed, owed
 from coordinator.core.state import restore
 from coordinator.driver import Driver
 from coordinator.workshop import Workshop, do, stop
@@ -32,10 +32,12 @@ class Worker:
         """Until cancelled; then nothing of its work goes on. Wakes at every change of the state, or now and then."""
         try:
             while True:
-                for obligation in owed(self._driver.state):
-                    if obligation not in self._running:
-                        task = asyncio.create_task(self._fulfil(obligation))
-                        self._running[obligation] = task
+                try:
+                    for obligation in owed(self._driver.state):
+                        if obligation not in self._running:
+                            self._running[obligation] = asyncio.create_task(self._fulfil(obligation))
+                except SprachbundError as error:  # the ledger cannot be read just now
+                    _log.error("the worker cannot see what it owes: %s", error)
                 await self._driver.news(30.0)
         finally:
             for task in self._running.values():

@@ -25,7 +25,7 @@ from consortium.store import BlobStore
 from consortium.versions import OUTER_STATE, lay_out, manifest_of
 from coordinator.core import commands as cm
 from coordinator.core.gate import judge
-from coordinator.core.plan import Inspect, Judge, MakeBase, Merge, Owed
+from coordinator.core.owed import Inspect, Judge, MakeBase, Merge, Owed
 from coordinator.core.state import CampaignState, Round, State
 from coordinator.inspection import Delivery, inspect_delivery, load_scores
 from coordinator.merging_process import MergeOrder

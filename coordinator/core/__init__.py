@@ -6,6 +6,12 @@
     state.py        the fold of the events
     decide.py       a command -> the fact it adds, or a refusal with the reason
     plan.py         a state -> everything that follows from it, each with its reason
+    able.py         which sites could do what
+    orders.py       what a job is told
+    comparison.py   the rivals a campaign is compared with
+    place.py        which planned job a site gets
+    owed.py         what the coordinator's own worker should be doing
+    waits.py        why nothing happens
     machine.py      decide, then plan until nothing follows
     gate.py         may this candidate be promoted
     access.py       who may read and write which blob

@@ -149,6 +149,10 @@ class CampaignState(msgspec.Struct):
     #: subject name -> language -> site -> score
     scores: dict[str, dict[Language, dict[SiteName, ev.ScoreSummary]]] = {}
 
+    def is_late(self, since: float, now: float) -> bool:
+        """Whether the quorum's deadline, counted from ``since``, has passed."""
+        return now > since + self.spec.quorum.deadline_hours * 3600.0
+
 
 class State(msgspec.Struct):
     consortium: str = ""

@@ -6,9 +6,9 @@ from consortium.canonical import Fact
 from consortium.ids import short
 from coordinator.core import events as ev
 from coordinator.core.place import waiting
-from coordinator.core.plan import waits
 from coordinator.core.state import State
 from coordinator.core.transitions import JobState
+from coordinator.core.waits import waits
 
 
 class Line(Fact):

@@ -8,9 +8,9 @@ from consortium.ids import AttemptId, SiteName
 from consortium.jobs import Train
 from consortium.metrics import bits_per_byte
 from coordinator.core.place import waiting
-from coordinator.core.plan import Waiting, waits
 from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State, Version
 from coordinator.core.transitions import JobState
+from coordinator.core.waits import Waiting, waits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

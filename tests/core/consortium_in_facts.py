@@ -17,7 +17,7 @@ from coordinator.core import events as ev
 from coordinator.core.decide import Moment
 from coordinator.core.gate import GateVerdict
 from coordinator.core.machine import handle
-from coordinator.core.plan import Inspect, Judge, MakeBase, Merge, Owed, owed
+from coordinator.core.owed import Inspect, Judge, MakeBase, Merge, Owed, owed
 from coordinator.core.state import Job, State, apply, restore
 from policies.campaign import Campaign, ModelSource, Quorum, SeedRound, TokenizerSource, TrainPlan
 

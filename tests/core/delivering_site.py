@@ -26,7 +26,7 @@ from consortium.manifests import Contribution, FileRef, LanguageScore, Scores, V
 from consortium.signing import CONTRIBUTION, new_key, new_ledger_key, seal
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
-from coordinator.core.plan import Inspect, MakeBase, owed
+from coordinator.core.owed import Inspect, MakeBase, owed
 from coordinator.core.state import Job
 from coordinator.core.transitions import JobState
 from coordinator.driver import Driver

@@ -32,10 +32,11 @@ from consortium.errors import BadInput, Refused
 from consortium.ids import AttemptId, CampaignId, SiteName
 from consortium.jobs import Outcome, Phase, Train
 from coordinator.core import commands as cm
-from coordinator.core.plan import Inspect, Merge, Owed, owed, waits
+from coordinator.core.owed import Inspect, Merge, Owed, owed
 from coordinator.core.state import restore
 from coordinator.core.story import tell
 from coordinator.core.view import view
+from coordinator.core.waits import waits
 from policies.campaign import Campaign, Quorum, Rivals
 
 FAULTY_STEPS = 150

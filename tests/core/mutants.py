@@ -156,10 +156,10 @@ MUTANTS = (
     Mutant(
         "too few sites open a round", "core/plan.py", "if len(able) < spec.sites_expected:", "if not able:"
     ),
-    Mutant("draining sites take part", "core/plan.py", "        and not site.draining\n", ""),
+    Mutant("draining sites take part", "core/able.py", "        and not site.draining\n", ""),
     Mutant(
         "uninvited sites take part",
-        "core/plan.py",
+        "core/able.py",
         "and (not spec.sites or name in spec.sites)\n        and own",
         "and own",
     ),
@@ -186,14 +186,14 @@ MUTANTS = (
     Mutant(
         "no deadline of a round",
         "core/plan.py",
-        "if now > round_.opened_at + quorum.deadline_hours * HOUR:",
+        "if campaign.is_late(round_.opened_at, now):",
         "if False:",
     ),
     Mutant(
         "no deadline of the gate",
         "core/plan.py",
-        "elif moment.now > round_.candidate_at",
-        "elif False and moment.now > round_.candidate_at",
+        "elif campaign.is_late(round_.candidate_at",
+        "elif False and campaign.is_late(round_.candidate_at",
     ),
     Mutant(
         "base is scored again and again",
@@ -203,23 +203,23 @@ MUTANTS = (
     ),
     Mutant(
         "no deadline of the comparison",
-        "core/plan.py",
-        "if waiting and moment.now > since",
-        "if False and moment.now > since",
+        "core/comparison.py",
+        "if waiting and campaign.is_late(since",
+        "if False and campaign.is_late(since",
     ),
     Mutant(
         "comparison is late from the start",
-        "core/plan.py",
+        "core/comparison.py",
         "max((j.planned_at for j in comparisons), default=_last_word(campaign))",
         "_last_word(campaign)",
     ),
     Mutant(
         "judged before everybody scored",
-        "core/plan.py",
+        "core/owed.py",
         "return all(state.jobs[j].is_final for j in round_.gate_jobs)",
         "return any(state.jobs[j].is_final for j in round_.gate_jobs)",
     ),
-    Mutant("data order depends on nothing", "core/plan.py", 'f"{seed}/{number}/{stream}"', 'f"{seed}"'),
+    Mutant("data order depends on nothing", "core/orders.py", 'f"{seed}/{number}/{stream}"', 'f"{seed}"'),
     Mutant(
         "ended before it was compared",
         "core/plan.py",
@@ -229,8 +229,8 @@ MUTANTS = (
     Mutant(
         "tokenizer is waited for without end",
         "core/plan.py",
-        "elif moment.now > job.planned_at + spec",
-        "elif False and moment.now > job.planned_at + spec",
+        "elif campaign.is_late(job.planned_at",
+        "elif False and campaign.is_late(job.planned_at",
     ),
     # place
     Mutant(

@@ -25,7 +25,8 @@ from consortium.ids import JobId, Language, SiteName, digest_of
 from consortium.jobs import Evaluate, Outcome, Purpose, Subject, Tokenizer, Train
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
-from coordinator.core.plan import Judge, MakeBase, Merge, owed, waits
+from coordinator.core.owed import Judge, MakeBase, Merge, owed
+from coordinator.core.waits import waits
 from policies.campaign import TokenizerSource
 
 

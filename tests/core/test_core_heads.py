@@ -8,7 +8,7 @@ from consortium.errors import Refused
 from consortium.ids import CampaignId
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
-from coordinator.core.plan import owed
+from coordinator.core.owed import owed
 
 
 def move(verb: str, version: str) -> cm.MoveHead:

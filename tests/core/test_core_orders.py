@@ -21,7 +21,7 @@ from consortium.errors import BadInput, Refused
 from consortium.ids import CampaignId, Digest
 from consortium.jobs import Outcome
 from coordinator.core import commands as cm
-from coordinator.core.plan import owed
+from coordinator.core.owed import owed
 from coordinator.core.state import RoundState
 from policies.campaign import Campaign, TokenizerSource
 

@@ -14,7 +14,7 @@ from consortium.errors import Unavailable
 from consortium.ids import AttemptId, Digest, Language, SiteName
 from consortium.manifests import FileRef
 from consortium.signing import ASSIGNMENT, CONTRIBUTION, seal
-from coordinator.core.plan import Inspect, owed
+from coordinator.core.owed import Inspect, owed
 from coordinator.core.transitions import JobState
 from coordinator.workshop import do
 

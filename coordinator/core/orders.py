@@ -1,0 +1,98 @@
+"""What a job is told: its work, its seed, and every blob it may read."""
+
+from consortium.ids import Digest, JobId, Language, SiteName, digest_of
+from consortium.jobs import Evaluate, Purpose, Subject, Tokenizer, Train
+from consortium.manifests import VersionManifest
+from coordinator.core import events as ev
+from coordinator.core.state import CampaignState, Site
+
+
+def train_order(
+    campaign: CampaignState,
+    base: Digest,
+    number: int,
+    stream: str,
+    languages: tuple[Language, ...],
+    steps: int,
+    *,
+    replay_share: float,
+) -> Train:
+    """One training job. Its data order is keyed by (campaign seed, round, stream), not by attempt."""
+    spec, plan = campaign.spec, campaign.spec.train
+    return Train(
+        base=base,
+        languages=languages,
+        public_languages=spec.languages,
+        replay_share=replay_share,
+        epochs_max=plan.epochs_max,
+        steps=steps,
+        batch_sequences=plan.batch_sequences,
+        sequence_tokens=plan.sequence_tokens,
+        optimizer=plan.optimizer,
+        schedule_start=max(0, number - 1) * plan.steps,
+        schedule_steps=spec.rounds * plan.steps,
+        seed=_seed(spec.seed, number, stream),
+        split_seed=spec.seed,
+        delta_dtype="fp32" if plan.delta_dtype == "fp32" else "bf16",
+        checkpoint_steps=plan.checkpoint_steps,
+    )
+
+
+def _seed(seed: int, number: int, stream: str) -> int:
+    return int(digest_of(f"{seed}/{number}/{stream}".encode())[:12], 16)
+
+
+def train_inputs(campaign: CampaignState, work: Train) -> tuple[Digest, ...]:
+    return version_inputs(work.base, campaign.versions[work.base].manifest)
+
+
+def version_inputs(version: Digest, manifest: VersionManifest) -> tuple[Digest, ...]:
+    """The blobs that make a version: its manifest and its files."""
+    return tuple(sorted({version, *(ref.digest for ref in manifest.files.values())}))
+
+
+def planned(
+    campaign: CampaignState,
+    job: JobId,
+    number: int,
+    purpose: Purpose,
+    sites: tuple[SiteName, ...],
+    work: Tokenizer | Train | Evaluate,
+    inputs: tuple[Digest, ...],
+    reason: str,
+) -> ev.JobPlanned:
+    return ev.JobPlanned(
+        job=job,
+        campaign=campaign.spec.campaign,
+        round=number,
+        purpose=purpose,
+        sites=sites,
+        work=work,
+        inputs=inputs,
+        tokenizer=campaign.tokenizer,
+        reason=reason,
+    )
+
+
+def evaluation(
+    campaign: CampaignState,
+    job: JobId,
+    number: int,
+    purpose: Purpose,
+    site: Site,
+    subjects: tuple[Subject, ...],
+    languages: tuple[Language, ...],
+) -> ev.JobPlanned:
+    inputs: set[Digest] = set()
+    for subject in subjects:
+        inputs.update(version_inputs(subject.version, campaign.versions[subject.version].manifest))
+        if subject.delta is not None:
+            inputs.add(subject.delta)
+    work = Evaluate(
+        subjects=subjects,
+        languages=languages,
+        sequence_tokens=campaign.spec.train.sequence_tokens,
+        split_seed=campaign.spec.seed,
+    )
+    reason = f"{site.name} holds held-out text of {', '.join(languages)}"
+    return planned(campaign, job, number, purpose, (site.name,), work, tuple(sorted(inputs)), reason)

@@ -1,0 +1,54 @@
+"""Why nothing happens: what each open campaign waits for, in sentences."""
+
+from consortium.canonical import Fact
+from consortium.ids import CampaignId
+from coordinator.core.able import holders_of_public_text, participants
+from coordinator.core.owed import owed
+from coordinator.core.plan import next_round
+from coordinator.core.state import CampaignState, State
+
+
+class Waiting(Fact):
+    """Something that would follow if only …"""
+
+    campaign: CampaignId
+    round: int
+    reason: str
+
+
+def waits(state: State) -> tuple[Waiting, ...]:
+    """What each open campaign waits for, in sentences: the other face of ``follow``."""
+    found = []
+    for name, campaign in sorted(state.campaigns.items()):
+        if campaign.status != "open":
+            continue
+        number = max(campaign.rounds, default=0)
+        found.append(Waiting(campaign=name, round=number, reason=_waits_for(state, campaign)))
+    return tuple(found)
+
+
+def _waits_for(state: State, campaign: CampaignState) -> str:
+    able = [s.name for s in participants(state, campaign)]
+    if len(able) < campaign.spec.sites_expected:
+        return (
+            f"{len(able)} of the {campaign.spec.sites_expected} expected sites are enrolled and hold text "
+            f"of its languages ({', '.join(able) or 'none'})"
+        )
+    if campaign.tokenizer is None:
+        if campaign.tokenizer_job is None and not holders_of_public_text(state, campaign):
+            return f"no site holds public text in all of {', '.join(campaign.spec.languages)}"
+        return "the tokenizer is being trained"
+    if campaign.head is None:
+        return "the base is being made"
+    if next_round(campaign) == 0 and not holders_of_public_text(state, campaign):
+        return f"no site holds public text in all of {', '.join(campaign.spec.languages)}"
+    open_jobs = [
+        j.id for _, j in sorted(state.jobs.items()) if j.campaign == campaign.spec.campaign and not j.is_final
+    ]
+    if open_jobs:
+        return f"{len(open_jobs)} job(s): {', '.join(open_jobs[:4])}{' …' if len(open_jobs) > 4 else ''}"
+    return "the coordinator's worker: " + ", ".join(
+        type(w).__name__.lower()
+        for w in owed(state)
+        if getattr(w, "campaign", None) == campaign.spec.campaign
+    )
