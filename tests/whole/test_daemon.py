@@ -13,6 +13,7 @@ from coordinator import worker, workshop
 from coordinator.core.commands import Command, Tick
 from coordinator.core.machine import Decision
 from coordinator.driver import Driver
+from coordinator.ledger import Ledger
 
 
 async def test_time_passes_on_the_thread_that_owns_the_state(
@@ -71,3 +72,14 @@ async def test_a_coordinator_whose_worker_dies_does_not_go_on_without_it(
     with pytest.raises(MemoryError):
         async with consortium.running():
             await asyncio.wait_for(asyncio.shield(consortium.server), 10.0)
+
+
+async def test_a_stop_that_comes_together_with_news_is_heard(consortium: Consortium) -> None:
+    with Ledger(consortium.home / "ledger.sqlite") as ledger:
+        driver = Driver(ledger, consortium.keys.ledger)
+        waiting = asyncio.create_task(driver.news(600.0))
+        await asyncio.sleep(0)
+        driver.announce()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
