@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ class Outcome:
     version: str | None
     seconds: float
     what: str
+
+
+UNDISTURBED = "undisturbed"
 
 
 def without_rivals(plan: dict[str, Any]) -> None:
@@ -77,7 +80,7 @@ def run(
     change(plan)
     campaign.write_text(yaml.safe_dump(plan, sort_keys=False))
     began = time.monotonic()
-    what = ["undisturbed"]
+    what = [UNDISTURBED]
     strike: threading.Thread | None = None
     try:
         start(here, campaign)
@@ -86,13 +89,27 @@ def run(
             strike.start()
         view = _last(here, strike)
     finally:
+        here.stop()
         if strike is not None:
             strike.join(30)
-        here.stop()
+            here.stop()  # what the blow started again meanwhile
     state = next(c for c in view.campaigns if c.campaign == CAMPAIGN)
     if state.status != "completed":
         raise AssertionError(f"{what[0]}: the campaign {state.status}: {state.reason}")
     return Outcome(state.head, time.monotonic() - began, what[0])
+
+
+def struck(
+    workdir: Path, seed: int, change: Callable[[dict[str, Any]], None], blow: Blow, seconds: float
+) -> Outcome:
+    """A run in which the blow did fall: earlier in another run, if it came when nothing was left to hit."""
+    for attempt in range(4):
+        place = workdir if attempt == 0 else workdir.with_name(f"{workdir.name}-{attempt}")
+        outcome = run(place, seed, change, blow, blow.share * seconds)
+        if outcome.what != UNDISTURBED:
+            return outcome
+        blow = replace(blow, share=0.7 * blow.share)
+    raise AssertionError(f"no {blow.victim} could be hit")
 
 
 def _last(here: LocalConsortium, strike: threading.Thread | None) -> ConsortiumView:
@@ -110,7 +127,10 @@ def _last(here: LocalConsortium, strike: threading.Thread | None) -> ConsortiumV
 
 def _strike(here: LocalConsortium, blow: Blow, at: float, what: list[str]) -> None:
     time.sleep(max(0.0, at - time.monotonic()))
-    name, pid, restart = _victim(here, blow)
+    victim = _victim(here, blow)
+    if victim is None:
+        return
+    name, pid, restart = victim
     what[0] = f"{name} (pid {pid}) killed at {blow.share:.0%}, back after {blow.pause:.1f} s"
     os.kill(pid, signal.SIGKILL)
     if restart is not None:
@@ -119,18 +139,22 @@ def _strike(here: LocalConsortium, blow: Blow, at: float, what: list[str]) -> No
         restart()
 
 
-def _victim(here: LocalConsortium, blow: Blow) -> tuple[str, int, Callable[[], None] | None]:
+def _victim(here: LocalConsortium, blow: Blow) -> tuple[str, int, Callable[[], None] | None] | None:
+    """Name, pid, and how to start it again if nobody else does. None: the campaign ended first."""
     if blow.victim == "trainer":
-        until = time.monotonic() + 30
-        while time.monotonic() < until:
+        while here.processes:
             if trainers := list(here.trainers()):
                 attempt, pid = trainers[int(blow.share * 1e6) % len(trainers)]
                 return f"trainer of {attempt}", pid, None
             time.sleep(0.05)
-    if blow.victim == "coordinator":
-        return "coordinator", here.processes["coordinator"].pid, here.start_coordinator
-    site = here.sites[int(blow.share * 1e6) % len(here.sites)].name
-    return f"agent-{site}", here.processes[f"agent-{site}"].pid, lambda: here.start_agent(site)
+        return None
+    name = "coordinator"
+    restart = here.start_coordinator
+    if blow.victim == "agent":
+        site = here.sites[int(blow.share * 1e6) % len(here.sites)].name
+        name, restart = f"agent-{site}", lambda: here.start_agent(site)
+    process = here.processes.get(name)
+    return None if process is None else (name, process.pid, restart)
 
 
 def main() -> int:
@@ -154,7 +178,7 @@ def main() -> int:
         victim = ("coordinator", "agent", "trainer")[(number - 1) % 3]
         blow = Blow(victim, dice.uniform(0.05, 0.95), dice.uniform(0.0, 5.0))
         try:
-            outcome = run(root / f"kill-{number}", options.seed, change, blow, blow.share * calm.seconds)
+            outcome = struck(root / f"kill-{number}", options.seed, change, blow, calm.seconds)
             same = outcome.version == calm.version
             report = {"version": outcome.version, "seconds": round(outcome.seconds, 1), "what": outcome.what}
         except Exception as error:
