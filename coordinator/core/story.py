@@ -1,6 +1,6 @@
 """One subject's life in words, told from the ledger: what ``sprachbund why`` prints."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from consortium.canonical import Fact
 from consortium.ids import short
@@ -25,10 +25,13 @@ def tell(happened: Iterable[tuple[int, float, ev.AnyEvent]], state: State, subje
     """
     lines: list[Line] = []
     last = (0, 0.0)
-    version = _digest_of(state, subject)
+    known_as = {subject, _digest_of(state, subject)}
+    holders: dict[str, str] = {}  # attempt -> site
     for sequence, at, event in happened:
         last = (sequence, at)
-        if _concerns(event, subject, version):
+        if isinstance(event, ev.JobLeased):
+            holders[event.attempt] = event.site
+        if known_as & _concerned(event, state, holders):
             lines.append(Line(at=at, sequence=sequence, text=sentence(event)))
     lines.extend(Line(at=last[1], sequence=last[0], text=f"now: {text}") for text in _now(state, subject))
     return tuple(lines)
@@ -42,30 +45,26 @@ def _digest_of(state: State, subject: str) -> str | None:
     return None
 
 
-def _concerns(event: ev.AnyEvent, subject: str, version: str | None) -> bool:
-    names = {
-        getattr(event, "job", None),
-        getattr(event, "attempt", None),
-        getattr(event, "site", None),
-        getattr(event, "version", None),
-    }
-    campaign = getattr(event, "campaign", None)
+def _concerned(event: ev.AnyEvent, state: State, holders: Mapping[str, str]) -> set[str]:
+    """Everybody and everything that an event is about."""
     if isinstance(event, ev.CampaignOpened):
-        campaign = event.campaign.campaign
-    names.add(campaign)
+        return {event.campaign.campaign}
+    said = {name: getattr(event, name, None) for name in ("job", "attempt", "site", "version", "campaign")}
+    names = {str(value) for value in said.values() if value is not None}
     if (number := getattr(event, "round", None)) is not None:
-        names.add(f"{campaign}/r{number}")
-    if isinstance(event, ev.JobPlanned):
-        names.update(event.sites if len(event.sites) == 1 else ())
-    if isinstance(
-        event, ev.JobPlanned | ev.JobLeased | ev.AttemptEnded | ev.ContributionReceived | ev.JobFailed
-    ):
-        names.add(_round_of_job(event.job))
-    if isinstance(event, ev.ContributionAdmitted | ev.ContributionRefused | ev.JobCancelled):
-        names.add(_round_of_job(event.job))
+        names.add(f"{said['campaign']}/r{number}")
+    if (job := said["job"]) is not None:
+        names.add(_round_of_job(job))
+        if job in state.jobs and len(state.jobs[job].sites) == 1:
+            names.update(state.jobs[job].sites)
+    if (holder := holders.get(str(said["attempt"]))) is not None:
+        names.add(holder)
     if isinstance(event, ev.VersionMade):
         names.add(event.name)
-    return subject in names or (version is not None and version in names)
+    if isinstance(event, ev.VersionPromoted | ev.VersionRejected | ev.RolledBack):
+        made = state.campaigns[event.campaign].versions[event.version]
+        names.add(f"{event.campaign}/r{made.round}")
+    return names
 
 
 def _round_of_job(job: str) -> str:

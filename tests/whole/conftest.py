@@ -5,13 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-from real_coordinator import QUICK, SITES, Consortium, campaign
-from scripted_sites import ScriptedSite, at_work
+from real_coordinator import SITES, Consortium, campaign
+from scripted_sites import ScriptedSite, at_work, enrolled_at
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from consortium.models import END_OF_TEXT, initialise
-from consortium.store import ref_of
-from consortium.transfer import upload
 
 CONFIG = {
     "model_type": "llama",
@@ -35,17 +33,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     initialise(CONFIG, 7, folder / "tokenizer.json", folder / "base")
     assert json.loads((folder / "base" / "config.json").read_bytes())["vocab_size"] == 257
     return folder / "base"
-
-
-async def enrolled_at(folder: Path, base: Path) -> Consortium:
-    consortium = Consortium(folder)
-    consortium.found()
-    async with consortium.running(), consortium.admin() as admin:
-        for name in sorted(SITES):
-            await ScriptedSite(consortium, name).enrol(await admin.invite(name))
-        for path in sorted(base.iterdir()):
-            await upload(admin.artifacts, path, ref_of(path), QUICK)
-    return Consortium(folder)
 
 
 @pytest.fixture(scope="session")

@@ -251,3 +251,15 @@ async def lease(consortium: Consortium, name: str, *reports: Report) -> site_pb2
     async with site.connected() as calls:
         with in_our_words():
             return await calls.Sync(site.request(*reports))
+
+
+async def enrolled_at(folder: Path, base: Path) -> Consortium:
+    """A new consortium, at rest: its sites are enrolled, the model in ``base`` lies in the store."""
+    consortium = Consortium(folder)
+    consortium.found()
+    async with consortium.running(), consortium.admin() as admin:
+        for name in sorted(SITES):
+            await ScriptedSite(consortium, name).enrol(await admin.invite(name))
+        for path in sorted(base.iterdir()):
+            await upload(admin.artifacts, path, ref_of(path), QUICK)
+    return Consortium(folder)

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import enrolled_at
 from real_coordinator import SITES, Consortium, campaign, campaign_in, fetch
-from scripted_sites import ScriptedSite, at_work
+from scripted_sites import ScriptedSite, at_work, enrolled_at
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from consortium.canonical import decode
@@ -46,9 +45,22 @@ demo/v1 ({v1}) made from 3 contribution(s): merged 3 contribution(s) of ohrid, p
 """,
     "demo/r1": """
 round 1 opened on {v0}: 3 site(s) take part: ohrid, plovdiv, sofia
+demo_r1-train-ohrid planned: ohrid holds mk
+...
+demo/v1 ({v1}) made from 3 contribution(s): merged 3 contribution(s) of ohrid, plovdiv, sofia onto demo/v0
+...
+{v1} passed the gate: no protected language regressed: 2 better
+{v1} promoted: no protected language regressed: 2 better
 """,
-    "sofia": """
-Institute (BG) was invited as site sofia: BG may join: member state of the European Union
+    "ohrid": """
+Institute (BG) was invited as site ohrid: BG may join: member state of the European Union
+site ohrid enrolled with certificate {certificate}
+site ohrid offers 4 slot(s) and holds mk
+demo_r1-train-ohrid planned: ohrid holds mk
+demo_r1-train-ohrid.a1 leased to ohrid: ohrid asked with 4 free slot(s)
+demo_r1-train-ohrid.a1 delivered by ohrid, envelope {envelope}
+demo_r1-train-ohrid.a1 admitted: signature, base, shapes and norms are as they should be
+...
 """,
 }
 
@@ -59,9 +71,16 @@ async def test_why_tells_the_story_from_the_beginning(rested: Consortium, subjec
         told = await admin.why(subject)
         seen = campaign_in(await admin.view(), "demo")
     names = {version.name.removeprefix("demo/"): short(version.digest) for version in seen.versions}
-    envelope = next((line.rpartition(" ")[2] for line in told if " delivered by ohrid" in line), "")
-    story = STORIES[subject].format(**names, tokenizer=short(seen.tokenizer or ""), envelope=envelope)
-    assert told[: story.count("\n") - 1] == story.strip().splitlines()
+    for word, before in (
+        ("envelope", " delivered by ohrid, envelope "),
+        ("certificate", " with certificate "),
+    ):
+        names[word] = next((line.rpartition(" ")[2] for line in told if before in line), "")
+    rest = iter(told)
+    for part in STORIES[subject].format(**names, tokenizer=short(seen.tokenizer or "")).split("...\n"):
+        lines = part.strip().splitlines()
+        first = next((line for line in rest if not lines or line == lines[0]), None)
+        assert [first, *(next(rest, None) for _ in lines[1:])] == lines or not lines
 
 
 async def test_the_view_after_the_campaign(rested: Consortium) -> None:
