@@ -75,28 +75,26 @@ async def test_late_and_foreign_reports_establish_nothing(consortium: Consortium
 
 async def test_nobody_keeps_anothers_lease_alive(consortium: Consortium, base: Path) -> None:
     held = Report(attempt=AttemptId("demo_r1-train-sofia.a1"), phase=Phase.RUNNING)
+    begun = asyncio.Event()
 
     async def meddle() -> None:
         async with (meddler := ScriptedSite(consortium, "ohrid")).connected() as calls:
             while True:
                 await calls.Sync(meddler.request(held))
+                begun.set()
 
-    async with consortium.running(), consortium.admin() as admin:
+    async with consortium.running(), consortium.admin() as admin, asyncio.TaskGroup() as group:
         await introduce(consortium)
         await admin.submit_and_wait(campaign(base, lease_seconds=0.5))
+        meddling = group.create_task(meddle())
+        await begun.wait()
         await lease(consortium, "sofia")
-        async with asyncio.TaskGroup() as group:
-            meddling = group.create_task(meddle())
-            await admin.until(
-                lambda view: job_state(view, "demo_r1-train-sofia") == "planned", "the lease lapsed"
-            )
-            meddling.cancel()
-        assert "demo_r1-train-sofia.a1 expired: no word from sofia for 0 s" in await admin.why(
-            "demo_r1-train-sofia"
+        await admin.until(
+            lambda view: job_state(view, "demo_r1-train-sofia") == "planned", "the lease lapsed"
         )
-
-
-# ---- restarts
+        meddling.cancel()
+        story = await admin.why("demo_r1-train-sofia")
+    assert "demo_r1-train-sofia.a1 expired: no word from sofia for 0 s" in story
 
 
 async def test_leases_and_jobs_outlive_the_coordinator(consortium: Consortium, base: Path) -> None:
