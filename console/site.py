@@ -11,6 +11,11 @@ from console.output import answer
 
 site = group("site", SITE, "Enrol a site, run its agent, see how it stands.")
 
+_NOT_USED = (
+    "It was enrolled already, so the invitation was not used. After a stolen or lost key, remove {folder} "
+    "and enrol again."
+)
+
 Config = Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site's config.")]
 
 
@@ -33,17 +38,21 @@ def enrol(
     from site_agent.enrol import read_invitation
 
     loaded = load_site_config(config)
+    kept = Path(loaded.home) / "identity" / "site.pem"
+    before = kept.read_bytes() if kept.is_file() else b""
     identity = join(loaded, read_invitation(invitation))
+    is_new = kept.read_bytes() != before
     days = identity.seconds_left(time.time()) / 86_400
     fact = {
         "consortium": identity.trust.consortium,
         "home": loaded.home,
+        "new": is_new,
         "site": loaded.site,
         "valid_days": round(days, 2),
     }
     text = (
         f"{loaded.site} is a site of {identity.trust.consortium}; certified for {days:.0f} days, renewed by itself.\n"
-        f"Remove {invitation}: it works no more.\n"
+        f"{f'Remove {invitation}: it works no more.' if is_new else _NOT_USED.format(folder=kept.parent)}\n"
         f"Next: sprachbund site doctor {config}, then sprachbund site run {config}"
     )
     answer(as_json, fact, text)

@@ -34,7 +34,7 @@ from consortium.signing import load_key, new_key, private_pem, save_key
 
 DAY_SECONDS = 86_400.0
 AUTHORITY_DAYS = 3650
-COORDINATOR_DAYS = 397  # issued anew by the coordinator's own CA whenever it is about to end
+COORDINATOR_DAYS = 397  # the coordinator issues it anew when it starts with less than a third of it left
 CLIENT_DAYS = 90  # sites renew by themselves at two thirds of it
 CLOCK_SKEW_SECONDS = 300.0  # login nodes drift; a certificate is valid a little before it was made
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import signal
+import time
 from pathlib import Path
 
 import grpc
@@ -50,7 +51,7 @@ _GRACE_SECONDS = (
 async def serve(config: CoordinatorConfig) -> None:
     """Run until SIGTERM or SIGINT. Writes the ports it got to ``home/ports.json`` once it answers."""
     home = Path(config.home)
-    keys = Keys.load(home)
+    keys = Keys.load(home, config.names, time.time())
     with Ledger(Path(config.ledger or home / "ledger.sqlite")) as ledger:
         driver = Driver(ledger, keys.ledger)
         workshop = Workshop.at(home)

@@ -1,7 +1,7 @@
 """How a consortium begins: its authority, its keys, its ledger's first event. Done once, by ``sprachbund init``.
 
 home/
-  authority/ca.pem ca.key       who may speak for a site; keep the key offline when no site is enrolling
+  authority/ca.pem ca.key       who may speak for a site; needed to enrol sites and to renew certificates
   server.pem server.key         the coordinator's own certificate
   ledger.key                    signs assignments and checkpoints
   admin/admin.pem admin.key     the first admin's certificate
@@ -9,6 +9,8 @@ home/
   ledger.sqlite  store/  work/
 """
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +21,7 @@ from consortium.canonical import decode
 from consortium.connection import Connection, write_connection
 from consortium.errors import Refused, Unavailable
 from consortium.files import make_folder, write_bytes_atomically
-from consortium.identity import Authority, Credentials
+from consortium.identity import COORDINATOR_DAYS, DAY_SECONDS, Authority, Credentials, identity_of
 from consortium.ids import Digest, digest_of
 from consortium.roles import Role
 from consortium.signing import load_ledger_key, new_ledger_key, save_key
@@ -39,12 +41,22 @@ class Keys:
     ledger: ed25519.Ed25519PrivateKey
 
     @classmethod
-    def load(cls, home: Path) -> "Keys":
-        return cls(
-            Authority.load(home / "authority"),
-            _load_credentials(home / "server"),
-            load_ledger_key(home / "ledger.key"),
-        )
+    def load(cls, home: Path, names: Sequence[str], now: float) -> "Keys":
+        """What ``found`` wrote.
+
+        The server's own certificate is issued anew, for ``names``, if it is lost or has less than a third of its
+        life left.
+        """
+        authority = Authority.load(home / "authority")
+        ledger = load_ledger_key(home / "ledger.key")
+        with contextlib.suppress(Unavailable):
+            server = _load_credentials(home / "server")
+            ends = identity_of(server.certificate, authority.consortium).not_after
+            if ends - now > COORDINATOR_DAYS * DAY_SECONDS / 3:
+                return cls(authority, server, ledger)
+        server = authority.coordinator(names, now)
+        _save_credentials(home / "server", server)
+        return cls(authority, server, ledger)
 
 
 def found(config: CoordinatorConfig, now: float) -> Keys:

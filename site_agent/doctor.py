@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from consortium.canonical import Fact
 from consortium.channels import open_channel
-from consortium.errors import SprachbundError, Unavailable
+from consortium.errors import Refused, SprachbundError, Unavailable
 from consortium.files import write_bytes_atomically
 from consortium.wire_errors import from_rpc_error
 from site_agent.config import SiteConfig, Text
@@ -65,6 +65,10 @@ def _check(name: str, look: Callable[[], str], way_out: str) -> Check:
         return Check(name=name, is_good=True, detail=look())
     except (SprachbundError, OSError) as error:
         code = error.exit_code if isinstance(error, SprachbundError) else Unavailable.exit_code
+        if isinstance(error, Refused):
+            way_out = "talk to the consortium's admin"
+        elif "has not enrolled" in str(error):
+            way_out = "run `sprachbund site enrol` first"
         return Check(name=name, is_good=False, detail=str(error), way_out=way_out, exit_code=code)
 
 

@@ -64,8 +64,7 @@ def _(command: cm.EnrolSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
     invitation = state.tokens.get(command.token_hash)
     if invitation is None:
         raise Refused(
-            f"site {command.site}: this enrolment token is unknown or already used; "
-            "ask the consortium's admin for a new invitation"
+            "this enrolment token is unknown or already used; ask the consortium's admin for a new invitation"
         )
     if invitation.site != command.site:
         raise Refused(f"the enrolment token is for site {invitation.site}, the request names {command.site}")

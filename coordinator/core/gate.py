@@ -92,7 +92,7 @@ def judge(
     verdicts = tuple(_judge_one(scores, candidate, reference, gate, language) for language in every)
     blocking = [verdict for verdict in verdicts if verdict.blocks]
     if blocking:
-        reason = f"rejected: {'; '.join(v.reason for v in blocking)}. {_advice(blocking, trained_by or {})}"
+        reason = f"{'; '.join(v.reason for v in blocking)}. {_advice(blocking, trained_by or {})}"
     else:
         reason = f"no protected language regressed: {_tally(verdicts)}"
     return GateVerdict(promote=not blocking, reason=reason, languages=verdicts)
