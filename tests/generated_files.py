@@ -28,7 +28,9 @@ def main() -> int:
 def _differing(fresh: Path, committed: Path, pattern: str, remedy: str) -> list[str]:
     names = sorted({p.name for folder in (fresh, committed) for p in folder.glob(pattern)})
     _, changed, missing = filecmp.cmpfiles(fresh, committed, names, shallow=False)
-    return [f"{committed / name}: not what its source generates; run `{remedy}`" for name in (*changed, *missing)]
+    return [
+        f"{committed / name}: not what its source generates; run `{remedy}`" for name in (*changed, *missing)
+    ]
 
 
 if __name__ == "__main__":
