@@ -16,6 +16,7 @@ from consortium.errors import Corrupt, SprachbundError
 from consortium.identity import identity_of
 from consortium.ids import short
 from consortium.manifests import FileRef, VersionManifest
+from consortium.roles import Role
 from consortium.store import BlobStore
 from consortium.versions import manifest_of, verify_directory
 from coordinator.core.commands import ReportInspection
@@ -80,7 +81,7 @@ def verify(
     for site in state.sites.values():
         for mark, pem in site.certificates.items():
             what = f"{short(mark)} of {site.name}"
-            found.check("certificate", what, lambda s=site, p=pem: _certificate(s, p, state))  # type: ignore[misc]
+            found.check("certificate", what, lambda s=site, m=mark, p=pem: _certificate(s, m, p, state))  # type: ignore[misc]
     with tempfile.TemporaryDirectory(prefix="sprachbund-verify-") as folder:
         workshop = Workshop(store, Path(folder))
         for campaign in state.campaigns.values():
@@ -135,10 +136,11 @@ def _admitted(state: State, campaign: CampaignState) -> Iterator[Job]:
             yield job
 
 
-def _certificate(site: Site, pem: str, state: State) -> None:
+def _certificate(site: Site, mark: str, pem: str, state: State) -> None:
     """It names this site and was issued by the consortium's authority."""
-    if identity_of(pem.encode(), state.consortium).name != site.name:
-        raise Corrupt(f"does not name {site.name}")
+    identity = identity_of(pem.encode(), state.consortium)
+    if (identity.role, identity.name, identity.fingerprint) != (Role.SITE, site.name, mark):
+        raise Corrupt(f"is of {identity.role} {identity.name} with fingerprint {short(identity.fingerprint)}")
     try:
         authority = x509.load_pem_x509_certificate(state.authority.encode())
         x509.load_pem_x509_certificate(pem.encode()).verify_directly_issued_by(authority)

@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from real_coordinator import Consortium
 
 from consortium.canonical import decode, encode
-from consortium.ids import Digest, short
-from consortium.signing import sign_checkpoint
+from consortium.identity import Authority, identity_of, signing_request
+from consortium.ids import Digest, SiteName, short
+from consortium.signing import load_key, sign_checkpoint
 from consortium.store import BlobStore
 from consortium.versions import OUTER_STATE, lay_out
 from coordinator.core.state import State, Version
@@ -263,11 +265,6 @@ def an_unknown_event(event: Event) -> None:
         event["kind"] = "VersionBlessed"
 
 
-def a_strange_certificate(event: Event) -> None:
-    if event["kind"] == "SiteEnrolled" and event["site"] == "sofia":
-        event["certificate"] = event["certificate"].replace("A", "B", 1)
-
-
 LIES = {
     more_tokens: "contribution demo_r1-train-ohrid: the signed manifest is not the one that the ledger admitted",
     another_sum: "contribution demo_r1-gate-ohrid: the ledger's sums of mk for ",
@@ -275,7 +272,6 @@ LIES = {
     another_signer: "contribution demo_r1-train-sofia: should not have been admitted: envelope ",
     against_the_verdict: "gate demo/v2: promoted against the verdict, and not by hand",
     an_unknown_event: "ledger: replay stops after entry ",
-    a_strange_certificate: "certificate ",
 }
 
 
@@ -289,6 +285,31 @@ def test_a_lie_is_found_in_a_ledger_that_is_whole(rested: Consortium, lie: Calla
 
 def test_the_truth_written_anew_still_holds(rested: Consortium) -> None:
     assert forge(rested, lambda event: None).problems == ()
+
+
+def test_a_certificate_of_another_authority_is_noticed(rested: Consortium) -> None:
+    """The site's own key, so its signatures hold; but nobody here vouched for it."""
+    name, key = SiteName("sofia"), load_key(rested.folder / "sites" / "sofia" / "site.key")
+    foreign = Authority.create("balkan", time.time()).site(signing_request(name, key), name, time.time())
+
+    def lie(event: Event) -> None:
+        if event["kind"] == "SiteEnrolled" and event["site"] == "sofia":
+            event["certificate"] = foreign.decode()
+            event["fingerprint"] = identity_of(foreign, "balkan").fingerprint
+
+    (problem,) = forge(rested, lie).problems
+    assert problem.startswith("certificate ") and "was not issued by the consortium's authority" in problem
+
+
+def test_a_certificate_of_another_site_is_noticed(rested: Consortium) -> None:
+    ohrid = (rested.folder / "sites" / "ohrid" / "site.pem").read_text()
+
+    def lie(event: Event) -> None:
+        if event["kind"] == "SiteEnrolled" and event["site"] == "sofia":
+            event["certificate"] = ohrid
+
+    problems = forge(rested, lie).problems
+    assert any(p.startswith("certificate ") and "is of site ohrid with fingerprint" in p for p in problems)
 
 
 def test_a_model_that_no_merge_gives_is_not_rebuilt(rested: Consortium) -> None:
@@ -307,6 +328,7 @@ def test_a_model_that_no_merge_gives_is_not_rebuilt(rested: Consortium) -> None:
         f"rebuild demo/v2: model.safetensors comes out as {short(shard)}, the ledger has {short(ref.digest)}"
     )
     assert words in report.problems
+    assert "version demo/v2: the stored manifest is not the one in the ledger" in report.problems
 
 
 # ---- an exported model
