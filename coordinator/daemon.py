@@ -43,9 +43,7 @@ from coordinator.workshop import Workshop
 from policies.membership import load_membership
 
 _log = logging.getLogger(__name__)
-_GRACE_SECONDS = (
-    0.5  # for calls in flight when we are asked to stop: long polls use it up, agents repeat the rest
-)
+_GRACE_SECONDS = 0.5  # for calls in flight when we are asked to stop: agents repeat what is cut
 
 
 async def serve(config: CoordinatorConfig) -> None:

@@ -73,6 +73,8 @@ async def test_each_role_may_call_its_methods_and_no_others(consortium: Consorti
                     pass
                 allowed.append(method)
             await first_answer(channel, "grpc.health.v1.Health/Check")
+            if role != "site":
+                await first_answer(channel, "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
     assert allowed == sorted(MAY[role].split())
 
 
