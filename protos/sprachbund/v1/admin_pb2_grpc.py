@@ -133,7 +133,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """A view at once, then one after every change, at most one every `interval`.
+        """A view at once, then another every `interval`: progress changes all the time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
