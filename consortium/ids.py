@@ -62,12 +62,6 @@ def digest(text: str) -> Digest:
     return Digest(text)
 
 
-def job_id(text: str) -> JobId:
-    if not _JOB.fullmatch(text):
-        raise BadInput(f"job id {text[:80]!r}: expected <campaign>_<what>, e.g. demo_r1-train-north")
-    return JobId(text)
-
-
 def attempt_id(text: str) -> AttemptId:
     """The attempt id that ``text`` spells; it names a folder in the spool, so it is checked."""
     if not _ATTEMPT.fullmatch(text):
@@ -96,10 +90,6 @@ def attempt_of(job: JobId, number: int) -> AttemptId:
 
 def job_of(attempt: AttemptId) -> JobId:
     return JobId(attempt.rpartition(".a")[0])
-
-
-def round_name(campaign: CampaignId, number: int) -> str:
-    return f"{campaign}/r{number}"
 
 
 def version_name(campaign: CampaignId, number: int) -> str:

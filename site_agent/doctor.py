@@ -18,7 +18,7 @@ from consortium.errors import Refused, SprachbundError, Unavailable
 from consortium.files import write_bytes_atomically
 from consortium.wire_errors import from_rpc_error
 from site_agent.config import SiteConfig, Text
-from site_agent.identity import SiteIdentity
+from site_agent.identity import SiteIdentity, has_enrolled
 from site_agent.launchers import make_launcher
 from site_agent.status import SiteStatus, site_status
 from site_agent.text import files_of
@@ -45,8 +45,7 @@ def doctor(config: SiteConfig) -> list[Check]:
         _check("home", lambda: _home(home), "make the folder writable for this user, or change `home`"),
         _check("space", lambda: _space(home), "free some space, or move `home` to a larger file system"),
         _check("identity", lambda: _identity(home), "run `sprachbund site enrol` with a fresh invitation"),
-        _check("coordinator", lambda: _coordinator(config, home), "see the network, proxy and address"),
-        _check("ledger", lambda: _ledger(home), "do not go on; show it to the auditor"),
+        *_enrolled(config, home),
         _check("launcher", lambda: _launcher(config), "choose another `launcher` in the site's config"),
         _check("software", _software, "install the project's dependencies into this environment"),
     ]
@@ -60,15 +59,28 @@ def doctor(config: SiteConfig) -> list[Check]:
     return checks
 
 
-def _check(name: str, look: Callable[[], str], way_out: str) -> Check:
+def _enrolled(config: SiteConfig, home: Path) -> Iterator[Check]:
+    """What needs an identity; without one, that is all that is wrong with it."""
+    network, admin, rewritten = (
+        (
+            "see the network, proxy and address",
+            "talk to the consortium's admin",
+            "do not go on; show it to the auditor",
+        )
+        if has_enrolled(home)
+        else ("enrol first",) * 3
+    )
+    yield _check("coordinator", lambda: _coordinator(config, home), network, if_refused=admin)
+    yield _check("ledger", lambda: _ledger(home), rewritten)
+
+
+def _check(name: str, look: Callable[[], str], way_out: str, if_refused: str | None = None) -> Check:
     try:
         return Check(name=name, is_good=True, detail=look())
     except (SprachbundError, OSError) as error:
         code = error.exit_code if isinstance(error, SprachbundError) else Unavailable.exit_code
-        if isinstance(error, Refused):
-            way_out = "talk to the consortium's admin"
-        elif "has not enrolled" in str(error):
-            way_out = "run `sprachbund site enrol` first"
+        if if_refused is not None and isinstance(error, Refused):
+            way_out = if_refused
         return Check(name=name, is_good=False, detail=str(error), way_out=way_out, exit_code=code)
 
 

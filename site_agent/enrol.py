@@ -15,7 +15,7 @@ from consortium.invitation import Invitation
 from consortium.wire_errors import from_rpc_error
 from policies.loading import read
 from site_agent.config import SiteConfig
-from site_agent.identity import SiteIdentity, Trust, next_key
+from site_agent.identity import SiteIdentity, Trust, has_enrolled, next_key
 
 _CALL_SECONDS = 30.0
 
@@ -36,7 +36,7 @@ def enrol(config: SiteConfig, invitation: Invitation) -> SiteIdentity:
             f"the invitation is for site {invitation.site}, this is {config.site}; use this site's own"
         )
     home = Path(config.home)
-    if (home / "identity" / "site.pem").exists():
+    if has_enrolled(home):
         present = SiteIdentity.load(home)
         if present.trust.authority.strip() != invitation.authority.strip():
             raise Refused(

@@ -31,6 +31,10 @@ class Trust(Fact):
     ledger_key: str  #: Ed25519, raw, hex
 
 
+def has_enrolled(home: Path) -> bool:
+    return (home / "identity" / "site.pem").is_file()
+
+
 @dataclass(frozen=True, slots=True)
 class SiteIdentity:
     trust: Trust

@@ -98,6 +98,7 @@ async def test_the_doctor_tells_what_is_missing(config, coordinator):
     assert not checks["identity"].is_good
     assert "enrol" in checks["identity"].way_out
     assert not checks["coordinator"].is_good
+    assert checks["coordinator"].way_out == checks["ledger"].way_out == "enrol first"
     assert checks["launcher"].is_good
     assert checks["home"].is_good
 
