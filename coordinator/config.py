@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from consortium.canonical import Fact, replace
 from consortium.ids import consortium_name
-from policies.loading import Problems, read
+from consortium.loading import Problems, read
 from policies.ranges import Count, Port, Positive
 
 

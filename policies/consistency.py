@@ -10,12 +10,12 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from consortium.canonical import Fact
+from consortium.checking import Place, Problem, problems_of, shown
 from consortium.errors import BadInput
 from consortium.ids import campaign_id, site_name
 from consortium.jobs import Optimizer
 from consortium.merging.recipe import Recipe
 from policies.campaign import Campaign
-from policies.checking import Place, Problem, problems_of, shown
 from policies.ranges import Fraction, Natural, NotNegative, Positive, Share
 
 # Ranges of facts that ``consortium`` owns, whose types say only int or float.

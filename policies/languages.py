@@ -8,9 +8,9 @@ from msgspec import Meta, field
 
 from consortium import ids
 from consortium.canonical import Fact
+from consortium.checking import Place, nearest, shown
 from consortium.errors import BadInput
-from policies.checking import Place, nearest, shown
-from policies.loading import Problems, read
+from consortium.loading import Problems, read
 
 DEFAULT = Path(__file__).parent / "languages.yaml"
 

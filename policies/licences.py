@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Literal
 
 from consortium.canonical import Fact
+from consortium.checking import nearest, shown
 from consortium.errors import BadInput
-from policies.checking import nearest, shown
-from policies.loading import Problems, read
+from consortium.loading import Problems, read
 from policies.verdict import Verdict
 
 DEFAULT = Path(__file__).parent / "licences.yaml"

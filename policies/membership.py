@@ -6,9 +6,9 @@ from pathlib import Path
 from msgspec import field
 
 from consortium.canonical import Fact
+from consortium.checking import shown
 from consortium.errors import BadInput
-from policies.checking import shown
-from policies.loading import Problems, read
+from consortium.loading import Problems, read
 from policies.verdict import Verdict
 
 DEFAULT = Path(__file__).parent / "membership.yaml"

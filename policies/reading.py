@@ -17,13 +17,13 @@ from typing import Any
 import msgspec
 
 from consortium.canonical import Fact, decode, replace
+from consortium.checking import Place, nearest, shown
 from consortium.errors import BadInput
+from consortium.loading import Document, Problems, read, read_bytes
 from consortium.merging.recipe import Recipe
 from policies.campaign import Admission, Campaign, Gate
-from policies.checking import Place, nearest, shown
 from policies.consistency import notes_on, problems_in
 from policies.languages import Languages, normalise_all
-from policies.loading import Document, Problems, read, read_bytes
 from policies.ranges import Count, Natural, VocabularySize
 
 HERE = Path(__file__).parent

@@ -7,9 +7,9 @@ from typing import Literal
 from consortium.canonical import Fact, replace
 from consortium.ids import CampaignId, Language, SiteName, campaign_id, site_name
 from consortium.jobs import Purpose
+from consortium.loading import Problems, read
 from policies.languages import Languages, load_languages, normalise_all
 from policies.licences import load_licences
-from policies.loading import Problems, read
 from policies.ranges import Address, Count, Fraction, Positive
 
 

@@ -12,8 +12,8 @@ from consortium.channels import open_channel
 from consortium.errors import BadInput, Refused
 from consortium.identity import signing_request
 from consortium.invitation import Invitation
+from consortium.loading import read
 from consortium.wire_errors import from_rpc_error
-from policies.loading import read
 from site_agent.config import SiteConfig
 from site_agent.identity import SiteIdentity, Trust, has_enrolled, next_key
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from consortium.canonical import Fact
 from consortium.errors import BadInput
 from consortium.jobs import Purpose
+from consortium.loading import BYTES_MAX, load, parse, read
 from policies.campaign import Campaign
-from policies.loading import BYTES_MAX, load, parse, read
 from policies.ranges import Address, Count, Share
 
 

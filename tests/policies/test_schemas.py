@@ -6,7 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from policies.loading import read
+from consortium.loading import read
 from policies.schemas import KINDS, main, schema_of
 
 ROOT = Path(__file__).parents[2]

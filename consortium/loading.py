@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
+from consortium.checking import Place, problems_of, shown, spelt
 from consortium.errors import BadInput, Unavailable
-from policies.checking import Place, problems_of, shown, spelt
 
 T = TypeVar("T")
 

@@ -131,7 +131,7 @@ def _fits(value: Any, kind: mi.Type) -> bool:
                 return False
             return pattern is None or re.search(pattern, value) is not None
         case _:
-            raise TypeError(f"{type(kind).__name__} cannot be checked; teach policies/checking.py")
+            raise TypeError(f"{type(kind).__name__} cannot be checked; teach consortium/checking.py")
 
 
 def _long_enough(value: str | list[Any], kind: mi.StrType | mi.VarTupleType | mi.ListType) -> bool:
