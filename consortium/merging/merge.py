@@ -172,11 +172,11 @@ class _Work:
         _read(self._base, name, start, theta_N)
         if self._before is not None:
             _read(self._before, name, start, momentum_N)
-        before_N = None if self._before is None else momentum_N
-        next_N, kept_N = outer_step(theta_N, merged_N, before_N, self._outer)
+        state_SN = None if self._before is None else (momentum_N,)
+        next_N, kept_SN = outer_step(theta_N, merged_N, state_SN, self._outer)
         self._model.write(name, start, next_N)
-        if self._after is not None and kept_N is not None:
-            self._after.write(name, start, kept_N)
+        if self._after is not None:
+            self._after.write(name, start, kept_SN[0])
 
     def _rows(self) -> F32Array:
         """This thread's rows: weights, momentum, K deltas. Used again, because fresh memory is slow."""
