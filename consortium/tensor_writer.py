@@ -1,7 +1,7 @@
 """How tensors get to disk: header first, then pieces in any order from any thread, then the name.
 
-The bytes depend on names, shapes, dtype and values alone: tensors lie sorted by name, one dtype to a file,
-the header is canonical JSON. What comes out loads with ``safetensors`` and with ``transformers``.
+The bytes depend on names, shapes, dtypes and values alone: tensors lie sorted by name, the
+header is canonical JSON. What comes out loads with ``safetensors`` and with ``transformers``.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from consortium import canonical
 from consortium.files import disk_errors, move_into_place, sync_file, temporary_beside, write_bytes_atomically
-from consortium.tensors import INDEX_FILE, SINGLE_FILE, WIDTH, DType, TensorInfo, encode
+from consortium.tensors import INDEX_FILE, SINGLE_FILE, WIDTH, DType, StoredDType, TensorInfo, encode
 
 #: What a Hugging Face model folder holds beside its tensors; a merged model takes these from its base.
 COMPANIONS = (
@@ -43,12 +43,21 @@ Shapes = Mapping[str, tuple[int, ...]]
 class TensorWriter:
     """One safetensors file. It appears under its name, durably, when the ``with`` block ends well.
 
+    dtype     of all tensors, or of each by name
+    metadata  besides the format's own
     Raises DiskFull or Unavailable.
     """
 
-    def __init__(self, path: Path, shapes: Shapes, dtype: DType) -> None:
-        header, self._tensors, size = _header(shapes, dtype)
-        self.path, self._dtype = path, dtype
+    def __init__(
+        self,
+        path: Path,
+        shapes: Shapes,
+        dtype: StoredDType | Mapping[str, StoredDType],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        dtypes = {name: dtype for name in shapes} if isinstance(dtype, str) else dtype
+        header, self._tensors, size = _header(shapes, dtypes, metadata or {})
+        self.path = path
         self._temporary = temporary_beside(path)
         self._missing = sum(info.num_elements for info in self._tensors.values())
         self._lock = threading.Lock()
@@ -65,11 +74,16 @@ class TensorWriter:
         """Put elements ``start ..`` of a tensor (C order, one axis, any float dtype) in place, once each."""
         info = self._tensors[name]
         assert 0 <= start <= info.num_elements - values.size, f"{name}: {start}+{values.size} of {info.shape}"
-        stored = encode(values.astype(np.float32, copy=False), self._dtype)
+        assert info.dtype in ("BF16", "F16", "F32"), f"{name}: {info.dtype} has an encoder of its own"
+        self.write_stored(name, start, encode(values.astype(np.float32, copy=False), info.dtype))
+
+    def write_stored(self, name: str, start: int, stored: npt.NDArray[Any]) -> None:
+        """The same with elements that are encoded already: little-endian, of the tensor's width."""
+        info = self._tensors[name]
         with disk_errors(self.path):
-            _write_all(self._file, stored.view(np.uint8).data, info.offset + start * WIDTH[self._dtype])
+            _write_all(self._file, stored.view(np.uint8).data, info.offset + start * WIDTH[info.dtype])
         with self._lock:
-            self._missing -= values.size
+            self._missing -= stored.size
 
     def __enter__(self) -> Self:
         return self
@@ -169,13 +183,16 @@ def copy_companions(base_dir: Path, out_dir: Path, dtype: DType) -> None:
             write_bytes_atomically(config_file, text.encode())
 
 
-def _header(shapes: Shapes, dtype: DType) -> tuple[bytes, dict[str, TensorInfo], int]:
+def _header(
+    shapes: Shapes, dtypes: Mapping[str, StoredDType], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, TensorInfo], int]:
     """The header's bytes, where each tensor goes, and the size of the file."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on the format
+    # transformers insists on the format
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     begin = 0
     for name in sorted(shapes):
-        end = begin + math.prod(shapes[name]) * WIDTH[dtype]
-        entries[name] = {"dtype": dtype, "shape": list(shapes[name]), "data_offsets": [begin, end]}
+        end = begin + math.prod(shapes[name]) * WIDTH[dtypes[name]]
+        entries[name] = {"dtype": dtypes[name], "shape": list(shapes[name]), "data_offsets": [begin, end]}
         begin = end
     text = canonical.encode(entries)
     text += b" " * (-len(text) % 8)  # so that the data is aligned
@@ -183,7 +200,7 @@ def _header(shapes: Shapes, dtype: DType) -> tuple[bytes, dict[str, TensorInfo],
     tensors = {
         name: TensorInfo(
             name=name,
-            dtype=dtype,
+            dtype=dtypes[name],
             shape=tuple(shapes[name]),
             offset=data_start + entries[name]["data_offsets"][0],
         )

@@ -13,7 +13,7 @@ import math
 import os
 import threading
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,8 +27,11 @@ from consortium.files import disk_errors
 
 F32Array = npt.NDArray[np.float32]
 DType = Literal["BF16", "F16", "F32"]
+StoredDType = Literal["BF16", "F16", "F32", "I8", "U8", "U16"]  #: integers: pieces of encoded deltas
 
-WIDTH: dict[DType, int] = {"BF16": 2, "F16": 2, "F32": 4}  #: bytes of one element
+#: Bytes of one element.
+WIDTH: dict[StoredDType, int] = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1, "U8": 1, "U16": 2}
+FLOATS: tuple[StoredDType, ...] = ("BF16", "F16", "F32")  #: what models are made of
 CHUNK = (
     1 << 16
 )  #: elements read at a time: a base, four deltas and some float64 rows stay in a 2 MiB L2 cache
@@ -44,7 +47,7 @@ _ELEMENTS_MAX = 1 << 48
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInfo:
     name: str
-    dtype: DType
+    dtype: StoredDType
     shape: tuple[int, ...]
     offset: int  #: of its first byte, from the start of the file
 
@@ -63,15 +66,21 @@ class Header:
     metadata: dict[str, str]
 
 
-def read_header(path: Path, label: str | None = None, bytes_max: int = HEADER_BYTES_MAX) -> Header:
+def read_header(
+    path: Path,
+    label: str | None = None,
+    bytes_max: int = HEADER_BYTES_MAX,
+    dtypes: Collection[StoredDType] = FLOATS,
+) -> Header:
     """The header of a safetensors file, checked against the file's size.
 
-    label  what messages call the file; its path if None
+    label   what messages call the file; its path if None
+    dtypes  that tensors may have
     Raises Corrupt naming the file and the tensor, Unavailable if the file cannot be read.
     """
     with disk_errors(path), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        return _read_header(file.fileno(), size, label or str(path), bytes_max)
+        return _read_header(file.fileno(), size, label or str(path), bytes_max, dtypes)
 
 
 class Tensors(Mapping[str, TensorInfo]):
@@ -132,7 +141,11 @@ class TensorFile(Tensors):
     """One safetensors file. Arguments and errors as for ``read_header``."""
 
     def __init__(
-        self, path: Path, label: str | None = None, header_bytes_max: int = HEADER_BYTES_MAX
+        self,
+        path: Path,
+        label: str | None = None,
+        header_bytes_max: int = HEADER_BYTES_MAX,
+        dtypes: Collection[StoredDType] = FLOATS,
     ) -> None:
         self.path = path
         self.label = label or str(path)
@@ -141,7 +154,7 @@ class TensorFile(Tensors):
         try:
             with disk_errors(path):
                 size = os.fstat(self._file).st_size
-                header = _read_header(self._file, size, self.label, header_bytes_max)
+                header = _read_header(self._file, size, self.label, header_bytes_max, dtypes)
         except BaseException:
             os.close(self._file)
             raise
@@ -153,16 +166,20 @@ class TensorFile(Tensors):
         assert 0 <= start <= info.num_elements - out.size, (
             f"{name}: {start}+{out.size} of {info.num_elements}"
         )
-        width = WIDTH[info.dtype]
-        raw = out.view(np.uint8) if info.dtype == "F32" else _scratch(out.size * width)
-        with disk_errors(self.path):
-            _fill(self._file, info.offset + start * width, raw, self.label)
+        raw = out.view(np.uint8) if info.dtype == "F32" else scratch(out.size * WIDTH[info.dtype])
+        self.read_stored(name, start, raw)
         if info.dtype == "BF16":
             bits = out.view(np.uint32)
             bits[:] = raw.view("<u2")
             bits <<= np.uint32(16)
         elif info.dtype == "F16":
             out[:] = raw.view("<f2")
+
+    def read_stored(self, name: str, start: int, out: npt.NDArray[np.uint8]) -> None:
+        """Fill ``out`` with bytes as they are stored, from element ``start`` of a tensor on."""
+        info = self._tensors[name]
+        with disk_errors(self.path):
+            _fill(self._file, info.offset + start * WIDTH[info.dtype], out, self.label)
 
     def close(self) -> None:
         if self._file >= 0:
@@ -257,8 +274,8 @@ def encode(values: F32Array, dtype: DType) -> npt.NDArray[Any]:
 _local = threading.local()
 
 
-def _scratch(num_bytes: int) -> npt.NDArray[np.uint8]:
-    """This thread's buffer for undecoded bytes."""
+def scratch(num_bytes: int) -> npt.NDArray[np.uint8]:
+    """This thread's buffer for undecoded bytes; the next call gives the same memory out again."""
     buffer: npt.NDArray[np.uint8] | None = getattr(_local, "buffer", None)
     if buffer is None or buffer.size < num_bytes:
         buffer = _local.buffer = np.empty(num_bytes, np.uint8)
@@ -274,7 +291,7 @@ def _fill(file: int, offset: int, raw: npt.NDArray[np.uint8], label: str) -> Non
         done += count
 
 
-def _read_header(file: int, size: int, label: str, bytes_max: int) -> Header:
+def _read_header(file: int, size: int, label: str, bytes_max: int, dtypes: Collection[StoredDType]) -> Header:
     length = int.from_bytes(os.pread(file, 8, 0), "little")
     if size < 8 or length > size - 8:
         raise Corrupt(
@@ -288,7 +305,7 @@ def _read_header(file: int, size: int, label: str, bytes_max: int) -> Header:
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise Corrupt(f"{label}: __metadata__ must map text to text; save the file again")
-    tensors = {name: _tensor_info(name, entries[name], 8 + length, label) for name in sorted(entries)}
+    tensors = {name: _tensor_info(name, entries[name], 8 + length, label, dtypes) for name in sorted(entries)}
     end, before = 8 + length, "the header"
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.num_bytes)):
         if info.offset != end:
@@ -300,7 +317,9 @@ def _read_header(file: int, size: int, label: str, bytes_max: int) -> Header:
     return Header(tensors=tensors, metadata=metadata)
 
 
-def _tensor_info(name: str, entry: Any, data_start: int, label: str) -> TensorInfo:
+def _tensor_info(
+    name: str, entry: Any, data_start: int, label: str, dtypes: Collection[StoredDType]
+) -> TensorInfo:
     def fault(why: str) -> NoReturn:
         raise Corrupt(f"{label}: tensor {name[:80]!r}: {why}; save the file again")
 
@@ -309,14 +328,15 @@ def _tensor_info(name: str, entry: Any, data_start: int, label: str) -> TensorIn
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         fault("its entry must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in WIDTH:
-        fault(f"dtype is {str(dtype)[:20]!r}, only {', '.join(WIDTH)} are trained and merged")
+    known = next((one for one in dtypes if one == dtype), None)
+    if known is None:
+        fault(f"dtype is {str(dtype)[:20]!r}, only {', '.join(dtypes)} are trained and merged")
     if not _are_counts(shape) or len(shape) > _DIMENSIONS_MAX:
         fault(f"shape must be at most {_DIMENSIONS_MAX} counts")
     if not _are_counts(offsets) or len(offsets) != 2:
         fault("data_offsets must be [begin, end]")
     begin, end = offsets
-    info = TensorInfo(name=name, dtype=dtype, shape=tuple(shape), offset=data_start + begin)
+    info = TensorInfo(name=name, dtype=known, shape=tuple(shape), offset=data_start + begin)
     if end - begin != info.num_bytes:
         fault(f"{dtype} of shape {shape} takes {info.num_bytes} bytes, the header gives it {end - begin}")
     return info
