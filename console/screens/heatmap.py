@@ -88,7 +88,7 @@ def _scale(left: int, top: int) -> list[str]:
         red, green, blue = colour_of(step / 20 - 1)
         fill = f"#{red:02x}{green:02x}{blue:02x}"
         parts.append(f'<rect x="{left + 5 * step}" y="{top}" width="5" height="12" fill="{fill}"/>')
-    labels = ((0, "-1 against"), (103, "0"), (205, "+1 the same"))
+    labels = ((0, "-1"), (103, "0"), (205, "+1"))
     return parts + [_text(left + x, top + 28, word, "number") for x, word in labels]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consortium.canonical import Fact
+from consortium.merging.layers import layer_of
 
 F64Array = npt.NDArray[np.float64]
 
@@ -17,7 +18,6 @@ WHOLE = "whole model"
 EMBEDDINGS = "embeddings"
 REST = "norm and head"
 
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _EMBEDDING = re.compile(r"embed|wte|wpe")
 
 
@@ -74,16 +74,13 @@ def inspect(
 def layer_groups(
     tensors: Mapping[str, object] | Sequence[str], by_layer: bool = False
 ) -> dict[str, list[str]]:
-    """Group -> its tensors, sorted: embeddings, thirds of the blocks (or each block), the rest. None is empty.
-
-    A block's number is the first number in a tensor's dotted name, as in ``model.layers.7.mlp.weight``.
-    """
+    """Group -> its tensors, sorted: embeddings, thirds of the blocks (or each block), the rest. None is empty."""
     blocks: dict[int, list[str]] = {}
     embeddings: list[str] = []
     rest: list[str] = []
     for name in sorted(tensors):
-        if number := _LAYER.search(name):
-            blocks.setdefault(int(number[1]), []).append(name)
+        if layer := layer_of(name):
+            blocks.setdefault(layer.number, []).append(name)
         else:
             (embeddings if _EMBEDDING.search(name) else rest).append(name)
     numbers = sorted(blocks)
