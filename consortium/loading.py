@@ -2,7 +2,7 @@
 
 The dialect is the part of YAML 1.2 that cannot surprise: only ``true`` and ``false`` are booleans (``no`` is
 Norwegian), only decimal numbers are numbers, dates are text. Anchors, aliases, tags and
-repeated keys are refused.
+repeated keys are refused; merge recipes, which others write, may have anchors, aliases and ``<<``.
 Every error is BadInput with one line per problem: ``file:line: key: value; rule; way out``.
 """
 
@@ -24,6 +24,7 @@ T = TypeVar("T")
 BYTES_MAX = 4 << 20  # a campaign is 2 kB; whoever sends more has sent something else
 DEPTH_MAX = 50
 PROBLEMS_SHOWN = 20
+ALIASED_MAX = 10_000  # values that aliases may stand for, all told; aliases of aliases grow like 2^n
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*|(?=\.[0-9]))(\.[0-9]*)?([eE][-+]?[0-9]+)?")
@@ -105,9 +106,9 @@ def load(path: str | Path, kind: type[T]) -> T:
     return read(path).convert(kind)
 
 
-def read(path: str | Path) -> Document:
+def read(path: str | Path, aliases: bool = False) -> Document:
     """The YAML file ``path`` as plain values; raises BadInput where it is not the YAML that we accept."""
-    return parse(read_bytes(path), str(path))
+    return parse(read_bytes(path), str(path), aliases)
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -125,14 +126,14 @@ def read_bytes(path: str | Path) -> bytes:
     return data
 
 
-def parse(data: bytes, name: str) -> Document:
+def parse(data: bytes, name: str, aliases: bool = False) -> Document:
     """``read`` for bytes in memory; ``name`` stands in the errors."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise BadInput(f"{name}:{line}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    builder = _Builder(name)
+    builder = _Builder(name, aliases)
     try:
         value = builder.document(yaml.parse(text, Loader=yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
@@ -160,10 +161,13 @@ class _Builder:
     scanner and parser are used.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, aliases: bool) -> None:
         self.name = name
         self.lines: dict[Place, int] = {}
         self.problems: list[tuple[Place, str]] = []
+        self._aliases = aliases
+        self._anchored: dict[str, Any] = {}
+        self._expanded = 0  #: values that aliases have stood for so far
 
     def document(self, events: Iterator[Any]) -> Any:
         self._events = (event for event in events if not isinstance(event, yaml.StreamStartEvent))
@@ -183,19 +187,35 @@ class _Builder:
         self.lines.setdefault(place, _line(event))
         if len(place) > DEPTH_MAX:
             raise self._fatal(event, f"nested deeper than {DEPTH_MAX}; flatten it")
-        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+        if event.anchor is not None and not self._aliases:
             self.problems.append(
                 (place, f"'{event.anchor}' is an anchor or alias; we read none, write the value out")
             )
         if isinstance(event, yaml.AliasEvent):
-            return None
+            return self._alias(event)
         if event.tag is not None:
             self.problems.append((place, f"{shown(event.tag)} is a tag; we read none, write the plain value"))
+        value: Any
         if isinstance(event, yaml.MappingStartEvent):
-            return self._mapping(place)
-        if isinstance(event, yaml.SequenceStartEvent):
-            return self._sequence(place)
-        return self._scalar(event, place)
+            value = self._mapping(place)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            value = self._sequence(place)
+        else:
+            value = self._scalar(event, place)
+        if event.anchor is not None:
+            self._anchored[event.anchor] = value
+        return value
+
+    def _alias(self, event: Any) -> Any:
+        if not self._aliases:
+            return None
+        if event.anchor not in self._anchored:
+            raise self._fatal(event, f"alias '{event.anchor}' has no anchor before it; write the value out")
+        value = self._anchored[event.anchor]
+        self._expanded += _num_values(value)
+        if self._expanded > ALIASED_MAX:
+            raise self._fatal(event, f"aliases stand for more than {ALIASED_MAX} values; write them out")
+        return value
 
     def _sequence(self, place: Place) -> list[Any]:
         items: list[Any] = []
@@ -205,10 +225,14 @@ class _Builder:
 
     def _mapping(self, place: Place) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
+        inherited: dict[str, Any] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise self._fatal(event, "a key must be one word of text; use 'key: value'")
             key = self._text(event, place)
+            if key == "<<" and event.style is None and self._aliases:
+                inherited = self._inherited(event, place)
+                continue
             inner = (*place, key)
             if event.anchor is not None or event.tag is not None:
                 self.problems.append((inner, "the key has an anchor or a tag; we read none, remove it"))
@@ -216,7 +240,17 @@ class _Builder:
                 self.problems.append((inner, f"stands again in line {_line(event)}; keep one of them"))
             self.lines.setdefault(inner, _line(event))
             mapping[key] = self._value(next(self._events), inner)
-        return mapping
+        return {**inherited, **mapping}
+
+    def _inherited(self, key: Any, place: Place) -> dict[str, Any]:
+        """What ``<<: *one`` or ``<<: [*one, *two]`` adds to a mapping; of two, the first has the say."""
+        value = self._value(next(self._events), (*place, "<<"))
+        below: dict[str, Any] = {}
+        for mapping in value if isinstance(value, list) else [value]:
+            if not isinstance(mapping, dict):
+                raise self._fatal(key, "'<<' takes a mapping, or a list of them; write the keys out")
+            below = {**mapping, **below}
+        return below
 
     def _scalar(self, event: Any, place: Place) -> Any:
         text = self._text(event, place)
@@ -244,6 +278,17 @@ class _Builder:
             self.problems.append((place, "half of a surrogate pair; write the character itself"))
             return ""
         return text
+
+
+def _num_values(value: Any) -> int:
+    """Of a value, those inside it too; no more than the bound has to know."""
+    count, todo = 0, [value]
+    while todo and count <= ALIASED_MAX:
+        inner = todo.pop()
+        count += 1
+        if isinstance(inner, dict | list):
+            todo.extend(inner.values() if isinstance(inner, dict) else inner)
+    return count
 
 
 def _line(event: Any) -> int:
