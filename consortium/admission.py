@@ -12,15 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from consortium.canonical import Fact
+from consortium.codecs.formats import DENSITY, TOPK_CHUNK, EncodingName, kept_of_chunk
+from consortium.codecs.reading import encoding_of, open_delta
 from consortium.deltas import check_delta, require_finite
 from consortium.errors import BadInput
 from consortium.ids import short
 from consortium.manifests import FileRef
 from consortium.store import ref_of
-from consortium.tensors import DType, F32Array, TensorFile, Tensors
+from consortium.tensors import F32Array, Tensors
 
 _WORST = 3  #: tensors named in an inspection
-_HEADER_BYTES_FIXED, _HEADER_BYTES_PER_TENSOR = 1 << 16, 1 << 10  # a name is at most 512 characters
+_HEADER_BYTES_FIXED, _HEADER_BYTES_PER_TENSOR = (
+    1 << 16,
+    1 << 12,
+)  # a name is at most 512 characters, written up to 4 times
 
 
 class TensorNorm(Fact):
@@ -54,7 +59,8 @@ def inspect(
     norm_max: float,
     tensor_norm_max: float,
     bytes_max: int,
-    dtype: DType | None = None,
+    encoding: EncodingName | None = None,
+    density: float = DENSITY,
     norms: Mapping[str, float] | None = None,
 ) -> Inspection:
     """Check a delta against its base, its manifest's ``ref`` and the campaign's limits.
@@ -62,7 +68,8 @@ def inspect(
     norm_max         of the delta's L2 norm relative to the base's
     tensor_norm_max  the same for each tensor whose base is not zero
     bytes_max        of the file
-    dtype            the stored dtype that the job asked for; None: any
+    encoding         that the job asked for; None: any
+    density          share of the elements that top-k was to keep
     norms            ``base_norms(base)`` if known
     Raises Unavailable if the disk fails; a bad delta is an answer, not an error.
     """
@@ -70,9 +77,9 @@ def inspect(
     try:
         _check_bytes(delta_path, ref, bytes_max, label)
         header_max = _HEADER_BYTES_FIXED + _HEADER_BYTES_PER_TENSOR * len(base)
-        with TensorFile(delta_path, label, header_max) as delta:
+        with open_delta(delta_path, label, header_max) as delta:
             check_delta(base, delta)
-            _check_dtype(delta, dtype)
+            _check_encoding(delta, encoding, density)
             found = _norms(delta, base_norms(base) if norms is None else norms)
     except BadInput as error:
         return Inspection(ok=False, reason=str(error))
@@ -82,7 +89,7 @@ def inspect(
 def _check_bytes(path: Path, ref: FileRef, bytes_max: int, label: str) -> None:
     if ref.size > bytes_max:
         raise BadInput(
-            f"{label}: {ref.size} bytes exceed the {bytes_max} that the campaign admits; send bf16"
+            f"{label}: {ref.size} bytes exceed the {bytes_max} that the campaign admits; send bf16 or int8"
         )
     got = ref_of(path)
     if got != ref:
@@ -92,12 +99,20 @@ def _check_bytes(path: Path, ref: FileRef, bytes_max: int, label: str) -> None:
         )
 
 
-def _check_dtype(delta: Tensors, dtype: DType | None) -> None:
-    for name, info in delta.items():
-        if dtype is not None and info.dtype != dtype:
-            raise BadInput(
-                f"{delta.label}: tensor {name!r} is {info.dtype}, the job asked for {dtype}; store it so"
-            )
+def _check_encoding(delta: Tensors, encoding: EncodingName | None, density: float) -> None:
+    if encoding is None:
+        return
+    found, kept = encoding_of(delta)
+    if found != encoding:
+        dtypes = ", ".join(sorted({info.dtype for info in delta.values()}))
+        raise BadInput(
+            f"{delta.label}: is stored as {found or dtypes}, the job asked for {encoding}; store it so"
+        )
+    if encoding == "topk" and kept != kept_of_chunk(density):
+        raise BadInput(
+            f"{delta.label}: keeps {kept} of {TOPK_CHUNK} elements, the job asked for {kept_of_chunk(density)}; "
+            "keep as many"
+        )
 
 
 def _norms(delta: Tensors, norms: Mapping[str, float]) -> list[TensorNorm]:

@@ -12,12 +12,15 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from consortium.codecs.formats import DENSITY, CodedName
+from consortium.codecs.reading import open_delta
+from consortium.codecs.writing import CodedWriter
 from consortium.errors import BadInput
 from consortium.folders import fresh_folder
 from consortium.manifests import FileRef
 from consortium.store import ref_of
 from consortium.tensor_writer import CheckpointWriter, TensorWriter, copy_companions
-from consortium.tensors import Checkpoint, DType, F32Array, TensorFile, Tensors
+from consortium.tensors import CHUNK, Checkpoint, DType, F32Array, Tensors
 
 _Float = TypeVar("_Float", bound=np.floating[Any])
 _STORED_AS: dict[str, DType] = {"bf16": "BF16", "fp32": "F32"}
@@ -43,14 +46,58 @@ def write_delta(
     label = "the trained model"
     _same_tensors(base, {name: tuple(array.shape) for name, array in trained.items()}, label)
     with TensorWriter(path, base.shapes, _STORED_AS[dtype]) as writer:
-        for name in base:
-            flat = trained[name].reshape(-1)
-            for start, piece in base.pieces(name):
-                after = flat[start : start + piece.size].astype(np.float32, copy=False)
-                require_finite(after, label, name, start)
-                np.subtract(after, piece, out=piece)
-                writer.write(name, start, piece)
+        for name, start, after, piece in _pairs(base, trained, label):
+            np.subtract(after, piece, out=piece)
+            writer.write(name, start, piece)
     return ref_of(path)
+
+
+def write_coded_delta(
+    base: Tensors,
+    trained: Mapping[str, npt.NDArray[Any]],
+    path: Path,
+    encoding: CodedName,
+    residual: Tensors | None,
+    residual_path: Path,
+    density: float = DENSITY,
+) -> tuple[FileRef, FileRef]:
+    """Write what can be said of (trained - base) + residual, and beside it, in float32, what could not.
+
+    residual       what the delta before left unsaid, the base's shapes; None: nothing
+    residual_path  where the new residual goes
+    density        share of the elements that top-k keeps
+    Returns digests and sizes of delta and residual. Raises as ``write_delta``.
+    """
+    label = "the trained model"
+    _same_tensors(base, {name: tuple(array.shape) for name, array in trained.items()}, label)
+    if residual is not None:
+        check_delta(base, residual)
+    rest = np.empty(CHUNK, np.float32)
+    with (
+        CodedWriter(path, base.shapes, encoding, density) as writer,
+        TensorWriter(residual_path, base.shapes, "F32") as keeper,
+    ):
+        for name, start, after, before in _pairs(base, trained, label):
+            left = rest[: after.size]
+            if residual is None:
+                left.fill(0.0)
+            else:
+                residual.read(name, start, left)
+            writer.write(name, start, np.ascontiguousarray(after), before, left)
+            keeper.write(name, start, left)
+    return ref_of(path), ref_of(residual_path)
+
+
+def _pairs(
+    base: Tensors, trained: Mapping[str, npt.NDArray[Any]], label: str
+) -> Iterator[tuple[str, int, F32Array, F32Array]]:
+    """``(name, start, trained, base)`` piece by piece; the base's array may be overwritten."""
+    for name in base:
+        flat = trained[name].reshape(-1)
+        for start, before in base.pieces(name):
+            after = flat[start : start + before.size].astype(np.float32, copy=False)
+            require_finite(after, label, name, start)
+            yield name, start, after, before
 
 
 def check_delta(base: Tensors, delta: Tensors) -> None:
@@ -70,7 +117,7 @@ def apply_delta(base_dir: Path, delta_path: Path, out_dir: Path) -> None:
 
     Raises Corrupt, BadInput (misfit, or ``out_dir`` exists), DiskFull, Unavailable; then nothing is left.
     """
-    with Checkpoint(base_dir) as base, TensorFile(delta_path) as delta, fresh_folder(out_dir) as folder:
+    with Checkpoint(base_dir) as base, open_delta(delta_path) as delta, fresh_folder(out_dir) as folder:
         check_delta(base, delta)
         with CheckpointWriter(folder, base.shapes, "F32", _SPECIALIST_SHARD_BYTES) as writer:
             for name in base:

@@ -170,7 +170,7 @@ def _delta(delivery: Delivery, contribution: Contribution, store: BlobStore) -> 
             norm_max=limits.norm_max,
             tensor_norm_max=limits.tensor_norm_max,
             bytes_max=limits.bytes_max,
-            dtype="BF16" if work.delta_dtype == "bf16" else "F32",
+            encoding=work.delta_dtype,
         )
     if not found.ok:
         raise BadInput(found.reason)

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from consortium.canonical import decode, encode, replace
+from consortium.codecs.reading import open_delta
 from consortium.deltas import trained_tensors
 from consortium.errors import BadInput
 from consortium.files import write_bytes_atomically
@@ -22,7 +23,7 @@ from consortium.ids import Language
 from consortium.jobs import Evaluate, Subject
 from consortium.manifests import LanguageScore, Scores
 from consortium.store import ref_of
-from consortium.tensors import Checkpoint, TensorFile
+from consortium.tensors import Checkpoint
 from site_agent.packed import Tokens
 from site_agent.prepared import Prepared
 from site_agent.trainer.folder import (
@@ -168,7 +169,7 @@ def _dressed(folder: JobFolder, subject: Subject, before: Model | None, ranks: R
     model = before if before and before.folder == place else load_model(place, ranks.device)
     model.network.eval()
     if subject.delta is not None:
-        with Checkpoint(place) as base, TensorFile(folder.input(subject.delta)) as delta:
+        with Checkpoint(place) as base, open_delta(folder.input(subject.delta)) as delta:
             model.set_weights(trained_tensors(base, delta))
     elif model is before:
         with Checkpoint(place) as base:

@@ -81,7 +81,7 @@ def test_what_is_not_as_the_manifest_or_the_job_says(
 ) -> None:
     item = delta(1)
     assert "exceed the 99 that the campaign admits" in judge(item, bytes_max=99).reason
-    assert "tensor 'embed' is BF16, the job asked for F32" in judge(item, dtype="F32").reason
+    assert "is stored as bf16, the job asked for fp32" in judge(item, encoding="fp32").reason
     assert "its manifest says" in judge(replace(item, ref=delta(2).ref)).reason
 
 
@@ -112,7 +112,7 @@ def test_bad_files_are_named(tmp_path: Path, delta: Callable, judge: Callable) -
         assert not found.ok
         return found.reason
 
-    assert "exceeds the 69632 allowed" in reason(lambda header: header + b" " * 100_000)
+    assert "exceeds the 81920 allowed" in reason(lambda header: header + b" " * 100_000)
     assert "'layer.bias' overlaps 'embed'" in reason(lambda h: h.replace(b"[42,52]", b"[40,50]"))
     assert "'embed' is written twice" in reason(lambda h: h.replace(b'"layer.bias"', b'"embed"'))
     assert "not a JSON header" in reason(lambda header: header.replace(b":", b";", 1))

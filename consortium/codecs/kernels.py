@@ -1,0 +1,79 @@
+"""Which codecs run: those in C if they were built, else NumPy's. Same bytes."""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from consortium.codecs import portable
+from consortium.codecs.native import NativeCodecs
+from consortium.codecs.portable import I8Array, U8Array, U16Array
+from consortium.errors import Unavailable
+from consortium.tensors import F32Array
+
+_VARIABLE = "SPRACHBUND_KERNELS"  #: native, portable or auto
+
+
+class Codecs(Protocol):
+    """What ``portable`` and ``native`` both are; ``portable`` says what each function does."""
+
+    def encode_int8(
+        self,
+        after_N: F32Array,
+        before_N: F32Array,
+        residual_N: F32Array,
+        codes_N: I8Array,
+        scales_B: F32Array,
+        /,
+    ) -> int: ...
+
+    def encode_int4(
+        self,
+        after_N: F32Array,
+        before_N: F32Array,
+        residual_N: F32Array,
+        packed_H: U8Array,
+        scales_B: F32Array,
+        /,
+    ) -> int: ...
+
+    def encode_topk(
+        self,
+        after_N: F32Array,
+        before_N: F32Array,
+        residual_N: F32Array,
+        kept: int,
+        codes_K: I8Array,
+        offsets_K: U16Array,
+        scales_C: F32Array,
+        /,
+    ) -> int: ...
+
+    def decode_int8(self, codes_N: I8Array, scales_B: F32Array, start: int, out_N: F32Array, /) -> bool: ...
+
+    def decode_int4(self, packed_H: U8Array, scales_B: F32Array, start: int, out_N: F32Array, /) -> bool: ...
+
+    def decode_topk(
+        self,
+        codes_K: I8Array,
+        offsets_K: U16Array,
+        scales_C: F32Array,
+        kept: int,
+        left: int,
+        start: int,
+        out_N: F32Array,
+        /,
+    ) -> bool: ...
+
+
+def choose(wish: str) -> Codecs:
+    """Raises Unavailable if the wish is native and there is none."""
+    for path in sorted(Path(__file__).parent.glob("_codecs*.so")) if wish != "portable" else ():
+        return NativeCodecs(path)
+    if wish == "native":
+        raise Unavailable(
+            f"{_VARIABLE}=native, but the codecs in C were not built; install with a C compiler, or unset it"
+        )
+    return portable
+
+
+KERNELS: Codecs = choose(os.environ.get(_VARIABLE, "auto"))
