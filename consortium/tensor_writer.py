@@ -19,7 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from consortium import canonical
-from consortium.files import disk_errors, move_into_place, sync_file, temporary_beside, write_bytes_atomically
+from consortium.files import (
+    disk_errors,
+    move_into_place,
+    start_writeback,
+    sync_file,
+    temporary_beside,
+    write_bytes_atomically,
+)
 from consortium.tensors import INDEX_FILE, SINGLE_FILE, WIDTH, DType, StoredDType, TensorInfo, encode
 
 #: What a Hugging Face model folder holds beside its tensors; a merged model takes these from its base.
@@ -35,6 +42,7 @@ COMPANIONS = (
     "tokenizer_config.json",
     "vocab.json",
 )
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  #: as architectures call it
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -85,6 +93,12 @@ class TensorWriter:
         with self._lock:
             self._missing -= stored.size
 
+    def start_writeback(self, name: str, elements: range) -> None:
+        """Have the system begin to write these elements to disk, so that the fsync at the end finds it done."""
+        info = self._tensors[name]
+        width = WIDTH[info.dtype]
+        start_writeback(self._file, info.offset + elements.start * width, len(elements) * width)
+
     def __enter__(self) -> Self:
         return self
 
@@ -125,6 +139,23 @@ class CheckpointWriter:
     def write(self, name: str, start: int, values: npt.NDArray[Any]) -> None:
         self._place[name].write(name, start, values)
 
+    def write_stored(self, name: str, start: int, stored: npt.NDArray[Any]) -> None:
+        self._place[name].write_stored(name, start, stored)
+
+    def start_writeback(self, name: str, elements: range) -> None:
+        self._place[name].start_writeback(name, elements)
+
+    def lanes(self, count: int) -> list[list[str]]:
+        """Tensor names in at most ``count`` lists; different lists are in different files.
+
+        Two threads that write to one file wait for each other (the inode's lock): from one list each, they
+        are twice as fast.
+        """
+        files = list(self._plan.values())
+        return [
+            [name for names in files[lane::count] for name in names] for lane in range(min(count, len(files)))
+        ]
+
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as opening:
             for file, names in self._plan.items():
@@ -162,11 +193,11 @@ def plan_shards(shapes: Shapes, dtype: DType, shard_bytes: int) -> dict[str, lis
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
 
 
-def copy_companions(base_dir: Path, out_dir: Path, dtype: DType) -> None:
+def copy_companions(base_dir: Path, out_dir: Path, dtype: DType, num_layers: int | None = None) -> None:
     """Copy config and tokenizer files, durably.
 
     If the config names another dtype than the tensors now have, it is corrected: ``from_pretrained`` believes
-    the config, and would round float32 weights to it.
+    the config, and would round float32 weights to it. So is the number of layers, if ``num_layers`` is given.
     """
     with disk_errors(out_dir):
         for name in COMPANIONS:
@@ -177,7 +208,11 @@ def copy_companions(base_dir: Path, out_dir: Path, dtype: DType) -> None:
     config_file = out_dir / "config.json"
     if config_file.is_file():
         config = json.loads(config_file.read_bytes())
-        named = {key: _DTYPE_NAMES[dtype] for key in ("dtype", "torch_dtype") if config.get(key)}
+        named: dict[str, Any] = {
+            key: _DTYPE_NAMES[dtype] for key in ("dtype", "torch_dtype") if config.get(key)
+        }
+        if num_layers is not None:
+            named |= {key: num_layers for key in _LAYER_COUNTS if key in config}
         if config | named != config:
             text = json.dumps(config | named, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
             write_bytes_atomically(config_file, text.encode())

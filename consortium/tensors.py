@@ -248,6 +248,9 @@ class Checkpoint(Tensors):
     def read(self, name: str, start: int, out: F32Array) -> None:
         self._place[name].read(name, start, out)
 
+    def read_stored(self, name: str, start: int, out: npt.NDArray[np.uint8]) -> None:
+        self._place[name].read_stored(name, start, out)
+
     def close(self) -> None:
         for file in self._files:
             file.close()

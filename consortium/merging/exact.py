@@ -1,64 +1,91 @@
-"""How deltas are summed so that order cannot matter: every addend on one grid, every addition exact.
+"""How weighted sums are made so that order cannot matter: every addend on one grid, every addition exact.
 
 Each weighted addend is rounded to a multiple of 2^-36 in float64. Float64 adds such multiples without
 rounding as long as every partial sum stays below 2^53 grid units, so any order, chunking or number of
-threads gives the same bits. The range is checked, not assumed. The grid costs at most 7.3e-12 per addend,
-some 250 times less than half an ulp of a float32 weight of 0.02; adding floats as they come would cost less
-and change with the order.
+threads gives the same bits, and an addend that was added can be taken out again (``sums``). The range is
+checked, not assumed. Weights are first scaled by a power of two to at most 1, and the sum scaled back at the
+end: the grid costs at most 7.3e-12 per addend, some 250 times less than half an ulp of a float32 weight of
+0.02; adding floats as they come would cost less and change with the order.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
 from consortium.errors import BadInput, Refused
+from consortium.merging import kernels
 from consortium.tensors import F32Array
 
 F64Array = npt.NDArray[np.float64]
+Weight = int | float | Fraction
 
 GRID = 2.0**-36
 _UNITS_MAX = 2.0**53  #: float64 holds every integer up to here
 
 
-def shares_of(weights: Sequence[int]) -> F64Array:
-    """Each weight over their sum: the float64 nearest to the exact quotient. Raises Refused."""
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """What each row is multiplied by before it is rounded to the grid, and the sum after it was added up."""
+
+    per_row: tuple[float, ...]  #: at most 1 in size
+    scale: float
+
+
+def unit_bits(weights: Sequence[Weight]) -> int:
+    """b such that 2^b is the smallest power of two that no weight exceeds in size; 0 if all are zero."""
+    largest = max((abs(Fraction(weight)) for weight in weights), default=Fraction(0))
+    if not largest:
+        return 0
+    bits = largest.numerator.bit_length() - largest.denominator.bit_length()
+    return bits if largest <= Fraction(2) ** bits else bits + 1
+
+
+def exact_factors(weights: Sequence[Weight], divisor: Weight | None, bits: int | None = None) -> Factors:
+    """Factors for sum_k w_k x_k, divided by ``divisor`` if any: exact rationals, rounded once each.
+
+    bits  the unit is 2^bits; ``unit_bits(weights)`` if None. A stored sum keeps the one it began with.
+    Raises Refused for no weights, and for a divisor of zero.
+    """
     if not weights:
         raise Refused("nothing to merge: there is no contribution; wait for one or fail the round")
-    if min(weights) < 0:
-        raise BadInput(
-            f"a contribution has weight {min(weights)}; weights count tokens and are never negative"
+    for weight in weights:
+        if not math.isfinite(weight):
+            raise BadInput(f"a contribution has weight {weight}; weights are finite numbers")
+    if divisor == 0:
+        raise Refused(
+            f"the weights of all {len(weights)} contributions sum to zero and cannot be normalized; "
+            "give weights that do not cancel, or `normalize: false`"
         )
-    total = sum(weights)
-    if total == 0:
-        raise Refused(f"the weights of all {len(weights)} contributions are zero; no tokens were trained on")
-    return np.array([weight / total for weight in weights], np.float64)  # int / int rounds once, at any size
+    unit = Fraction(2) ** (unit_bits(weights) if bits is None else bits)
+    scale = unit if divisor is None else unit / Fraction(divisor)
+    return Factors(tuple(float(Fraction(weight) / unit) for weight in weights), float(scale))
 
 
-def weighted_sum(deltas_KN: F32Array, shares_K: F64Array) -> F64Array:
-    """The sum of share times delta, on the grid, the same bits for every order of the K rows.
+def require_range(peak: float, factor: float, num_rows: int, row: int) -> None:
+    """Refuse a row with an element so large (or NaN) that ``num_rows`` such addends could leave the exact range.
 
-    deltas_KN  K deltas of N elements
-    shares_K   any real weights
-    Returns (N,) float64. Raises Refused if K addends as large as the largest could leave the exact range
-    (with shares that sum to one: elements beyond 131072 / K at most), and for NaN and infinity.
+    peak  largest size of an element of the row; with factors of 1, anything below 131072 / num_rows passes
     """
-    num_rows = len(deltas_KN)
-    total_N = np.zeros(deltas_KN.shape[1])
-    addend_N = np.empty_like(total_N)
-    for row, (delta_N, share) in enumerate(zip(deltas_KN, shares_K, strict=True), 1):
-        if not delta_N.size:
-            continue
-        peak = max(float(delta_N.max()), -float(delta_N.min()))
-        if not peak * abs(float(share)) * num_rows < (_UNITS_MAX - num_rows) * GRID:  # NaN fails as well
-            raise Refused(
-                f"delta {row} of {num_rows} (in digest order) has an element of size {peak}; at share "
-                f"{share:.6g} it leaves the range of exact sums (size times share below "
-                f"{_UNITS_MAX * GRID / num_rows:.6g}); no sane delta is so large, leave this contribution out"
-            )
-        addend_N[:] = delta_N
-        addend_N *= share / GRID
-        np.rint(addend_N, out=addend_N)
-        total_N += addend_N
-    total_N *= GRID
-    return total_N
+    if not peak * abs(factor) * num_rows < (_UNITS_MAX - num_rows) * GRID:  # NaN fails as well
+        raise Refused(
+            f"input {row + 1} of {num_rows} (in digest order) has an element of size {peak}; at factor "
+            f"{factor:.6g} it leaves the range of exact sums (size times factor below "
+            f"{_UNITS_MAX * GRID / num_rows:.6g}); no sane model is so large, leave this input out"
+        )
+
+
+def weighted_sum(rows_KN: Sequence[F32Array] | F32Array, factors: Factors, out_N: F64Array) -> None:
+    """out = scale * sum_k factor_k * row_k, the same bits for every order of the K rows.
+
+    Raises Refused if K addends as large as the largest could leave the exact range, and for NaN and infinity.
+    """
+    out_N.fill(0.0)
+    num_rows = len(rows_KN)
+    for row, (row_N, factor) in enumerate(zip(rows_KN, factors.per_row, strict=True)):
+        peak = kernels.grid_add(out_N, row_N, factor / GRID)
+        require_range(peak, factor, num_rows, row)
+    np.multiply(out_N, GRID * factors.scale, out=out_N)

@@ -1,15 +1,15 @@
 """How a set of contributions becomes the next model: streamed in chunks, the same bits in any order.
 
-base + K deltas + momentum -> method -> outer step -> sharded model + next momentum. Memory is a few chunks
-per thread, whatever the size of the model. The result depends on the set of contributions, the base, the
-momentum and the recipe; not on order, threads, chunks or machine (all of it is IEEE elementwise arithmetic
-and exact sums).
+base + K models or deltas -> guards -> method -> outer step -> sharded model, checksums, next outer state.
+Memory is a few chunks per thread, whatever the size of the model. The result depends on the set of inputs,
+the base, the outer state and the recipe; not on order, threads, chunks or machine (all of it is IEEE
+elementwise arithmetic, exact sums and exact selections).
 """
 
 import contextlib
-import threading
+import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,43 +18,42 @@ from typing import TypeVar
 import numpy as np
 
 from consortium.canonical import digest_of_fact
-from consortium.deltas import check_delta, require_finite
-from consortium.errors import BadInput, Corrupt, Refused
+from consortium.errors import Refused
 from consortium.folders import fresh_folder
-from consortium.ids import Digest, short
+from consortium.ids import Digest
 from consortium.manifests import FileRef, Ingredient, VersionManifest
-from consortium.merging.exact import F64Array, shares_of
-from consortium.merging.methods import METHODS
+from consortium.merging import kernels
+from consortium.merging.checksums import Checksums, PieceHasher, TensorChecksums, write_checksums
+from consortium.merging.exact import F64Array
+from consortium.merging.operands import MergeInput, open_operands, verify
 from consortium.merging.outer import outer_step
-from consortium.merging.recipe import Recipe
+from consortium.merging.outer_state import OuterState
+from consortium.merging.plan import Layout
+from consortium.merging.recipe import PLAIN_STEP, Recipe
+from consortium.merging.survey import chunks, scratch_rows
+from consortium.merging.work import Span, Work
 from consortium.store import ref_of
-from consortium.tensor_writer import CheckpointWriter, TensorWriter, copy_companions
-from consortium.tensors import CHUNK, Checkpoint, DType, F32Array, TensorFile, Tensors
+from consortium.tensor_writer import CheckpointWriter, copy_companions
+from consortium.tensors import CHUNK, Checkpoint, DType, F32Array, encode
 from consortium.versions import OUTER_STATE
 
-_DTYPES: dict[str, DType] = {"float32": "F32", "bfloat16": "BF16"}
-_SPAN_CHUNKS = 16  #: chunks that a thread takes at a time, so that taking costs nothing
+__all__ = ["MergeInput", "MergeResult", "Progress", "merge"]
+
+_DTYPES: dict[str, DType] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 Progress = Callable[[int, int], None]
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-@dataclass(frozen=True, slots=True)
-class MergeInput:
-    """A delta to merge. ``weight`` (tokens, say) counts if the recipe weighs by tokens."""
-
-    path: Path
-    ref: FileRef
-    weight: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeResult:
-    files: dict[str, FileRef]  #: of the model, relative paths
-    outer_state: dict[str, FileRef]  #: the momentum for the next merge; empty if the recipe keeps none
-    ingredients: tuple[Ingredient, ...]  #: sorted by digest, with the weights that were used
+    checksums: Checksums  #: of the weights; its digest is the same however they are sharded
+    files: dict[str, FileRef]  #: of the model, relative paths; empty if they were not to be hashed
+    outer_state: dict[str, FileRef]  #: for the next merge; empty if the recipe keeps none
+    ingredients: tuple[Ingredient, ...]  #: the inputs that have a ref, sorted by digest, with their weights
     recipe: Recipe
+    notes: tuple[str, ...]  #: what guards and robust methods did to whom, a sentence each
 
     def manifest_onto(self, base: Digest) -> VersionManifest:
         """What to call the result of merging onto version ``base``."""
@@ -68,7 +67,7 @@ class MergeResult:
 
 
 def merge(
-    base_dir: Path,
+    base_dir: Path | None,
     inputs: Sequence[MergeInput],
     momentum: Path | None,
     recipe: Recipe,
@@ -76,114 +75,109 @@ def merge(
     threads: int = 2,
     progress: Progress | None = None,
     chunk: int = CHUNK,
+    layout: Layout | None = None,
+    hash_files: bool = True,
 ) -> MergeResult:
-    """Merge deltas onto the base in ``base_dir`` and write a Hugging Face folder ``out_dir``.
+    """Merge models or deltas and write a Hugging Face folder ``out_dir``.
 
-    inputs    any order; every file is verified against its digest
-    momentum  ``outer.safetensors`` of the merge that made the base; None: start from zero
-    progress  called with (elements done, elements in all), from the calling thread
-    chunk     elements per step of one thread; changes speed and memory, never bits
+    base_dir    what deltas are relative to; None only for methods that need no base
+    inputs      any order; a file that has a ref is verified against it
+    momentum    ``outer.safetensors`` of the merge that made the base; None: start from zero
+    progress    called with (elements done, elements in all), from the calling thread
+    chunk       elements per step of one thread; changes speed and memory, never bits
+    layout      which layers of which input (by position in ``inputs``) go where; None: all from their namesakes
+    hash_files  make the sha256 of every file, which versions are made of; checksums are made in any case
     Raises Refused (no contributions, zero weights, out of range), Corrupt (bytes that are not what their
     digest or format says), BadInput (tensors that do not fit, NaN, ``out_dir`` exists), DiskFull or
     Unavailable. Then, as after a kill, ``out_dir`` is not there.
     """
-    ingredients = _ingredients(inputs, recipe)
-    shares_K = shares_of([item.weight for item in ingredients])
-    paths = {item.ref.digest: item.path for item in inputs}
+    dtype = _DTYPES[recipe.dtype]
     with contextlib.ExitStack() as stack:
-        base = stack.enter_context(Checkpoint(base_dir))
         pool = stack.enter_context(ThreadPoolExecutor(threads))
-        for _ in in_order(
-            pool, lambda item: _verify(paths[item.delta.digest], item.delta), ingredients, threads
-        ):
+        for _ in in_order(pool, verify, inputs, threads):
             pass
-        deltas = [stack.enter_context(_delta(paths[item.delta.digest], item, base)) for item in ingredients]
-        before = None
-        keeps_momentum = recipe.outer.momentum != 0.0
-        if keeps_momentum and momentum is not None:
-            before = stack.enter_context(TensorFile(momentum, "the outer momentum"))
-            check_delta(base, before)
+        base = stack.enter_context(Checkpoint(base_dir)) if base_dir else None
+        operands = open_operands(inputs, stack)
+        if layout is not None:
+            positions = {id(operand.given): place for place, operand in enumerate(operands)}
+            layout = layout.renumbered([positions[id(given)] for given in inputs])
+        work = Work(base, operands, recipe, layout, pool, chunk)
         folder = stack.enter_context(fresh_folder(out_dir))
         with contextlib.ExitStack() as writing:
-            dtype = _DTYPES[recipe.dtype]
-            model = writing.enter_context(CheckpointWriter(folder, base.shapes, dtype, recipe.shard_bytes))
-            after = None
-            if keeps_momentum:
-                after = writing.enter_context(TensorWriter(folder / OUTER_STATE, base.shapes, "F32"))
-            work = _Work(base, deltas, shares_K, before, model, after, recipe, chunk)
-            total, done = sum(info.num_elements for info in base.values()), 0
-            spans = _spans(base, chunk * _SPAN_CHUNKS)
-            counts = in_order(pool, work.merge_span, spans, 2 * threads)
-            for count in writing.enter_context(contextlib.closing(counts)):  # no thread outlives the files
-                done += count
+            model = writing.enter_context(CheckpointWriter(folder, work.shapes, dtype, recipe.shard_bytes))
+            state = OuterState(momentum, folder / OUTER_STATE, recipe.outer, work.shapes)
+            write = _Writing(work, model, writing.enter_context(state), dtype)
+            merged = in_order(pool, write.span, work.spans(model.lanes(threads)), 2 * threads)
+            writing.enter_context(contextlib.closing(merged))  # no thread outlives the files
+            pieces: dict[str, list[str]] = {name: [] for name in work.shapes}
+            done, total = 0, sum(math.prod(shape) for shape in work.shapes.values())
+            for span, digest in merged:
+                pieces[span.plan.name].append(digest)
+                done += len(span.elements)
                 if progress:
                     progress(done, total)
-        copy_companions(base_dir, folder, dtype)
-        names = sorted(path.name for path in folder.iterdir())
+        checksums = Checksums(
+            tensors={
+                name: TensorChecksums(dtype=dtype, shape=shape, pieces=tuple(pieces[name]))
+                for name, shape in sorted(work.shapes.items())
+            }
+        )
+        write_checksums(folder, checksums)
+        copy_companions(work.companions_dir, folder, dtype, layout.num_layers if layout else None)
+        names = sorted(path.name for path in folder.iterdir()) if hash_files else []
         refs = dict(
             zip(names, in_order(pool, lambda name: ref_of(folder / name), names, threads), strict=True)
         )
-    outer_state = {name: refs.pop(name) for name in (OUTER_STATE,) if name in refs}
-    return MergeResult(files=refs, outer_state=outer_state, ingredients=ingredients, recipe=recipe)
+    return MergeResult(
+        checksums=checksums,
+        files={name: ref for name, ref in refs.items() if name != OUTER_STATE},
+        outer_state={name: ref for name, ref in refs.items() if name == OUTER_STATE},
+        ingredients=_ingredients(inputs, recipe),
+        recipe=recipe,
+        notes=work.standing.notes,
+    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Span:
-    name: str
-    start: int
-    stop: int
+class _Writing:
+    """From the rows of a span to bytes on disk."""
 
+    def __init__(self, work: Work, model: CheckpointWriter, state: OuterState, dtype: DType) -> None:
+        self._work, self._model, self._state, self._dtype = work, model, state, dtype
+        self._step = work.recipe.outer
 
-class _Work:
-    """One merge: where it reads and writes, and each thread's buffers."""
+    def span(self, span: Span) -> tuple[Span, str]:
+        """Merge and write a span; returns it with the digest of its bytes."""
+        hasher, name = PieceHasher(), span.plan.name
+        for start, stop in chunks(span.elements, self._work.chunk, span.width):
+            rows_KN = scratch_rows("rows", span.reader.num_rows, stop - start)
+            merged_N = scratch_rows("merged", 2, stop - start).reshape(-1).view(np.float64)
+            next_N = scratch_rows("next", 1, stop - start)[0]
+            span.reader.rows(start, rows_KN)
+            try:
+                span.merge_chunk(rows_KN, start, merged_N)
+            except Refused as error:
+                raise Refused(f"tensor {name!r}, elements from {start}: {error}") from error
+            self._step_to(span, start, merged_N, next_N)
+            stored = encode(next_N, self._dtype)
+            hasher.update(stored.view(np.uint8).data)
+            self._model.write_stored(name, start, stored)
+        self._model.start_writeback(name, span.elements)
+        return span, hasher.hexdigest()
 
-    def __init__(
-        self,
-        base: Tensors,
-        deltas: list[TensorFile],
-        shares_K: F64Array,
-        before: TensorFile | None,
-        model: CheckpointWriter,
-        after: TensorWriter | None,
-        recipe: Recipe,
-        chunk: int,
-    ) -> None:
-        self._base, self._deltas, self._shares_K = base, deltas, shares_K
-        self._before, self._model, self._after = before, model, after
-        self._method, self._outer, self._chunk = METHODS[recipe.method], recipe.outer, chunk
-        self._local = threading.local()
-
-    def merge_span(self, span: _Span) -> int:
-        """Merge some elements of a tensor; returns how many."""
-        rows_KN = self._rows()
-        for start in range(span.start, span.stop, self._chunk):
-            size = min(self._chunk, span.stop - start)
-            self._merge_chunk(span.name, start, rows_KN[:, :size])
-        return span.stop - span.start
-
-    def _merge_chunk(self, name: str, start: int, rows_KN: F32Array) -> None:
-        theta_N, momentum_N, deltas_KN = rows_KN[0], rows_KN[1], rows_KN[2:]
-        for delta, delta_N in zip(self._deltas, deltas_KN, strict=True):
-            _read(delta, name, start, delta_N)
-        try:
-            merged_N = self._method(deltas_KN, self._shares_K)
-        except Refused as error:
-            raise Refused(f"tensor {name!r}, elements from {start}: {error}") from error
-        _read(self._base, name, start, theta_N)
-        if self._before is not None:
-            _read(self._before, name, start, momentum_N)
-        state_SN = None if self._before is None else (momentum_N,)
-        next_N, kept_SN = outer_step(theta_N, merged_N, state_SN, self._outer)
-        self._model.write(name, start, next_N)
-        if self._after is not None:
-            self._after.write(name, start, kept_SN[0])
-
-    def _rows(self) -> F32Array:
-        """This thread's rows: weights, momentum, K deltas. Used again, because fresh memory is slow."""
-        rows: F32Array | None = getattr(self._local, "rows", None)
-        if rows is None:
-            rows = self._local.rows = np.empty((2 + len(self._deltas), self._chunk), np.float32)
-        return rows
+    def _step_to(self, span: Span, start: int, merged_N: F64Array, next_N: F32Array) -> None:
+        work = self._work
+        if not work.relative and self._step == PLAIN_STEP:
+            next_N[:] = merged_N
+            return
+        theta_N = span.reader.base(start, next_N.size)
+        if not work.relative:
+            merged_N -= theta_N
+        if self._step == PLAIN_STEP:
+            kernels.apply_step(theta_N, merged_N, 1.0, next_N)
+            return
+        before_SN = self._state.read(span.plan.name, start, next_N.size)
+        next_N[:], kept_SN = outer_step(theta_N, merged_N, before_SN, self._step)
+        self._state.write(span.plan.name, start, kept_SN)
 
 
 def in_order(
@@ -209,37 +203,8 @@ def in_order(
 
 def _ingredients(inputs: Iterable[MergeInput], recipe: Recipe) -> tuple[Ingredient, ...]:
     found = [
-        Ingredient(delta=item.ref, weight=1 if recipe.weights == "uniform" else item.weight)
-        for item in inputs
+        Ingredient(delta=given.ref, weight=1 if recipe.weights == "uniform" else given.weight)
+        for given in inputs
+        if given.ref is not None
     ]
     return tuple(sorted(found, key=lambda item: (item.delta.digest, item.weight)))
-
-
-def _verify(path: Path, ref: FileRef) -> None:
-    got = ref_of(path)
-    if got != ref:
-        raise Corrupt(
-            f"delta {ref.digest}: the file has {got.size} bytes with sha256 {got.digest}, not {ref.size}; "
-            "fetch it again"
-        )
-
-
-def _delta(path: Path, item: Ingredient, base: Tensors) -> TensorFile:
-    delta = TensorFile(path, f"delta {short(item.delta.digest)}")
-    try:
-        check_delta(base, delta)
-    except BadInput:
-        delta.close()
-        raise
-    return delta
-
-
-def _read(source: Tensors, name: str, start: int, out: F32Array) -> None:
-    source.read(name, start, out)
-    require_finite(out, source.label, name, start)
-
-
-def _spans(base: Tensors, length: int) -> Iterator[_Span]:
-    for name, info in base.items():
-        for start in range(0, info.num_elements, length):
-            yield _Span(name=name, start=start, stop=min(start + length, info.num_elements))

@@ -1,18 +1,368 @@
-"""Which merge methods there are. To add one: write its function, name it here and in ``recipe.Recipe``.
+"""Which merge methods there are, and what each does to a tensor. To add one: a row here, one in SIGNATURES.
 
-A method sees the same N elements of K deltas and makes them one merged delta. It must give the same bits
-for any split into chunks; rows come in digest order, so it need not be blind to their order, but if it only
-adds, ``exact.weighted_sum`` makes it so. It may be called from several threads.
+A method is prepared once for every tensor (it may ask the survey: dot products, boundaries, sums) and gives
+back what to do with a chunk: K rows of N elements in, one merged row out. It must give the same bits for any
+split into chunks and any order of the rows, so it adds on the grid (``exact``), selects exactly
+(``selection``), and draws by key and position (``randomness``). Papers and parameters: ``signatures``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 
-from consortium.merging.exact import F64Array, weighted_sum
+import numpy as np
+
+from consortium.merging import kernels, shrinking, spherical
+from consortium.merging.exact import GRID, F64Array, exact_factors, require_range, unit_bits, weighted_sum
+from consortium.merging.kernels import EVERYTHING, NOTHING, Boundary
+from consortium.merging.plan import TensorPlan
+from consortium.merging.randomness import key_of
+from consortium.merging.recipe import MethodName
+from consortium.merging.robust import COHORT_MIN
+from consortium.merging.survey import Survey, mask_variance
 from consortium.tensors import F32Array
 
-#: (deltas_KN, shares_K) -> merged delta (N,); shares are positive or zero and sum to one
-Method = Callable[[F32Array, F64Array], F64Array]
+#: (rows_KN, position of the first element, out_N): fills out_N; the rows are its to overwrite
+MergeChunk = Callable[[F32Array, int, F64Array], None]
 
-METHODS: Mapping[str, Method] = {
-    "linear": weighted_sum,
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One tensor to be merged, and what the recipe says of it."""
+
+    plan: TensorPlan
+    survey: Survey
+    weights: tuple[Fraction, ...]  #: of the rows; exact
+    keys: tuple[str, ...]  #: of the rows' inputs; equal content, equal key
+    cohorts: tuple[tuple[int, ...], ...]  #: rows that are compared with each other
+    seed: int
+    coefficients: tuple[float, ...] | None  #: of the rows, where they were decided over the whole model
+
+    @property
+    def num_columns(self) -> int:
+        """Length of a line: the last axis, or the whole tensor if it has one axis only."""
+        return self.plan.shape[-1] if self.plan.shape else 1
+
+
+Prepare = Callable[[Subject], MergeChunk]
+
+
+# --- sums ---------------------------------------------------------------------------------------------
+
+
+def average(s: Subject) -> MergeChunk:
+    """sum_k w_k x_k, over sum_k w_k if ``normalize``."""
+    divisor = sum(s.weights) if s.plan.shared.get("normalize", True) else None
+    factors = exact_factors(s.weights, divisor)
+    return lambda rows_KN, _, out_N: weighted_sum(rows_KN, factors, out_N)
+
+
+def combination(coefficients: Sequence[float] | F64Array) -> MergeChunk:
+    """sum_k c_k x_k."""
+    factors = exact_factors([float(one) for one in coefficients], None)
+    return lambda rows_KN, _, out_N: weighted_sum(rows_KN, factors, out_N)
+
+
+def decided(s: Subject) -> MergeChunk:
+    """The combination that was decided over the whole model (Krum, geometric median, centred clipping)."""
+    assert s.coefficients is not None
+    return combination(s.coefficients)
+
+
+# --- task arithmetic and its kin: thin out each delta, elect a sign or not, add ----------------------------
+
+#: (rows_KN, start): thins the rows out in place; and by how much each row is to be scaled up for it
+Thinned = tuple[Callable[[F32Array, int], None], tuple[float, ...]]
+
+
+def _as_they_are(s: Subject) -> Thinned:
+    return lambda rows_KN, start: None, (1.0,) * len(s.keys)
+
+
+def _largest(s: Subject) -> Thinned:
+    """Keep the floor(density * n) largest, at least one; of equals those of the lowest index."""
+    count = s.survey.reader.num_elements
+    kept = [count if d >= 1 else max(1, int(d * count)) if d > 0 else 0 for d in _own(s, "density")]
+    return _windows(s, s.survey.tops(kept), [NOTHING] * len(kept))
+
+
+def _middling(s: Subject) -> Thinned:
+    """Drop the floor(gamma * n) largest, then keep floor(density * n), fewer dropped where they do not fit."""
+    count = s.survey.reader.num_elements
+    tops, without = [], []
+    for density, gamma in zip(_own(s, "density"), _own(s, "gamma"), strict=True):
+        kept = count if density >= 1 else int(density * count)
+        dropped = min(int(gamma * count), count - kept)
+        tops.append(dropped + kept)
+        without.append(dropped)
+    return _windows(s, s.survey.tops(tops), s.survey.tops(without))
+
+
+def _windows(s: Subject, tops: list[Boundary], without: list[Boundary]) -> Thinned:
+    def thin(rows_KN: F32Array, start: int) -> None:
+        for row_N, top, but in zip(rows_KN, tops, without, strict=True):
+            if (top, but) != (EVERYTHING, NOTHING):
+                kernels.keep_window(row_N, start, top, but)
+
+    if s.plan.shared.get("rescale"):
+        return thin, tuple(s.survey.kept_shares(tops, without))
+    return thin, (1.0,) * len(tops)
+
+
+def _drawn(s: Subject) -> Thinned:
+    """Keep each element with probability ``density``, scaled by 1/density if ``rescale``."""
+    densities = _own(s, "density")
+    row_keys = _draw_keys(s)
+
+    def thin(rows_KN: F32Array, start: int) -> None:
+        for row_N, key, density in zip(rows_KN, row_keys, densities, strict=True):
+            if density < 1:
+                kernels.keep_random(row_N, start, key, density)
+
+    rescale = s.plan.shared.get("rescale")
+    return thin, tuple(1 / d if rescale and 0 < d < 1 else 1.0 for d in densities)
+
+
+def _ranked(s: Subject) -> Thinned:
+    """Keep each element with a probability that grows with its rank within its line, scaled by its inverse."""
+    settings = list(zip(_draw_keys(s), _own(s, "density"), _own(s, "epsilon"), strict=True))
+    rescale, width = bool(s.plan.shared.get("rescale")), s.num_columns
+
+    def thin(rows_KN: F32Array, start: int) -> None:
+        for row_N, (key, density, epsilon) in zip(rows_KN, settings, strict=True):
+            if density <= 0:
+                row_N.fill(0.0)
+            elif density < 1:
+                lines_RC = row_N.reshape(-1, width)
+                kernels.keep_ranked(lines_RC, start // width, key, density, epsilon, rescale)
+
+    return thin, (1.0,) * len(settings)
+
+
+def _task_arithmetic(sparsify: Callable[[Subject], Thinned], elect: bool) -> Prepare:
+    """lambda * sum_k w_k thin(x_k), over the sum of the weights (of those that agree, if elected)."""
+
+    def prepare(s: Subject) -> MergeChunk:
+        thin, scales_K = sparsify(s)
+        factors_K = [w * Fraction(scale) for w, scale in zip(s.weights, scales_K, strict=True)]
+        normalize, strength = bool(s.plan.shared["normalize"]), float(s.plan.shared["lambda"])
+        add = _elected(factors_K, s.weights, normalize) if elect else _added(factors_K, s.weights, normalize)
+
+        def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> None:
+            thin(rows_KN, start)
+            add(rows_KN, start, out_N)
+            if strength != 1:
+                np.multiply(out_N, strength, out=out_N)
+
+        return merge
+
+    return prepare
+
+
+def _added(factors_K: Sequence[Fraction], weights_K: Sequence[Fraction], normalize: bool) -> MergeChunk:
+    factors = exact_factors(factors_K, sum(weights_K) if normalize else None)
+    return lambda rows_KN, _, out_N: weighted_sum(rows_KN, factors, out_N)
+
+
+def _elected(factors_K: Sequence[Fraction], weights_K: Sequence[Fraction], normalize: bool) -> MergeChunk:
+    """Only elements with the sign of their sum count; of the sum, and of the weights that divide it."""
+    unit = Fraction(2) ** unit_bits([*factors_K, *weights_K])
+    f64_K = np.array([float(factor / unit) for factor in factors_K])
+    weights_f64_K = np.array([float(weight / unit) for weight in weights_K])
+    largest = float(max(abs(f64_K), default=0.0))
+
+    def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> None:
+        peak = kernels.elect(rows_KN, f64_K, weights_f64_K, out_N, False, normalize)
+        require_range(peak, largest, len(rows_KN), 0)
+        if not normalize and unit != 1:
+            np.multiply(out_N, float(unit), out=out_N)
+
+    return merge
+
+
+# --- SCE: select, calculate, erase -------------------------------------------------------------------
+
+
+def sce(s: Subject) -> MergeChunk:
+    """Keep the elements that differ most between inputs; weigh inputs by energy; erase minority signs."""
+    share, top = float(s.plan.shared["select_topk"]), None
+    if share < 1:
+        count = int(s.survey.count_varying() * share) if share > 0 else 0
+        top = s.survey.variance_top(count) if count else NOTHING
+    means_K = [energy / max(s.survey.reader.num_elements, 1) for energy in s.survey.energies(top)]
+    total = sum(map(Fraction, means_K))
+    shares_K = [float(Fraction(m) / total) if total >= 1e-6 else 1 / len(means_K) for m in means_K]
+
+    def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> None:
+        if top is not None:
+            mask_variance(rows_KN, start, top)
+        out_N.fill(0.0)
+        for row, row_N in enumerate(rows_KN):
+            require_range(kernels.grid_add(out_N, row_N, 1 / GRID), 1.0, len(rows_KN), row)
+        positive_N = out_N >= 0
+        divisor_N = np.zeros_like(out_N)
+        out_N.fill(0.0)
+        for row_N, share in zip(rows_KN, shares_K, strict=True):
+            agrees_N = np.where(positive_N, row_N > 0, row_N < 0)
+            row_N *= agrees_N
+            kernels.grid_add(out_N, row_N, share / GRID)
+            divisor_N += agrees_N * np.rint(share / GRID)
+        out_N /= np.maximum(divisor_N, 1e-6 / GRID)
+
+    return merge
+
+
+# --- geometry: coefficients from dot products ----------------------------------------------------------
+
+
+def slerp(s: Subject) -> MergeChunk:
+    """The point at ``t`` on the great circle from the base (row 0) to the other."""
+    return combination(spherical.slerp(s.survey.gram(), float(s.plan.shared["t"])))
+
+
+def nuslerp(s: Subject) -> MergeChunk:
+    """Slerp of two by their weights: of whole tensors, of lines (not flattened), or of columns (row-wise)."""
+    weights = [float(weight) for weight in s.weights]
+    if s.plan.shared["nuslerp_flatten"] or len(s.plan.shape) < 2:
+        return combination(spherical.nuslerp(s.survey.gram(), weights))
+    grams = s.survey.column_grams(s.num_columns) if s.plan.shared["nuslerp_row_wise"] else None
+    if grams is not None:
+        return _by_column(np.array([spherical.nuslerp(gram_KK, weights) for gram_KK in grams]).T)
+    grams = s.survey.line_grams(s.num_columns)
+    return by_line(np.array([spherical.nuslerp(gram_KK, weights) for gram_KK in grams]).T, s.num_columns)
+
+
+def multislerp(s: Subject) -> MergeChunk:
+    """Barycentre in the tangent space at the weighted mean direction."""
+    shared = s.plan.shared
+    weights = [float(weight) for weight in s.weights]
+    normalize, eps = bool(shared["normalize_weights"]), float(shared["eps"])
+    return combination(spherical.multislerp(s.survey.gram(), weights, normalize, eps))
+
+
+def karcher(s: Subject) -> MergeChunk:
+    """The mean on the sphere, by iteration."""
+    iterations, tolerance = int(s.plan.shared["max_iter"]), float(s.plan.shared["tol"])
+    return combination(spherical.karcher(s.survey.gram(), max_iter=iterations, tol=tolerance))
+
+
+def model_stock(s: Subject) -> MergeChunk:
+    """As far from the base as the deltas agree in direction."""
+    if not s.plan.shared["filter_wise"] or len(s.plan.shape) < 2:
+        return combination(shrinking.model_stock(s.survey.gram()))
+    grams = s.survey.line_grams(s.num_columns)
+    return by_line(np.array([shrinking.model_stock(gram_KK) for gram_KK in grams]).T, s.num_columns)
+
+
+def norm_preserving(s: Subject) -> MergeChunk:
+    """The mean direction at the mean length."""
+    return combination(shrinking.norm_preserving(s.survey.gram(), [float(weight) for weight in s.weights]))
+
+
+def by_line(coefficients_KR: F64Array, width: int) -> MergeChunk:
+    def spread(start: int, size: int) -> F64Array:
+        return coefficients_KR[:, np.arange(start, start + size) // width]
+
+    return _spread(spread)
+
+
+def _by_column(coefficients_KC: F64Array) -> MergeChunk:
+    def spread(start: int, size: int) -> F64Array:
+        return coefficients_KC[:, np.arange(start, start + size) % coefficients_KC.shape[1]]
+
+    return _spread(spread)
+
+
+def _spread(coefficients_at: Callable[[int, int], F64Array]) -> MergeChunk:
+    """sum_k c_kn x_kn with a coefficient for every element, on the grid."""
+
+    def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> None:
+        coefficients_KN = coefficients_at(start, out_N.size)
+        out_N.fill(0.0)
+        for row, (row_N, coefficient_N) in enumerate(zip(rows_KN, coefficients_KN, strict=True)):
+            addend_N = row_N * coefficient_N
+            require_range(float(np.max(np.abs(addend_N), initial=0.0)), 1.0, len(rows_KN), row)
+            out_N += np.rint(addend_N / GRID)
+        out_N *= GRID
+
+    return merge
+
+
+# --- robust, element by element -----------------------------------------------------------------------
+
+
+def _robust(of_cohort: Callable[[F32Array, F64Array, float], None], setting: str | None) -> Prepare:
+    """``of_cohort`` within every cohort, then the average of cohorts, each weighing what its members weigh."""
+
+    def prepare(s: Subject) -> MergeChunk:
+        factors = exact_factors([sum(s.weights[k] for k in cohort) for cohort in s.cohorts], sum(s.weights))
+        value = float(s.plan.shared[setting]) if setting else 0.0
+
+        def one(cohort: tuple[int, ...], rows_KN: F32Array, out_N: F64Array) -> None:
+            if len(cohort) >= COHORT_MIN:
+                of_cohort(rows_KN, out_N, value)
+            else:  # nobody can say which of two is wrong
+                weights = [s.weights[k] for k in cohort]
+                weighted_sum(rows_KN, exact_factors(weights, sum(weights)), out_N)
+
+        def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> None:
+            if len(s.cohorts) == 1:
+                one(s.cohorts[0], rows_KN, out_N)
+                return
+            total_N = np.zeros_like(out_N)
+            for row, (cohort, factor) in enumerate(zip(s.cohorts, factors.per_row, strict=True)):
+                one(cohort, np.ascontiguousarray(rows_KN[list(cohort)]), out_N)
+                require_range(float(np.max(np.abs(out_N), initial=0.0)), factor, len(s.cohorts), row)
+                total_N += np.rint(out_N * (factor / GRID))
+            np.multiply(total_N, GRID * factors.scale, out=out_N)
+
+        return merge
+
+    return prepare
+
+
+def _median(rows_KN: F32Array, out_N: F64Array, _: float) -> None:
+    kernels.median(rows_KN, out_N)
+
+
+def _trimmed(rows_KN: F32Array, out_N: F64Array, share: float) -> None:
+    most = (len(rows_KN) - 1) // 2
+    kernels.trimmed_mean(rows_KN, min(int(share * len(rows_KN)), most), out_N)
+
+
+# --- the table ----------------------------------------------------------------------------------------
+
+METHODS: Mapping[MethodName, Prepare] = {
+    "linear": average,
+    "task_arithmetic": _task_arithmetic(_as_they_are, elect=False),
+    "ties": _task_arithmetic(_largest, elect=True),
+    "dare_linear": _task_arithmetic(_drawn, elect=False),
+    "dare_ties": _task_arithmetic(_drawn, elect=True),
+    "della_linear": _task_arithmetic(_ranked, elect=False),
+    "della": _task_arithmetic(_ranked, elect=True),
+    "breadcrumbs": _task_arithmetic(_middling, elect=False),
+    "breadcrumbs_ties": _task_arithmetic(_middling, elect=True),
+    "sce": sce,
+    "slerp": slerp,
+    "nuslerp": nuslerp,
+    "multislerp": multislerp,
+    "karcher": karcher,
+    "model_stock": model_stock,
+    "norm_preserving": norm_preserving,
+    "coordinate_median": _robust(_median, None),
+    "trimmed_mean": _robust(_trimmed, "trim"),
+    "krum": decided,
+    "multi_krum": decided,
+    "geometric_median": decided,
+    "centered_clipping": decided,
 }
+
+WHOLE_LINES = frozenset({"della", "della_linear"})  #: chunks must hold whole lines
+
+
+def _own(s: Subject, name: str) -> list[float]:
+    return [float(own[name]) for own in s.plan.own]
+
+
+def _draw_keys(s: Subject) -> list[int]:
+    return [key_of(s.seed, s.plan.name, key) for key in s.keys]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,7 +20,8 @@ from consortium.ids import digest_of
 from consortium.manifests import FileRef
 from consortium.merging.merge import MergeInput, MergeResult, merge
 from consortium.merging.methods import METHODS
-from consortium.merging.recipe import PLAIN_AVERAGE, Recipe
+from consortium.merging.recipe import PLAIN_AVERAGE, MethodName, Recipe
+from consortium.merging.signatures import SIGNATURES
 from consortium.store import ref_of
 from consortium.tensor_writer import TensorWriter
 from consortium.tensors import TensorFile
@@ -71,7 +72,7 @@ def test_a_plain_average_of_one_delta_is_its_specialist(
     change = tensors_of(one.path)
     for name, array in load(tmp_path / "out").items():
         np.testing.assert_allclose(array, base_values[name] + change[name], rtol=1e-7, atol=1e-10)
-    assert sorted(result.files) == ["config.json", "model.safetensors"]
+    assert sorted(result.files) == ["checksums.json", "config.json", "model.safetensors"]
     assert result.outer_state == {}
     assert result.files == {name: ref_of(tmp_path / "out" / name) for name in result.files}
 
@@ -113,7 +114,7 @@ def test_order_chunks_and_threads_leave_no_trace(
 
 
 def test_every_method_of_the_schema_is_in_the_table() -> None:
-    assert Recipe.__annotations__["method"].__args__ == tuple(METHODS)
+    assert set(get_args(MethodName)) == set(METHODS) == set(SIGNATURES)
 
 
 def test_progress_ends_at_all_elements(tmp_path: Path, base_dir: Path, delta: Callable) -> None:
@@ -149,19 +150,19 @@ def test_what_is_refused_and_why(tmp_path: Path, base_dir: Path, delta: Callable
         return refusal([good, rewrite(good, tmp_path / "bad", **changes)])
 
     assert "no contribution" in refusal([], Refused)
-    assert "are zero" in refusal([replace(good, weight=0)], Refused)
+    assert "sum to zero" in refusal([replace(good, weight=0)], Refused)
     assert "weight -3" in refusal([replace(good, weight=-3)])
     other = FileRef(digest=digest_of(b"other"), size=good.ref.size)
     assert f"not {good.ref.size}" in refusal([replace(good, ref=other)], Corrupt)
-    assert "'scale' is missing" in damaged(scale=None)
-    assert "'more' is not in the base" in damaged(more=np.zeros(2))
-    assert "'embed' has shape [21], the base [7, 3]" in damaged(embed=np.zeros(21))
+    assert "lacks tensor 'scale', which the base has" in damaged(scale=None)
+    assert "the base lacks tensor 'more'" in damaged(more=np.zeros(2))
+    assert "'embed'" in damaged(embed=np.zeros(21))
     assert "'layer.bias' is nan at element 2" in damaged(**{"layer.bias": np.array([0, 0, np.nan, 0, 0])})
     assert "'layer.bias' is -inf at element 4" in damaged(**{"layer.bias": np.array([0, 0, 0, 0, -np.inf])})
     huge = rewrite(good, tmp_path / "huge", scale=np.array(2e5))
-    assert "tensor 'scale', elements from 0: delta" in refusal([good, huge], Refused)
+    assert "tensor 'scale', elements from 0: input" in refusal([good, huge], Refused)
     alien = rewrite(good, tmp_path / "alien", scale=None)
-    assert "the outer momentum: tensor 'scale' is missing" in refusal([good], BadInput, alien.path)
+    assert "the outer state: tensor 'scale' is None" in refusal([good], BadInput, alien.path)
     (tmp_path / "noise").write_bytes(b"noise" * 9)
     assert "cannot hold a header" in refusal(
         [MergeInput(tmp_path / "noise", ref_of(tmp_path / "noise"), 1)], Corrupt

@@ -1,0 +1,71 @@
+"""How the rows of one tensor come off the disk: as weights or as deltas from the base, whichever is wanted."""
+
+import math
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from consortium.merging.operands import Operand, read_finite
+from consortium.merging.plan import TensorPlan
+from consortium.merging.survey import scratch_rows
+from consortium.tensors import F32Array, Tensors
+
+
+class TensorReader:
+    """The rows of one tensor: of every source, in the plan's order, with the base before them if asked for.
+
+    relative   deltas from the base (else weights)
+    with_base  the base is row 0 (weights only)
+    scales     what each row is multiplied by after it was read (norm clipping)
+    """
+
+    def __init__(
+        self,
+        plan: TensorPlan,
+        base: Tensors | None,
+        operands: Sequence[Operand],
+        relative: bool,
+        with_base: bool = False,
+        scales: Sequence[float] | None = None,
+    ) -> None:
+        assert not (relative and with_base)
+        self.shape = plan.shape
+        self.num_elements = math.prod(plan.shape)
+        self._base, self._base_name = base, plan.base
+        self._sources = [(operands[position], name) for position, name in plan.sources]
+        self._scales = [scales[position] for position, _ in plan.sources] if scales else None
+        self._relative, self._with_base = relative, with_base
+        self.num_rows = len(self._sources) + with_base
+
+    def rows(self, start: int, out_KN: F32Array) -> None:
+        for k, out_N in enumerate(out_KN):
+            self.row(k, start, out_N)
+
+    def row(self, k: int, start: int, out_N: F32Array) -> None:
+        if self._with_base:
+            if k == 0:
+                out_N[:] = self.base(start, out_N.size)
+                return
+            k -= 1
+        operand, name = self._sources[k]
+        read_finite(operand.tensors, name, start, out_N)
+        if operand.is_delta and not self._relative:
+            np.add(out_N, self.base(start, out_N.size), out=out_N)
+        elif self._relative and not operand.is_delta:
+            np.subtract(out_N, self.base(start, out_N.size), out=out_N)
+        if self._scales is not None and self._scales[k] != 1.0:
+            out_N *= np.float32(self._scales[k])
+
+    def base(self, start: int, size: int) -> F32Array:
+        """Elements of the base, in this thread's buffer; read once for all the rows of a chunk."""
+        assert self._base is not None and self._base_name is not None
+        theta_N: F32Array = scratch_rows("base", 1, size)[0]
+        if getattr(_local, "held", None) != (self, start, size):
+            _local.held = None
+            read_finite(self._base, self._base_name, start, theta_N)
+            _local.held = (self, start, size)
+        return theta_N
+
+
+_local = threading.local()
