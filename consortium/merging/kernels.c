@@ -1,0 +1,386 @@
+/* What portable.py computes, the same bits, at the speed of memory.
+ *
+ * portable.py has the formulas, shapes and papers; here is only how. Plain C99 in loops that compilers turn
+ * into vectors, several builds of each in one file where the compiler and the C library can choose among
+ * them at load time (gcc, glibc, x86-64). No Python.h: native.py calls it through ctypes, without the
+ * interpreter's lock. No function keeps state or allocates; all arrays are contiguous.
+ *
+ * Bits: to be built without -ffast-math and without contraction (-ffp-contract=off), with rounding to
+ * nearest. Byte order: little-endian, which native.py checks.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
+#if __GNUC__ >= 12
+#define KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define KERNEL __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+#else
+#define KERNEL
+#endif
+#define INLINE static inline __attribute__((always_inline)) /* so that it is built as its caller is */
+
+typedef int64_t i64;
+
+enum { TILE = 512, LANES = 32, SORTED = 8192, WIDTH = 256 }; /* of arrays on the stack, a few KiB each */
+
+static const uint32_t SIGN = 0x7FFFFFFF; /* all bits but the sign */
+static const double UNITS = 68719476736.0; /* 2^36: of the exact grid, in one */
+
+/* sha256 of this file when it was built: native.py refuses a build of another source. */
+const char *kernels_source(void) { return KERNELS_SOURCE; }
+
+INLINE uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+INLINE float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
+
+/* The order of floats in integers, -0.0 before +0.0; its own inverse. */
+INLINE int32_t mirrored(int32_t bits) { return bits ^ ((bits >> 31) & 0x7FFFFFFF); }
+
+INLINE int32_t peak_key(const float *x, i64 n, int32_t peak) {
+    for (i64 i = 0; i < n; i++) {
+        int32_t key = (int32_t)(bits_of(x[i]) & SIGN);
+        peak = key > peak ? key : peak;
+    }
+    return peak;
+}
+
+/* ---- stored formats ---- */
+
+KERNEL void decode_bf16(const uint16_t *raw, uint32_t *out, i64 n) {
+    for (i64 i = 0; i < n; i++) out[i] = (uint32_t)raw[i] << 16;
+}
+
+KERNEL void encode_bf16(const uint32_t *x, uint16_t *out, i64 n) {
+    for (i64 i = 0; i < n; i++) {
+        uint32_t bits = x[i], rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+        out[i] = (uint16_t)((bits & SIGN) > 0x7F800000 ? (bits >> 16) | 0x40 : rounded);
+    }
+}
+
+KERNEL i64 first_non_finite(const float *x, i64 n) {
+    for (i64 begin = 0; begin < n; begin += TILE) {
+        i64 size = least(TILE, n - begin);
+        if (peak_key(x + begin, size, 0) < 0x7F800000) continue;
+        for (i64 i = begin;; i++)
+            if ((bits_of(x[i]) & SIGN) >= 0x7F800000) return i;
+    }
+    return -1;
+}
+
+/* ---- sums ---- */
+
+KERNEL double grid_add(double *total, const float *x, double factor, i64 n) {
+    int32_t peak = 0;
+    for (i64 begin = 0; begin < n; begin += TILE) {
+        i64 size = least(TILE, n - begin);
+        for (i64 i = begin; i < begin + size; i++) total[i] += rint((double)x[i] * factor);
+        peak = peak_key(x + begin, size, peak);
+    }
+    return float_of((uint32_t)peak);
+}
+
+KERNEL void apply_step(const float *theta, const double *merged, double factor, float *out, i64 n) {
+    for (i64 i = 0; i < n; i++) out[i] = (float)(merged[i] * factor + (double)theta[i]);
+}
+
+INLINE double folded(double *lane) {
+    for (int width = LANES / 2; width; width /= 2)
+        for (int l = 0; l < width; l++) lane[l] += lane[l + width];
+    return lane[0];
+}
+
+INLINE double dot(const float *a, const float *b, i64 n) {
+    double lane[LANES] = {0.0};
+    i64 whole = n - n % LANES;
+    for (i64 i = 0; i < whole; i += LANES)
+        for (int l = 0; l < LANES; l++) lane[l] += (double)a[i + l] * (double)b[i + l];
+    for (i64 i = whole; i < n; i++) lane[i - whole] += (double)a[i] * (double)b[i];
+    return folded(lane);
+}
+
+KERNEL void gram(const float *rows, i64 num_rows, i64 n, i64 block, double *out) {
+    for (i64 begin = 0; begin < n; begin += block)
+        for (i64 i = 0; i < num_rows; i++)
+            for (i64 j = i; j < num_rows; j++)
+                *out++ = dot(rows + i * n + begin, rows + j * n + begin, least(block, n - begin));
+}
+
+KERNEL void abs_sum(const float *x, i64 n, i64 block, double *out) {
+    for (i64 begin = 0; begin < n; begin += block) {
+        const float *a = x + begin;
+        double lane[LANES] = {0.0};
+        i64 size = least(block, n - begin), whole = size - size % LANES;
+        for (i64 i = 0; i < whole; i += LANES)
+            for (int l = 0; l < LANES; l++) lane[l] += (double)fabsf(a[i + l]);
+        for (i64 i = whole; i < size; i++) lane[i - whole] += (double)fabsf(a[i]);
+        *out++ = folded(lane);
+    }
+}
+
+/* ---- sparsifying ---- */
+
+/* Keeps the keys in low < key <= high, signed so that low = -1 lets every key in. */
+INLINE void keep_between(uint32_t *x, i64 n, int32_t low, int32_t high) {
+    for (i64 i = 0; i < n; i++) {
+        int32_t key = (int32_t)(x[i] & SIGN);
+        x[i] = (key > low) & (key <= high) ? x[i] : 0;
+    }
+}
+
+/* Keys equal to `top` are in before its limit, equal to `without` out before its: three stretches. */
+KERNEL void keep_window(uint32_t *x, i64 n, int32_t top, i64 top_limit, int32_t without, i64 without_limit) {
+    i64 first = least(top_limit, without_limit), second = top_limit + without_limit - first;
+    i64 cuts[4] = {0, first, second, n};
+    for (int part = 0; part < 3; part++) {
+        i64 begin = cuts[part];
+        keep_between(x + begin, cuts[part + 1] - begin, top - (begin < top_limit),
+                     without - (begin < without_limit));
+    }
+}
+
+INLINE void philox(uint64_t *left, uint64_t *right, uint32_t round_key) {
+    uint64_t product = (*left & 0xFFFFFFFF) * 0xD256D193u;
+    *left = (product >> 32) ^ *right ^ round_key;
+    *right = product & 0xFFFFFFFF;
+}
+
+/* Philox2x32 on `num` counters, two words each. Its ten rounds are written out: compilers unroll too late. */
+INLINE void draw_blocks(uint64_t key, uint64_t counter, i64 num, uint32_t *words) {
+    const uint32_t k = (uint32_t)key, step = 0x9E3779B9;
+    for (i64 i = 0; i < num; i++) {
+        uint64_t left = (counter + (uint64_t)i) & 0xFFFFFFFF;
+        uint64_t right = ((counter + (uint64_t)i) >> 32) ^ (key >> 32);
+        philox(&left, &right, k), philox(&left, &right, k + step);
+        philox(&left, &right, k + 2 * step), philox(&left, &right, k + 3 * step);
+        philox(&left, &right, k + 4 * step), philox(&left, &right, k + 5 * step);
+        philox(&left, &right, k + 6 * step), philox(&left, &right, k + 7 * step);
+        philox(&left, &right, k + 8 * step), philox(&left, &right, k + 9 * step);
+        left |= right << 32;
+        memcpy(words + 2 * i, &left, sizeof left);
+    }
+}
+
+/* The draws of places start .. start + n - 1, n <= TILE: where in `words` they begin. */
+INLINE const uint32_t *draws(uint64_t key, i64 start, i64 n, uint32_t words[TILE + 2]) {
+    draw_blocks(key, (uint64_t)start >> 1, ((start & 1) + n + 1) >> 1, words);
+    return words + (start & 1);
+}
+
+KERNEL void draw32(uint64_t key, const i64 *index, uint32_t *out, i64 n) {
+    for (i64 i = 0; i < n; i++) {
+        uint32_t words[2];
+        draw_blocks(key, (uint64_t)index[i] >> 1, 1, words);
+        out[i] = words[index[i] & 1];
+    }
+}
+
+/* threshold < 2^32 */
+KERNEL void keep_random(uint32_t *x, i64 n, i64 start, uint64_t key, uint32_t threshold) {
+    uint32_t words[TILE + 2];
+    for (i64 begin = 0; begin < n; begin += TILE) {
+        i64 size = least(TILE, n - begin);
+        const uint32_t *drawn = draws(key, start + begin, size, words);
+        for (i64 i = 0; i < size; i++) x[begin + i] = drawn[i] < threshold ? x[begin + i] : 0;
+    }
+}
+
+/* Sorts entries (key << 32 | column), keys below 2^31, into `other`; equal keys keep their order. */
+INLINE void radix_sort(uint64_t *entries, uint64_t *other, i64 n) {
+    enum { DIGITS = 11, BUCKETS = 1 << DIGITS, PASSES = 3 };
+    uint32_t places[PASSES][BUCKETS] = {{0}};
+    for (i64 i = 0; i < n; i++)
+        for (int pass = 0; pass < PASSES; pass++)
+            places[pass][entries[i] >> (32 + pass * DIGITS) & (BUCKETS - 1)]++;
+    for (int pass = 0; pass < PASSES; pass++) {
+        uint32_t sum = 0;
+        for (int bucket = 0; bucket < BUCKETS; bucket++) {
+            uint32_t size = places[pass][bucket];
+            places[pass][bucket] = sum;
+            sum += size;
+        }
+        for (i64 i = 0; i < n; i++) {
+            uint64_t entry = entries[i];
+            other[places[pass][entry >> (32 + pass * DIGITS) & (BUCKETS - 1)]++] = entry;
+        }
+        uint64_t *swap = entries;
+        entries = other, other = swap;
+    }
+}
+
+/* entries  room for 2 * num_columns; ranks  for num_columns */
+KERNEL void keep_ranked(float *x, i64 num_rows, i64 num_columns, i64 row0, uint64_t key, double density,
+                        double epsilon, int rescale, uint64_t *entries, uint32_t *ranks) {
+    double low = density - epsilon, span = 2 * epsilon, steps = (double)(num_columns - (num_columns > 1));
+    uint32_t words[TILE + 2];
+    for (i64 row = row0; row < row0 + num_rows; row++, x += num_columns) {
+        for (i64 i = 0; i < num_columns; i++)
+            entries[i] = (uint64_t)(bits_of(x[i]) & SIGN) << 32 | (uint64_t)i;
+        radix_sort(entries, entries + num_columns, num_columns);
+        for (i64 rank = 0; rank < num_columns; rank++) /* three passes: sorted into the other half */
+            ranks[(uint32_t)entries[num_columns + rank]] = (uint32_t)rank;
+        for (i64 begin = 0; begin < num_columns; begin += TILE) {
+            i64 size = least(TILE, num_columns - begin);
+            const uint32_t *drawn = draws(key, row * num_columns + begin, size, words);
+            for (i64 i = 0; i < size; i++) {
+                double chance = low + span * (double)(int32_t)ranks[begin + i] / steps;
+                double y = rescale ? (double)x[begin + i] / chance : (double)x[begin + i];
+                /* of integers, draw < floor(p 2^32) is draw + 1 <= p 2^32 */
+                x[begin + i] = (double)drawn[i] + 1.0 <= chance * 4294967296.0 ? (float)y : 0.0f;
+            }
+        }
+    }
+}
+
+/* ---- consensus ---- */
+
+INLINE int32_t elect_tile(const float *rows, i64 num_rows, i64 n, const double *factors, const double *weights,
+                         double *out, i64 size, int by_count, int normalize, int32_t peak) {
+    double vote[TILE], weight[TILE];
+    for (i64 i = 0; i < size; i++) vote[i] = weight[i] = out[i] = 0.0;
+    for (i64 k = 0; k < num_rows; k++) {
+        const float *x = rows + k * n;
+        if (by_count)
+            for (i64 i = 0; i < size; i++) {
+                double addend = (double)x[i] * factors[k];
+                vote[i] += (addend > 0.0 ? 1.0 : 0.0) - (addend < 0.0 ? 1.0 : 0.0);
+            }
+        else
+            for (i64 i = 0; i < size; i++) vote[i] += rint((double)x[i] * factors[k]);
+        peak = peak_key(x, size, peak);
+    }
+    for (i64 k = 0; k < num_rows; k++) {
+        const float *x = rows + k * n;
+        double share = weights[k];
+        for (i64 i = 0; i < size; i++) {
+            double addend = (double)x[i] * factors[k];
+            double along = vote[i] >= 0.0 ? addend : -addend;
+            out[i] += along > 0.0 ? rint(addend) : 0.0;
+            weight[i] += along > 0.0 ? share : 0.0;
+        }
+    }
+    for (i64 i = 0; i < size; i++) out[i] /= normalize && weight[i] != 0.0 ? weight[i] : UNITS;
+    return peak;
+}
+
+/* factors and weights are in grid units, weights whole ones */
+KERNEL double elect(const float *rows, i64 num_rows, i64 n, const double *factors, const double *weights,
+                    double *out, int by_count, int normalize) {
+    int32_t peak = 0;
+    for (i64 begin = 0; begin < n; begin += TILE)
+        peak = elect_tile(rows + begin, num_rows, n, factors, weights, out + begin, least(TILE, n - begin),
+                          by_count, normalize, peak);
+    return float_of((uint32_t)peak);
+}
+
+/* Sorts each of `size` columns of a tile by Batcher's merge exchange (Knuth, volume 3, algorithm 5.2.2M). */
+INLINE void sort_columns(int32_t *tile, i64 num_rows, i64 size) {
+    i64 top = 1;
+    while (2 * top < num_rows) top *= 2;
+    for (i64 p = top; p; p /= 2)
+        for (i64 q = top, r = 0, d = p;; d = q - p, q /= 2, r = p) {
+            for (i64 i = 0; i + d < num_rows; i++) {
+                if ((i & p) != r) continue;
+                int32_t *a = tile + i * size, *b = tile + (i + d) * size;
+                for (i64 j = 0; j < size; j++) {
+                    int32_t low = a[j] < b[j] ? a[j] : b[j], high = a[j] < b[j] ? b[j] : a[j];
+                    a[j] = low, b[j] = high;
+                }
+            }
+            if (q == p) break;
+        }
+}
+
+typedef struct {
+    int32_t rows[SORTED]; /* then the bits of floats, row by row */
+    double sum[WIDTH];
+} columns;
+
+/* Elements begin .. begin + size - 1 of all rows, ascending. */
+INLINE void load_sorted(columns *c, const float *rows, i64 num_rows, i64 n, i64 begin, i64 size) {
+    for (i64 k = 0; k < num_rows; k++)
+        for (i64 j = 0; j < size; j++)
+            c->rows[k * size + j] = mirrored((int32_t)bits_of(rows[k * n + begin + j]));
+    sort_columns(c->rows, num_rows, size);
+    for (i64 at = 0; at < num_rows * size; at++) c->rows[at] = mirrored(c->rows[at]);
+}
+
+INLINE double value(const columns *c, i64 at) { return float_of((uint32_t)c->rows[at]); }
+
+/* Rows first .. last - 1, in order. */
+INLINE void add_up(columns *c, i64 first, i64 last, i64 size) {
+    for (i64 j = 0; j < size; j++) c->sum[j] = 0.0;
+    for (i64 k = first; k < last; k++)
+        for (i64 j = 0; j < size; j++) c->sum[j] += value(c, k * size + j);
+}
+
+INLINE i64 width_for(i64 num_rows) { return least(WIDTH, SORTED / num_rows); }
+
+KERNEL void median(const float *rows, i64 num_rows, i64 n, double *out) {
+    columns c;
+    i64 below = (num_rows - 1) / 2, above = num_rows / 2;
+    for (i64 begin = 0, size; begin < n; begin += size) {
+        size = least(width_for(num_rows), n - begin);
+        load_sorted(&c, rows, num_rows, n, begin, size);
+        if (below == above)
+            for (i64 j = 0; j < size; j++) out[begin + j] = value(&c, above * size + j);
+        else
+            for (i64 j = 0; j < size; j++)
+                out[begin + j] = (value(&c, above * size + j) + value(&c, below * size + j)) * 0.5;
+    }
+}
+
+KERNEL void trimmed_mean(const float *rows, i64 num_rows, i64 n, i64 trim, double *out) {
+    columns c;
+    for (i64 begin = 0, size; begin < n; begin += size) {
+        size = least(width_for(num_rows), n - begin);
+        load_sorted(&c, rows, num_rows, n, begin, size);
+        add_up(&c, trim, num_rows - trim, size);
+        for (i64 j = 0; j < size; j++) out[begin + j] = c.sum[j] / (double)(num_rows - 2 * trim);
+    }
+}
+
+KERNEL void variance(const float *rows, i64 num_rows, i64 n, float *out) {
+    columns c;
+    double squares[WIDTH];
+    for (i64 begin = 0, size; begin < n; begin += size) {
+        size = least(width_for(num_rows), n - begin);
+        load_sorted(&c, rows, num_rows, n, begin, size);
+        add_up(&c, 0, num_rows, size);
+        for (i64 j = 0; j < size; j++) c.sum[j] /= (double)num_rows, squares[j] = 0.0;
+        for (i64 k = 0; k < num_rows; k++)
+            for (i64 j = 0; j < size; j++) {
+                double deviation = value(&c, k * size + j) - c.sum[j];
+                squares[j] += deviation * deviation;
+            }
+        for (i64 j = 0; j < size; j++) out[begin + j] = (float)(squares[j] / (double)num_rows);
+    }
+}
+
+/* ---- selection ---- */
+
+/* num_bins << shift <= 2^31, so that keys below `low`, which wrap around, are in no bin */
+KERNEL i64 count_keys(const uint32_t *x, i64 n, uint32_t low, int shift, uint32_t *counts, i64 num_bins) {
+    i64 above = 0;
+    for (i64 i = 0; i < n; i++) {
+        uint32_t offset = (x[i] & SIGN) - low;
+        if (offset >> shift < num_bins)
+            counts[offset >> shift]++;
+        else
+            above += (int32_t)offset >= 0;
+    }
+    return above;
+}
