@@ -27,10 +27,11 @@ from consortium.files import disk_errors
 
 F32Array = npt.NDArray[np.float32]
 DType = Literal["BF16", "F16", "F32"]
-StoredDType = Literal["BF16", "F16", "F32", "I8", "U8", "U16"]  #: integers: pieces of encoded deltas
+#: Integers: pieces of encoded deltas, and stored sums.
+StoredDType = Literal["BF16", "F16", "F32", "I8", "U8", "U16", "I64"]
 
 #: Bytes of one element.
-WIDTH: dict[StoredDType, int] = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1, "U8": 1, "U16": 2}
+WIDTH: dict[StoredDType, int] = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1, "U8": 1, "U16": 2, "I64": 8}
 FLOATS: tuple[StoredDType, ...] = ("BF16", "F16", "F32")  #: what models are made of
 CHUNK = (
     1 << 16

@@ -1,4 +1,4 @@
-"""Where the outer optimizer's state lies between merges: one file beside the model, float32, read and written by chunks.
+"""Where the outer optimizer's state lies between merges: a float32 file beside the model, streamed by chunks.
 
 The momentum of tensor ``x`` is called ``x``, any further row ``x.<row>`` (``x.variance``).
 """

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from consortium.deltas import check_delta
 from consortium.errors import BadInput, Refused
 from consortium.merging.exact import F64Array
 from consortium.merging.methods import METHODS, WHOLE_LINES, MergeChunk, Subject
@@ -17,15 +18,16 @@ from consortium.merging.recipe import PLAIN_STEP, Recipe
 from consortium.merging.rows import token_counts, weighing_rows
 from consortium.merging.signatures import SIGNATURES
 from consortium.merging.standing import Standing, stand
+from consortium.merging.sums import StoredSum
 from consortium.merging.survey import BLOCK, Survey, spans, total_gram
-from consortium.tensors import Checkpoint
+from consortium.tensors import CHUNK, Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """About a million elements of one tensor, for one thread."""
 
-    plan: TensorPlan
+    name: str
     elements: range
     reader: TensorReader
     merge_chunk: MergeChunk
@@ -60,6 +62,7 @@ class Work:
             self._operands = tuple(self._operands[position] for position in self.standing.kept)
             self.plans = self._plan(None)
         self.shapes = {plan.name: plan.shape for plan in self.plans}
+        self.num_layers = layout.num_layers if layout else None
 
     @property
     def companions_dir(self) -> Path:
@@ -69,13 +72,7 @@ class Work:
     def spans(self, lanes: Sequence[Sequence[str]]) -> Iterator[Span]:
         """All spans of all tensors, taken in turn from each lane: what different files hold, side by side."""
         by_name = {plan.name: plan for plan in self.plans}
-        waiting = deque(self._lane(by_name[name] for name in names) for names in lanes)
-        while waiting:
-            lane = waiting.popleft()
-            span = next(lane, None)
-            if span is not None:
-                waiting.append(lane)
-                yield span
+        return in_turn(self._lane(by_name[name] for name in names) for names in lanes)
 
     def _lane(self, plans: Iterable[TensorPlan]) -> Iterator[Span]:
         width = None
@@ -94,7 +91,7 @@ class Work:
             except Refused as error:
                 raise Refused(f"tensor {plan.name!r}: {error}") from error
             for elements in spans(plan.shape):
-                yield Span(plan, elements, reader, merge_chunk, width)
+                yield Span(plan.name, elements, reader, merge_chunk, width)
 
     def _reader(self, plan: TensorPlan, scales: Sequence[float] | None = None) -> TensorReader:
         with_base = self.recipe.method == "slerp"
@@ -160,3 +157,38 @@ class Work:
                 "an outer step goes on from a base with the same layers; name the base and no slices, "
                 "or take the plain step (learning_rate 1, momentum 0)"
             )
+
+
+class SumWork:
+    """The merge of a stored sum: nothing is left to add up, so that there are no rows to read."""
+
+    relative, num_layers, chunk = True, None, CHUNK
+
+    def __init__(self, base: Checkpoint, stored: StoredSum, recipe: Recipe) -> None:
+        check_delta(base, stored.tensors)
+        self.recipe, self.shapes, self.companions_dir = recipe, base.shapes, base.directory
+        self._base, self._stored = base, stored
+
+    def spans(self, lanes: Sequence[Sequence[str]]) -> Iterator[Span]:
+        return in_turn(self._lane(names) for names in lanes)
+
+    def _lane(self, names: Iterable[str]) -> Iterator[Span]:
+        for name in names:
+            plan = TensorPlan(name=name, shape=self.shapes[name], base=name, sources=(), shared={}, own=())
+            reader = TensorReader(plan, self._base, (), relative=True)
+            for elements in spans(plan.shape):
+                yield Span(name, elements, reader, self._mean_of(name), None)
+
+    def _mean_of(self, name: str) -> MergeChunk:
+        return lambda _, start, out_N: self._stored.read_mean(name, start, out_N)
+
+
+def in_turn(lanes: Iterable[Iterator[Span]]) -> Iterator[Span]:
+    """One from each lane, again and again, until all are empty."""
+    waiting = deque(lanes)
+    while waiting:
+        lane = waiting.popleft()
+        span = next(lane, None)
+        if span is not None:
+            waiting.append(lane)
+            yield span
