@@ -5,17 +5,15 @@ whatever is submitted to it.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any
-
-from msgspec import Meta
+from typing import Any
 
 from consortium.canonical import Fact
 from consortium.checking import Place, Problem, problems_of, shown
 from consortium.errors import BadInput
 from consortium.ids import campaign_id, site_name
 from consortium.jobs import Optimizer
-from consortium.merging.recipe import Recipe
 from policies.campaign import Campaign
+from policies.merge_rules import merge_notes, merge_problems
 from policies.ranges import Fraction, Natural, NotNegative, Positive, Share
 
 # Ranges of facts that ``consortium`` owns, whose types say only int or float.
@@ -28,10 +26,6 @@ _OPTIMIZER = {
     "beta2": Fraction,
     "clip_norm": NotNegative,
 }
-_OUTER = {"learning_rate": Positive, "momentum": Fraction}
-_RECIPE = {
-    "shard_bytes": Annotated[int, Meta(ge=1 << 20)]
-}  # smaller: more files than a site's filesystem likes
 
 
 def problems_in(campaign: Campaign, config: dict[str, Any] | None = None) -> tuple[Problem, ...]:
@@ -66,6 +60,7 @@ def notes_on(campaign: Campaign) -> tuple[Problem, ...]:
             "0 means no public text, and specialists forget all other languages; we measured 0.5 to be good"
         )
         found.append((("train", "replay_share"), sentence))
+    found.extend(merge_notes(campaign))
     return tuple(found)
 
 
@@ -75,7 +70,7 @@ def _problems_in(campaign: Campaign, config: dict[str, Any] | None) -> Iterator[
     yield from _optimizer(campaign.train.optimizer, campaign.train.steps, "train")
     if campaign.seed_round is not None:
         yield from _optimizer(campaign.seed_round.optimizer, campaign.seed_round.steps, "seed_round")
-    yield from _recipe(campaign.merge)
+    yield from merge_problems(campaign)
     if config is not None:
         yield from _config(config, campaign)
 
@@ -125,11 +120,6 @@ def _optimizer(optimizer: Optimizer, steps: int, section: str) -> Iterator[Probl
             f"{optimizer.warmup_steps} exceeds the {steps} steps of {section}; lower it, or train longer"
         )
         yield (*place, "warmup_steps"), sentence
-
-
-def _recipe(recipe: Recipe) -> Iterator[Problem]:
-    yield from _ranges(recipe.outer, ("merge", "outer"), _OUTER)
-    yield from _ranges(recipe, ("merge",), _RECIPE)
 
 
 def _config(config: dict[str, Any], campaign: Campaign) -> Iterator[Problem]:

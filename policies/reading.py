@@ -1,9 +1,10 @@
 """How a campaign file becomes a Campaign: presets filled in, languages normalised, everything checked.
 
-In the file, three things are written shorter than in the Campaign:
+In the file, four things are written shorter than in the Campaign:
 
     merge, gate, admission   the name of a preset (a file in ``recipes``, ``gates`` and ``admission`` here),
                              or a mapping, which may start from one with ``preset: <name>``
+    merge.parameters         as mergekit has them: ``0.5``, ``[0.2, 0.8]``, ``[{filter: mlp, value: 0.5}, ...]``
     model                    ``config:`` (a mapping), ``config_file:`` (a config.json) or ``directory:``
     tokenizer                ``train:`` (vocabulary_size, bytes_per_language) or ``file:`` (a tokenizer.json)
 
@@ -21,6 +22,7 @@ from consortium.checking import Place, nearest, shown
 from consortium.errors import BadInput
 from consortium.loading import Document, Problems, read, read_bytes
 from consortium.merging.recipe import Recipe
+from consortium.merging.settings import written_out
 from policies.campaign import Admission, Campaign, Gate
 from policies.consistency import notes_on, problems_in
 from policies.languages import Languages, normalise_all
@@ -123,7 +125,14 @@ def load_campaign(path: str | Path, languages: Languages | None = None) -> Campa
 def _preset(section: str, name: str) -> Document:
     if name not in preset_names(section):
         raise BadInput(f"no {section} preset is called {shown(name)}; {nearest(name, preset_names(section))}")
-    return read(HERE / PRESETS[section][0] / f"{name}.yaml")
+    document = read(HERE / PRESETS[section][0] / f"{name}.yaml")
+    document.value = _spelt_out(document.value)
+    return document
+
+
+def _spelt_out(plain: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's parameters as the Recipe has them; of what is no recipe, nothing changes."""
+    return {**plain, "parameters": written_out(plain["parameters"])} if "parameters" in plain else plain
 
 
 def _filled_in(section: str, value: Any, problems: Problems) -> Any:
@@ -131,6 +140,7 @@ def _filled_in(section: str, value: Any, problems: Problems) -> Any:
     name, own = value, {}
     place: Place = (section,)
     if isinstance(value, dict):
+        value = _spelt_out(value)
         if "preset" not in value:
             return value
         name, own, place = (

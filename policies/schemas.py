@@ -29,6 +29,18 @@ KINDS = {
 }
 
 
+#: What may stand for the settings of a merge method's parameter; see consortium/merging/settings.py.
+_ENTRY = {"$ref": "#/$defs/Setting"}
+_SHORTHAND = {
+    "anyOf": [
+        {"type": ["boolean", "number"]},
+        {"type": "array", "items": {"type": "number"}, "minItems": 1},
+        {"type": "array", "items": _ENTRY, "minItems": 1},
+        _ENTRY,
+    ]
+}
+
+
 def schema_of(name: str) -> dict[str, Any]:
     """The JSON Schema of one of ``KINDS``, as its file is written."""
     kind = pkgutil.resolve_name(KINDS[name])
@@ -38,6 +50,8 @@ def schema_of(name: str) -> dict[str, Any]:
     )
     if name == "campaign":
         _as_written(components[kind.__name__], components, dict(zip(extra, inner, strict=True)))
+    if "Recipe" in components:
+        components["Recipe"]["properties"]["parameters"]["additionalProperties"] = _SHORTHAND
     for component in components.values():
         if "properties" in component:
             component["additionalProperties"] = False

@@ -6,7 +6,7 @@ import pytest
 
 from consortium.canonical import decode, encode, replace
 from consortium.errors import BadInput
-from consortium.merging.recipe import PLAIN_AVERAGE, OuterStep, Recipe
+from consortium.merging.recipe import PLAIN_AVERAGE, OuterStep, Recipe, Setting
 from policies.campaign import Admission, Campaign, Gate, ModelSource, TokenizerSource
 from policies.consistency import missing_in, problems_in
 from policies.reading import (
@@ -38,6 +38,7 @@ train:
   optimizer: {learning_rate: 1e-3, warmup_steps: 5}
 merge: diloco
 """
+PRESET_NAMES = "average, dare-ties, diloco, fedadam, geometric-median, norm-preserving, ties, trimmed-mean"
 MODEL = GOOD[GOOD.index("model:") : GOOD.index("tokenizer:")]
 TOKENIZER = GOOD[GOOD.index("tokenizer:") : GOOD.index("seed_round:")]
 SEED = GOOD[GOOD.index("seed_round:") : GOOD.index("rounds:")]
@@ -67,6 +68,58 @@ def test_a_campaign_holds_no_reference_to_any_file_and_survives_the_wire() -> No
     assert (read.model_directory, read.tokenizer_file, read.notes) == (None, None, ())
     assert missing_in(read.campaign) == ()
     assert decode(encode(read.campaign), Campaign) == read.campaign
+
+
+def test_parameters_of_the_merge_are_written_as_short_as_mergekit_has_them() -> None:
+    read = loaded(
+        (
+            "merge: diloco",
+            """merge:
+  preset: ties
+  parameters:
+    density: [{filter: mlp, value: [0.2, 0.8]}, {filter: "*", value: 1}]
+    weight: [0, 1]
+    lambda: 0.7
+    normalize: false""",
+        )
+    )
+    assert read.campaign.merge.parameters == {
+        "density": (Setting(value=(0.2, 0.8), filter="mlp"), Setting(value=1)),
+        "weight": (Setting(value=(0.0, 1.0)),),
+        "lambda": (Setting(value=0.7),),
+        "normalize": (Setting(value=False),),
+    }
+    one = loaded(("merge: diloco", "merge: {method: ties, parameters: {density: {filter: mlp, value: 0.5}}}"))
+    assert one.campaign.merge.parameters == {"density": (Setting(value=0.5, filter="mlp"),)}
+
+
+@pytest.mark.parametrize("name", preset_names("merge"))
+def test_every_merge_preset_can_merge_a_small_campaign_without_a_note(name: str) -> None:
+    notes = loaded(
+        ("merge: diloco", f"merge: {name}\nquorum: {{minimum: 2}}"),
+        ("sites_expected: 2", "sites_expected: 5"),
+    ).notes
+    assert notes == ()
+
+
+@pytest.mark.parametrize(
+    ("merge", "place", "word"),
+    [
+        ("{method: coordinate_median, cohorts: all}", "merge.cohorts", "deletes what only one site knows"),
+        ("{method: krum, parameters: {byzantine: 2}}", "merge.method", "only among 7 contributions"),
+        ("{method: multi_krum, parameters: {keep: 6}}", "merge.method", "only among 6 contributions"),
+        ("{method: trimmed_mean, parameters: {trim: 0.1}}", "merge.method", "only among 10 contributions"),
+        ("{method: linear, cohorts: all, guards: {cosine_min: 0}}", "merge.guards.cosine_min", "of another language"),
+        ("{method: model_stock}", "merge.method", "gives back the base"),
+        ("{method: dare_linear, parameters: {density: 0.1}}", "merge.parameters.density", "fine-tuning"),
+    ],
+)  # fmt: skip
+def test_a_merge_that_is_seldom_meant_is_noted(merge: str, place: str, word: str) -> None:
+    [note] = loaded(
+        ("merge: diloco", f"merge: {merge}\nquorum: {{minimum: 2}}"),
+        ("sites_expected: 2", "sites_expected: 5"),
+    ).notes
+    assert note.startswith("c.yaml:17: " + place) and word in note
 
 
 def test_a_preset_may_be_changed_in_place_and_the_rest_of_it_stays() -> None:
@@ -149,10 +202,41 @@ REFUSED = [
     ("merge: diloco", "merge: dilocco",
      "c.yaml:17: merge: no merge preset is called 'dilocco'; did you mean 'diloco'?"),
     ("merge: diloco", "merge: [diloco]",
-     "c.yaml:17: merge: a list is no preset; write one of: average, diloco"),
-    ("merge: diloco", "merge:\n  preset: 3\n  method: ties",
-     "c.yaml:18: merge.preset: 3 is no preset; write one of: average, diloco\n"
-     "c.yaml:19: merge.method: 'ties' is not one of the choices; write one of: linear"),
+     f"c.yaml:17: merge: a list is no preset; write one of: {PRESET_NAMES}"),
+    ("merge: diloco", "merge:\n  preset: 3\n  weights: all",
+     f"c.yaml:18: merge.preset: 3 is no preset; write one of: {PRESET_NAMES}\n"
+     "c.yaml:19: merge.weights: 'all' is not one of the choices; write one of: tokens, uniform"),
+    ("merge: diloco", "merge:\n  method: ties\n  parameters:\n    density: 1.5\n    denisty: 1",
+     "c.yaml:20: merge.parameters.density[0]: is 1.5; write a number in [0, 1]\n"
+     "c.yaml:21: merge.parameters.denisty: ties has no parameter 'denisty'; did you mean 'density'?"),
+    ("merge: diloco", "merge: {method: ties, parameters: {density: [{filter: mlp, value: true}, {filter: x}]}}",
+     "c.yaml:17: merge.parameters.density[1]: 'value' is missing; add 'value:' with true or false or a whole number "
+     "or a number or a list"),
+    ("merge: diloco", "merge: {preset: ties, parameters: {density: [0.5, 0]}}",
+     "c.yaml:17: merge.parameters.density: 0 keeps nothing of a contribution; write a number above 0, at most 1"),
+    ("merge: diloco", "merge: {method: breadcrumbs, parameters: {gamma: 1, normalize: 1}}",
+     "c.yaml:17: merge.parameters.gamma[0]: is 1; write a number in [0, 1)\n"
+     "c.yaml:17: merge.parameters.normalize[0]: is 1; write true or false"),
+    ("merge: diloco", "merge: {method: della, parameters: {density: 0.1}}",
+     "c.yaml:17: merge.parameters.epsilon: 0.15 around density 0.1 leaves the range of chances, 0 to 1; "
+     "write a number below 0.1"),
+    ("merge: diloco", "merge: {method: karcher, parameters: {max_iter: 2.5, tol: []}}",
+     "c.yaml:17: merge.parameters.max_iter[0]: is 2.5; write a whole number of at least 0\n"
+     "c.yaml:17: merge.parameters.tol[0]: is a list of 0 numbers; write a number above 0"),
+    ("merge: diloco", "merge: {method: slerp}",
+     "c.yaml:17: merge.parameters: 't' is missing, slerp has no default; add 't:' with a number\n"
+     "c.yaml:17: merge.method: slerp merges one contribution with the base, not 2; take a method for any number, "
+     "such as linear or multislerp"),
+    ("merge: diloco", "merge: {method: model_stock}",
+     "c.yaml:17: merge.method: model_stock needs 2 contributions, quorum.minimum is 1; raise it"),
+    ("merge: diloco", "merge: {guards: {clip: 0, cosine_min: 2}, embedding_rows: {tensors: [], count_max: 0}}",
+     "c.yaml:17: merge.guards.clip: 0.0 does not fit; write a number (above 0)\n"
+     "c.yaml:17: merge.guards.cosine_min: 2.0 does not fit; write a number (at least -1 and at most 1)\n"
+     "c.yaml:17: merge.embedding_rows.tensors: an empty list does not fit; write a list (at least 1 item)\n"
+     "c.yaml:17: merge.embedding_rows.count_max: 0 does not fit; write a whole number (at least 1)"),
+    ("merge: diloco", "merge: {outer: {optimizer: adam, beta2: 1, tau: 0}}",
+     "c.yaml:17: merge.outer.beta2: 1.0 does not fit; write a number (at least 0 and below 1)\n"
+     "c.yaml:17: merge.outer.tau: 0.0 does not fit; write a number (above 0)"),
     ("merge: diloco", "merge:\n  outer:\n    momentum: 1.0\n    learning_rate: 0",
      "c.yaml:19: merge.outer.momentum: 1.0 does not fit; write a number (at least 0 and below 1)\n"
      "c.yaml:20: merge.outer.learning_rate: 0.0 does not fit; write a number (above 0)"),
