@@ -2,10 +2,10 @@
 
 import os
 
-from console import administration, auditing, home, looking, site
+from console import administration, auditing, home, looking, merging, site
 from console.app import app
 
-COMMANDS = (home, site, administration, looking, auditing)  # importing them makes their commands
+COMMANDS = (home, site, administration, looking, merging, auditing)  # importing them makes their commands
 
 
 def main() -> None:
