@@ -5,15 +5,22 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-SOURCE = "consortium/merging/kernels.c"
-digest = hashlib.sha256((Path(__file__).parent / SOURCE).read_bytes()).hexdigest()
+SOURCES = {
+    "consortium.codecs._codecs": "consortium/codecs/codecs.c",
+    "consortium.merging._kernels": "consortium/merging/kernels.c",
+}
+
+
+def digest(source: str) -> str:
+    return hashlib.sha256((Path(__file__).parent / source).read_bytes()).hexdigest()
+
 
 setup(
     ext_modules=[
-        Extension(  # without Python.h: a plain library that native.py loads
-            "consortium.merging._kernels",
-            [SOURCE],
-            define_macros=[("KERNELS_SOURCE", f'"{digest}"')],
+        Extension(  # without Python.h: a plain library that consortium.libraries loads
+            name,
+            [source],
+            define_macros=[("KERNELS_SOURCE", f'"{digest(source)}"')],
             # no -ffast-math, no contraction, no -march: the same bits everywhere, on any machine
             extra_compile_args=[
                 "-std=c99",
@@ -25,5 +32,6 @@ setup(
             libraries=["m"],
             optional=True,
         )
+        for name, source in SOURCES.items()
     ]
 )

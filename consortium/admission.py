@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from consortium.canonical import Fact
-from consortium.codecs.formats import DENSITY, TOPK_CHUNK, EncodingName, kept_of_chunk
-from consortium.codecs.reading import encoding_of, open_delta
+from consortium.codecs.formats import DTYPES, TOPK_CHUNK, kept_of_chunk
+from consortium.codecs.names import DENSITY, EncodingName, is_coded
+from consortium.codecs.reading import CodedDelta, encoding_of, open_delta
 from consortium.deltas import check_delta, require_finite
 from consortium.errors import BadInput
 from consortium.ids import short
@@ -103,11 +104,15 @@ def _check_encoding(delta: Tensors, encoding: EncodingName | None, density: floa
     if encoding is None:
         return
     found, kept = encoding_of(delta)
-    if found != encoding:
-        dtypes = ", ".join(sorted({info.dtype for info in delta.values()}))
-        raise BadInput(
-            f"{delta.label}: is stored as {found or dtypes}, the job asked for {encoding}; store it so"
-        )
+    if isinstance(delta, CodedDelta) or is_coded(encoding):
+        if found != encoding:
+            what = found or "neither bf16 nor fp32"
+            raise BadInput(f"{delta.label}: is {what}, the job asked for {encoding}; store it so")
+    for name, info in delta.items() if encoding in DTYPES else ():
+        if info.dtype != DTYPES[encoding]:
+            raise BadInput(
+                f"{delta.label}: tensor {name!r} is {info.dtype}, the job asked for {encoding}; store it so"
+            )
     if encoding == "topk" and kept != kept_of_chunk(density):
         raise BadInput(
             f"{delta.label}: keeps {kept} of {TOPK_CHUNK} elements, the job asked for {kept_of_chunk(density)}; "

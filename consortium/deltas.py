@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from consortium.codecs.formats import DENSITY, CodedName
+from consortium.codecs.formats import DTYPES
+from consortium.codecs.names import DENSITY, CodedName
 from consortium.codecs.reading import open_delta
 from consortium.codecs.writing import CodedWriter
 from consortium.errors import BadInput
@@ -20,10 +21,9 @@ from consortium.folders import fresh_folder
 from consortium.manifests import FileRef
 from consortium.store import ref_of
 from consortium.tensor_writer import CheckpointWriter, TensorWriter, copy_companions
-from consortium.tensors import CHUNK, Checkpoint, DType, F32Array, Tensors
+from consortium.tensors import CHUNK, Checkpoint, F32Array, Tensors
 
 _Float = TypeVar("_Float", bound=np.floating[Any])
-_STORED_AS: dict[str, DType] = {"bf16": "BF16", "fp32": "F32"}
 _SPECIALIST_SHARD_BYTES = 4 << 30
 
 
@@ -45,7 +45,7 @@ def write_delta(
     """
     label = "the trained model"
     _same_tensors(base, {name: tuple(array.shape) for name, array in trained.items()}, label)
-    with TensorWriter(path, base.shapes, _STORED_AS[dtype]) as writer:
+    with TensorWriter(path, base.shapes, DTYPES[dtype]) as writer:
         for name, start, after, piece in _pairs(base, trained, label):
             np.subtract(after, piece, out=piece)
             writer.write(name, start, piece)

@@ -9,6 +9,7 @@ import enum
 from typing import Literal
 
 from consortium.canonical import Fact
+from consortium.codecs.names import DENSITY, EncodingName
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
 
 
@@ -88,7 +89,10 @@ class Train(Fact, tag="train"):
     schedule_steps: int = 0  #: length of the decay schedule; 0: this job's ``steps``
     seed: int  #: of data order
     split_seed: int = 0
-    delta_dtype: Literal["bf16", "fp32"] = "bf16"
+    delta_dtype: EncodingName = "bf16"
+    delta_density: float = DENSITY  #: share of the elements that top-k keeps
+    #: what the site's last delta before this base left unsaid; None: nothing. Not an input: the site has it.
+    residual: Digest | None = None
     checkpoint_steps: int = 50
     precision: Literal["auto", "fp32", "bf16"] = "auto"  #: auto: bf16 on GPU, fp32 on CPU
 

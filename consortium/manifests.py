@@ -64,6 +64,10 @@ class Contribution(Fact):
     software: dict[str, str] = {}
     seconds: float = 0.0
     joules: float | None = None
+    #: Error feedback of int8, int4 and top-k: what was added to the delta before it was encoded, and what the
+    #: encoding left unsaid. Both stay at the site. ``residual_before`` None: began from zero.
+    residual_before: Digest | None = None
+    residual: Digest | None = None
 
 
 class LanguageScore(Fact):

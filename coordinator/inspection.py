@@ -12,6 +12,7 @@ from pathlib import Path
 
 from consortium.admission import inspect
 from consortium.canonical import decode, digest_of_fact
+from consortium.codecs.names import is_coded
 from consortium.errors import BadInput, Corrupt, Unavailable
 from consortium.identity import identity_of
 from consortium.ids import Digest, Language, SiteName
@@ -56,8 +57,10 @@ def inspect_delivery(delivery: Delivery, store: BlobStore) -> ReportInspection:
         _bytes_are_there(contribution, store)
         match job.work:
             case Train():
+                reason = "signature, base, shapes and norms are as they should be" + _feedback(
+                    contribution, job.work
+                )
                 measures = _delta(delivery, contribution, store)
-                reason = "signature, base, shapes and norms are as they should be"
             case Evaluate():
                 scores = _scores(job.work, contribution, store)
                 reason = f"scores of {len(scores)} model(s) by {job.site}"
@@ -171,10 +174,26 @@ def _delta(delivery: Delivery, contribution: Contribution, store: BlobStore) -> 
             tensor_norm_max=limits.tensor_norm_max,
             bytes_max=limits.bytes_max,
             encoding=work.delta_dtype,
+            density=work.delta_density,
         )
     if not found.ok:
         raise BadInput(found.reason)
     return {"norm": found.norm, "base_norm": found.base_norm}
+
+
+def _feedback(contribution: Contribution, work: Train) -> str:
+    """What is to be said of the error feedback, once its chain is checked; the residuals stay at the site."""
+    before, after = contribution.residual_before, contribution.residual
+    if before not in (None, work.residual):
+        raise BadInput(
+            f"manifest's residual_before is {before}, the job's is {work.residual}; use that one, or none"
+        )
+    if is_coded(work.delta_dtype) != (after is not None):
+        fault = "is missing" if after is None else f"is {after}"
+        raise BadInput(
+            f"manifest's residual {fault}, the delta is {work.delta_dtype}; a residual comes with int8, int4 and topk"
+        )
+    return "; it began without the residual of its last delta" if work.residual != before else ""
 
 
 def _scores(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from consortium.canonical import Fact
+from consortium.codecs.names import DENSITY, EncodingName
 from consortium.ids import CampaignId, Digest, Language, SiteName
 from consortium.jobs import Optimizer
 from consortium.manifests import FileRef
@@ -44,7 +45,8 @@ class TrainPlan(Fact):
     optimizer: Optimizer
     replay_share: Share = 0.5  #: public multilingual text; the largest single effect we measured, see docs
     epochs_max: Positive = 4.0
-    delta_dtype: Literal["bf16", "fp32"] = "bf16"
+    delta_dtype: EncodingName = "bf16"  #: of the rounds' deltas; int8, int4 and topk with error feedback
+    delta_density: Annotated[float, Meta(gt=0, le=1)] = DENSITY  #: share of the elements that topk keeps
     checkpoint_steps: Count = 50
 
 

@@ -33,6 +33,7 @@ from site_agent.identity import SiteIdentity
 from site_agent.launchers import make_launcher
 from site_agent.launchers.base import Launcher
 from site_agent.link import Link
+from site_agent.residuals import Residuals
 from site_agent.spool import Spool
 from site_agent.status import AgentStatus, write_status
 from site_agent.trainer.folder import Site
@@ -75,6 +76,7 @@ class Agent:
         self._limits = Limits(slots=config.slots, lives_max=config.lives_max)
         self._spool = Spool(home / "spool")
         self._store = BlobStore(home)
+        self._residuals = Residuals(home / "residuals")
         self._incarnation = secrets.token_hex(8)
         self._link = Link(config.site, config.coordinator, home, identity, self._incarnation)
         self._wake = asyncio.Event()
@@ -206,12 +208,16 @@ class Agent:
     async def _stage(self, attempt: AttemptId, signed: site_pb2.SignedAssignment | None) -> None:
         if signed is not None:  # else it is in the spool already
             await asyncio.to_thread(self._spool.create, attempt, signed.job, signed.signature)
-        await carry.stage(attempt, self._spool, self._store, self._link.artifacts, self._site_file())
+        await carry.stage(
+            attempt, self._spool, self._store, self._residuals, self._link.artifacts, self._site_file()
+        )
 
     async def _deliver(self, attempt: AttemptId) -> None:
         limit = self._talk.news.upload_bytes_max if self._talk.news else 0
         link = self._link
-        ended = await carry.deliver(attempt, self._spool, self._store, link.artifacts, link.identity, limit)
+        ended = await carry.deliver(
+            attempt, self._spool, self._store, self._residuals, link.artifacts, link.identity, limit
+        )
         await asyncio.to_thread(self._spool.end, attempt, ended)
 
     def _launch(self, attempt: AttemptId, life: int) -> None:

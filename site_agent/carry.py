@@ -24,7 +24,9 @@ from consortium.versions import lay_out
 from consortium.wire_errors import from_rpc_error
 from site_agent.core.facts import Ended
 from site_agent.identity import SiteIdentity
+from site_agent.residuals import Residuals
 from site_agent.spool import Spool
+from site_agent.trainer.folder import RESIDUAL
 
 ARTIFACTS = {"delta": "delta.safetensors", "scores": "scores.json", "tokenizer": "tokenizer.json"}
 
@@ -32,7 +34,9 @@ _MANIFEST_BYTES_MAX = 16 << 20
 _STAT_SECONDS = 30.0
 
 
-async def stage(attempt: AttemptId, spool: Spool, store: BlobStore, artifacts: Any, site: bytes) -> None:
+async def stage(
+    attempt: AttemptId, spool: Spool, store: BlobStore, residuals: Residuals, artifacts: Any, site: bytes
+) -> None:
     """Fetch and lay out what the attempt's job needs; ``site.json`` comes last and says: all here.
 
     artifacts  an ``ArtifactServiceStub`` on an aio channel
@@ -42,6 +46,9 @@ async def stage(attempt: AttemptId, spool: Spool, store: BlobStore, artifacts: A
     assignment = spool.assignment(attempt)
     await _fetch(assignment.inputs, store, artifacts)
     await asyncio.to_thread(_lay_out_inputs, assignment, spool.directory(attempt), store)
+    if isinstance(assignment.work, Train) and assignment.work.residual is not None:
+        target = spool.directory(attempt) / RESIDUAL
+        await asyncio.to_thread(residuals.lay_out, assignment.campaign, assignment.work.residual, target)
     await asyncio.to_thread(write_bytes_atomically, spool.directory(attempt) / "site.json", site)
 
 
@@ -49,11 +56,14 @@ async def deliver(
     attempt: AttemptId,
     spool: Spool,
     store: BlobStore,
+    residuals: Residuals,
     artifacts: Any,
     identity: SiteIdentity,
     upload_bytes_max: int,
 ) -> Ended:
     """Send what the attempt made, then the signed contribution; returns what is to be written down.
+
+    A residual stays here and is kept.
 
     upload_bytes_max  for all artifacts together; 0: no limit
     Raises BadInput or Corrupt if the result is not whole, else what the coordinator says.
@@ -67,6 +77,7 @@ async def deliver(
         )
     for kind, ref in sorted(contribution.artifacts.items()):
         await upload(artifacts, result / ARTIFACTS[kind], ref)
+    await asyncio.to_thread(residuals.keep, contribution, result / RESIDUAL)
     ref = await asyncio.to_thread(store.put_bytes, envelope)
     await upload(artifacts, store.path(ref.digest), ref)
     return Ended(outcome=Outcome.SUCCEEDED, contribution=ref.digest)

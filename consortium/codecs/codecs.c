@@ -5,8 +5,12 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define FAST __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
+#if __GNUC__ >= 12
+#define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FAST __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define FAST
 #endif
@@ -14,6 +18,8 @@
 
 enum { BLOCK = 128, CHUNK = 4096 };
 enum { INFINITE = 0x7F800000, MAGNITUDE = 0x7FFFFFFF };
+
+const char *kernels_source(void) { return KERNELS_SOURCE; }
 
 INLINE uint32_t bits_of(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
 INLINE float float_of(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }

@@ -24,17 +24,15 @@ from typing import Literal
 import numpy as np
 
 from consortium.canonical import Fact, decode
+from consortium.codecs.names import CodedName, EncodingName
 from consortium.errors import Corrupt
 from consortium.tensor_writer import Shapes
 from consortium.tensors import StoredDType
 
-EncodingName = Literal["bf16", "fp32", "int8", "int4", "topk"]
-CodedName = Literal["int8", "int4", "topk"]
-
 BLOCK = 128  #: elements that share a scale
 TOPK_CHUNK = 4096  #: elements among which top-k chooses
+DTYPES: dict[EncodingName, StoredDType] = {"bf16": "BF16", "fp32": "F32"}  #: of tensors that are not coded
 PEAK: dict[CodedName, int] = {"int8": 127, "int4": 7, "topk": 127}  #: largest code
-DENSITY = 1 / 64  #: share that top-k keeps unless told: 64 of 4096 elements, in 0.05 bytes an element
 METADATA = "sprachbund.delta"  #: key of the file's metadata under which its Layout stands
 PIECES: tuple[StoredDType, ...] = ("BF16", "F16", "F32", "I8", "U8", "U16")
 
@@ -73,9 +71,9 @@ def read_layout(text: str, label: str) -> Layout:
     if not (1 <= layout.kept <= TOPK_CHUNK if is_topk else layout.kept == 0):
         raise Corrupt(f"{label}: {layout.encoding} keeps {layout.kept} of {TOPK_CHUNK}; that cannot be")
     for name, shape in layout.shapes.items():
-        plain = all(0 <= length < _ELEMENTS_MAX for length in shape) and len(shape) <= _DIMENSIONS_MAX
+        plain = all(0 <= length < _ELEMENTS_MAX for length in shape) and 2 <= len(shape) <= _DIMENSIONS_MAX
         if not plain or math.prod(shape) >= _ELEMENTS_MAX:
-            raise Corrupt(f"{label}: tensor {name[:80]!r}: shape {list(shape)[:9]} is none of a model's")
+            raise Corrupt(f"{label}: tensor {name[:80]!r}: shape {list(shape)[:9]} cannot be coded")
     return layout
 
 

@@ -1,13 +1,12 @@
-"""Which codecs run: those in C if they were built, else NumPy's. Same bytes."""
+"""Which codecs run: those in C if they were built from this source, else NumPy's. Same bytes."""
 
 import os
-from pathlib import Path
 from typing import Protocol
 
 from consortium.codecs import portable
 from consortium.codecs.native import NativeCodecs
 from consortium.codecs.portable import I8Array, U8Array, U16Array
-from consortium.errors import Unavailable
+from consortium.errors import BadInput
 from consortium.tensors import F32Array
 
 _VARIABLE = "SPRACHBUND_KERNELS"  #: native, portable or auto
@@ -66,14 +65,17 @@ class Codecs(Protocol):
 
 
 def choose(wish: str) -> Codecs:
-    """Raises Unavailable if the wish is native and there is none."""
-    for path in sorted(Path(__file__).parent.glob("_codecs*.so")) if wish != "portable" else ():
-        return NativeCodecs(path)
-    if wish == "native":
-        raise Unavailable(
-            f"{_VARIABLE}=native, but the codecs in C were not built; install with a C compiler, or unset it"
-        )
-    return portable
+    """Raises BadInput for a wish that is none, or for native where there is none."""
+    if wish not in ("auto", "native", "portable"):
+        raise BadInput(f"{_VARIABLE}={wish}: it may be auto, native or portable; set one of them")
+    if wish == "portable":
+        return portable
+    try:
+        return NativeCodecs()
+    except ImportError as error:
+        if wish == "native":
+            raise BadInput(f"{_VARIABLE}=native: {error}") from error
+        return portable
 
 
 KERNELS: Codecs = choose(os.environ.get(_VARIABLE, "auto"))

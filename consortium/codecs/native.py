@@ -9,6 +9,7 @@ from typing import Any
 
 from consortium.codecs.formats import PEAK, scale_max
 from consortium.codecs.portable import I8Array, U8Array, U16Array
+from consortium.libraries import load_library
 from consortium.tensors import F32Array
 
 _SCALE_MAX = {name: float(scale_max(peak)) for name, peak in PEAK.items()}
@@ -32,12 +33,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 class NativeCodecs:
-    """The library at ``path``. Raises OSError or AttributeError if it is none of ours."""
+    """The library beside this file. Raises ImportError, with the reason, if there is none."""
 
-    name = "native"
-
-    def __init__(self, path: Path) -> None:
-        self._library = ctypes.CDLL(str(path))
+    def __init__(self) -> None:
+        self._library = load_library(Path(__file__).parent, "_codecs", "codecs.c")
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self._library, name)
             function.restype, function.argtypes = result, arguments

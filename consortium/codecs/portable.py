@@ -77,8 +77,7 @@ def decode_int8(codes_N: I8Array, scales_B: F32Array, start: int, out_N: F32Arra
 
     Returns whether every code and scale is one that an encoder may write; if not, ``out_N`` means nothing.
     """
-    _spread(codes_N, scales_B, start, out_N)
-    return _are_scales(scales_B, PEAK["int8"]) and int(codes_N.min(initial=0)) >= -PEAK["int8"]
+    return _spread(codes_N, scales_B, start, PEAK["int8"], out_N)
 
 
 def decode_int4(packed_H: U8Array, scales_B: F32Array, start: int, out_N: F32Array) -> bool:
@@ -86,9 +85,7 @@ def decode_int4(packed_H: U8Array, scales_B: F32Array, start: int, out_N: F32Arr
     codes = np.empty(2 * packed_H.size, np.int8)
     codes[0::2] = (packed_H << np.uint8(4)).view(np.int8) >> np.int8(4)
     codes[1::2] = packed_H.view(np.int8) >> np.int8(4)
-    codes_N = codes[start % 2 :][: out_N.size]
-    _spread(codes_N, scales_B, start, out_N)
-    return _are_scales(scales_B, PEAK["int4"]) and int(codes_N.min(initial=0)) >= -PEAK["int4"]
+    return _spread(codes[start % 2 :][: out_N.size], scales_B, start, PEAK["int4"], out_N)
 
 
 def decode_topk(
@@ -104,7 +101,9 @@ def decode_topk(
 
     left  elements of the tensor from the first chunk on; tells how long the last one is
     """
-    ok = _are_scales(scales_C, PEAK["topk"]) and int(codes_K.min(initial=0)) >= -PEAK["topk"]
+    if not _are_scales(scales_C, PEAK["topk"]):
+        return False
+    ok = int(codes_K.min(initial=0)) >= -PEAK["topk"]
     out_N.fill(0.0)
     done = 0
     for chunk, scale in enumerate(scales_C):
@@ -158,10 +157,12 @@ def _largest(t_CL: F32Array, k: int) -> npt.NDArray[np.bool_]:
     return chosen
 
 
-def _spread(codes_N: I8Array, scales_B: F32Array, start: int, out_N: F32Array) -> None:
+def _spread(codes_N: I8Array, scales_B: F32Array, start: int, peak: int, out_N: F32Array) -> bool:
     """out = code * scale, where the first code is element ``start`` of the first block."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        np.multiply(codes_N, np.repeat(scales_B, BLOCK)[start : start + out_N.size], out=out_N)
+    if not _are_scales(scales_B, peak) or int(codes_N.min(initial=0)) < -peak:
+        return False
+    np.multiply(codes_N, np.repeat(scales_B, BLOCK)[start : start + out_N.size], out=out_N)
+    return True
 
 
 def _are_scales(scales_B: F32Array, peak: int) -> bool:

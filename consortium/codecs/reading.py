@@ -7,11 +7,11 @@ import numpy as np
 
 from consortium.codecs.formats import (
     BLOCK,
+    DTYPES,
     METADATA,
     PEAK,
     PIECES,
     TOPK_CHUNK,
-    EncodingName,
     Layout,
     kept_before,
     pieces_of,
@@ -19,6 +19,7 @@ from consortium.codecs.formats import (
     scale_max,
 )
 from consortium.codecs.kernels import KERNELS
+from consortium.codecs.names import EncodingName
 from consortium.errors import Corrupt
 from consortium.tensors import (
     FLOATS,
@@ -56,8 +57,7 @@ def encoding_of(delta: Tensors) -> tuple[EncodingName | None, int]:
     if isinstance(delta, CodedDelta):
         return delta.layout.encoding, delta.layout.kept
     dtypes = {info.dtype for info in delta.values()}
-    names: dict[frozenset[str], EncodingName] = {frozenset({"BF16"}): "bf16", frozenset({"F32"}): "fp32"}
-    return names.get(frozenset(dtypes)), 0
+    return next((name for name, dtype in DTYPES.items() if dtypes == {dtype}), None), 0
 
 
 class CodedDelta(Tensors):
@@ -162,6 +162,11 @@ def _plain_tensors(file: TensorFile, layout: Layout | None) -> dict[str, TensorI
         if name in found:
             raise Corrupt(f"{file.label}: tensor {name!r} is there twice, as it is and coded; leave one out")
     for name, info in found.items():
+        if layout is not None and (info.dtype != "BF16" or len(info.shape) >= 2):
+            raise Corrupt(
+                f"{file.label}: tensor {name!r} is {info.dtype} {list(info.shape)} in a delta of {layout.encoding}; "
+                "tensors of two axes and more are coded, all others BF16, encode the delta again"
+            )
         if info.dtype not in FLOATS:
             raise Corrupt(
                 f"{file.label}: tensor {name!r}: dtype is {info.dtype!r}, only {', '.join(FLOATS)} are trained "

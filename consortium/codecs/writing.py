@@ -10,8 +10,9 @@ from typing import Self
 import numpy as np
 
 from consortium import canonical
-from consortium.codecs.formats import METADATA, CodedName, kept_before, layout_of, pieces_of
+from consortium.codecs.formats import METADATA, kept_before, layout_of, pieces_of
 from consortium.codecs.kernels import KERNELS
+from consortium.codecs.names import CodedName
 from consortium.errors import BadInput
 from consortium.tensor_writer import Shapes, TensorWriter
 from consortium.tensors import F32Array, StoredDType, encode

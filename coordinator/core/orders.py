@@ -1,10 +1,12 @@
 """What a job is told: its work, its seed, and every blob it may read."""
 
+from consortium.canonical import replace
+from consortium.codecs.names import is_coded
 from consortium.ids import Digest, JobId, Language, SiteName, digest_of
 from consortium.jobs import Evaluate, Purpose, Subject, Tokenizer, Train
 from consortium.manifests import VersionManifest
 from coordinator.core import events as ev
-from coordinator.core.state import CampaignState, Site
+from coordinator.core.state import CampaignState, Site, State
 
 
 def train_order(
@@ -17,7 +19,10 @@ def train_order(
     *,
     replay_share: float,
 ) -> Train:
-    """One training job. Its data order is keyed by (campaign seed, round, stream), not by attempt."""
+    """One training job. Its data order is keyed by (campaign seed, round, stream), not by attempt.
+
+    What an encoding leaves unsaid is said a round later, so only rounds use those that do; see ``fed_back``.
+    """
     spec, plan = campaign.spec, campaign.spec.train
     return Train(
         base=base,
@@ -33,8 +38,31 @@ def train_order(
         schedule_steps=spec.rounds * plan.steps,
         seed=_seed(spec.seed, number, stream),
         split_seed=spec.seed,
-        delta_dtype="fp32" if plan.delta_dtype == "fp32" else "bf16",
+        delta_dtype="bf16" if is_coded(plan.delta_dtype) else plan.delta_dtype,
         checkpoint_steps=plan.checkpoint_steps,
+    )
+
+
+def fed_back(work: Train, state: State, campaign: CampaignState, site: SiteName) -> Train:
+    """A round's order with the campaign's encoding, and the residual that goes with the base.
+
+    It is that of the newest delta of this site that went into the base's lineage: what was refused, expired or
+    merged into a rejected version never happened.
+    """
+    plan = campaign.spec.train
+    residual: Digest | None = None
+    version = campaign.versions.get(work.base)
+    while is_coded(plan.delta_dtype) and version is not None and residual is None:
+        merged = {ingredient.delta.digest for ingredient in version.manifest.ingredients}
+        round_ = campaign.rounds.get(version.round)
+        for name in round_.collected if round_ else ():
+            done = state.jobs[name].contribution
+            if done is not None and done.site == site and done.artifacts["delta"].digest in merged:
+                residual = done.residual
+        base = version.manifest.base
+        version = None if base is None else campaign.versions.get(base)
+    return replace(
+        work, delta_dtype=plan.delta_dtype, delta_density=plan.delta_density, residual=residual
     )
 
 

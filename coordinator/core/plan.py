@@ -14,7 +14,7 @@ from coordinator.core import events as ev
 from coordinator.core.able import holders_of_public_text, judges, own_languages, participants
 from coordinator.core.comparison import is_compared, models_to_compare, rivals_to_train
 from coordinator.core.decide import Moment, lease_until
-from coordinator.core.orders import evaluation, planned, train_inputs, train_order
+from coordinator.core.orders import evaluation, fed_back, planned, train_inputs, train_order
 from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State
 from coordinator.core.transitions import JobState
 
@@ -201,6 +201,7 @@ def _open_round(state: State, campaign: CampaignState, number: int) -> Iterator[
             spec.train.steps,
             replay_share=spec.train.replay_share,
         )
+        work = fed_back(work, state, campaign, site.name)
         yield planned(
             campaign,
             job_named(spec.campaign, f"r{number}-train-{site.name}"),

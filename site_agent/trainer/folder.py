@@ -1,6 +1,7 @@
 """What lies in a job directory, as the trainer sees it: orders in, progress and results out.
 
 In, read only:  job.json (``Assignment``), site.json (``Site``), tokenizer.json, base/ (Hugging Face layout),
+                residual.safetensors (what the last delta left unsaid, if the order names one and it is here),
                 and for evaluations versions/<digest>/ and inputs/<digest> (deltas)
 Out:            progress.jsonl, checkpoint/, then result/ in one rename, or failure.json
 
@@ -24,6 +25,7 @@ from consortium.jobs import Assignment
 from consortium.manifests import Contribution, FileRef
 from site_agent.config import Text
 
+RESIDUAL = "residual.safetensors"  #: in the job directory and in ``result/``
 CONTINUE_LATER = 75  #: exit code: a training checkpoint is there, start again (EX_TEMPFAIL of sysexits.h)
 PROGRESS_SECONDS = 2.0  # a person watching the console sees it move; a line costs 0.1 ms
 
@@ -90,6 +92,10 @@ class JobFolder:
 
     def input(self, digest: Digest) -> Path:
         return self.path / "inputs" / digest
+
+    @property
+    def residual(self) -> Path:
+        return self.path / RESIDUAL
 
     @property
     def is_asked_to_stop(self) -> bool:

@@ -3,23 +3,27 @@
 import contextlib
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from consortium.canonical import digest_of_fact, replace
-from consortium.deltas import write_delta
+from consortium.deltas import write_coded_delta, write_delta
 from consortium.ids import Digest
 from consortium.jobs import Train
-from consortium.manifests import Losses
-from consortium.tensors import Checkpoint
+from consortium.manifests import FileRef, Losses
+from consortium.store import ref_of
+from consortium.tensors import Checkpoint, TensorFile
 from site_agent.trainer import saves
 from site_agent.trainer.adamw import AdamW
 from site_agent.trainer.batches import Batches, Stream
 from site_agent.trainer.folder import (
+    RESIDUAL,
     FailureReason,
     JobFailed,
     JobFolder,
@@ -189,11 +193,12 @@ def _deliver(
     tokens, public = data.batches.tokens(account.step)
     where = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else platform.machine()
     with folder.result() as result:
-        with Checkpoint(folder.base) as base:
-            delta = write_delta(base, model.arrays(), result / "delta.safetensors", work.delta_dtype)
+        delta, residual_before, residual = _write_delta(folder, work, model, result)
         contribution = replace(
             folder.contribution({"delta": delta}),
             base=work.base,
+            residual_before=residual_before,
+            residual=residual,
             steps=account.step,
             planned_steps=work.steps,
             tokens=tokens,
@@ -210,6 +215,36 @@ def _deliver(
             seconds=round(account.seconds, 3),
         )
         write_contribution(result, contribution)
+
+
+def _write_delta(
+    folder: JobFolder, work: Train, model: Model, result: Path
+) -> tuple[FileRef, Digest | None, Digest | None]:
+    """The delta, and digests of the residual it was made with and of the one it leaves, if its encoding does."""
+    path, encoding = result / "delta.safetensors", work.delta_dtype
+    with contextlib.ExitStack() as stack:
+        base = stack.enter_context(Checkpoint(folder.base))
+        if encoding == "bf16" or encoding == "fp32":
+            return write_delta(base, model.arrays(), path, encoding), None, None
+        before = _usable_residual(folder, work)
+        residual = stack.enter_context(TensorFile(folder.residual)) if before else None
+        delta, after = write_coded_delta(
+            base, model.arrays(), path, encoding, residual, result / RESIDUAL, work.delta_density
+        )
+        return delta, before, after.digest
+
+
+def _usable_residual(folder: JobFolder, work: Train) -> Digest | None:
+    """The residual that the order names, if it is here and whole. Else the manifest says that there was none."""
+    found = ref_of(folder.residual).digest if work.residual and folder.residual.is_file() else None
+    if found == work.residual:
+        return found
+    print(
+        f"{folder.residual}: the order names residual {work.residual}, here is {found or 'none'}; the delta begins "
+        "without, and says so",
+        file=sys.stderr,
+    )
+    return None
 
 
 def _losses(account: Account) -> Losses | None:

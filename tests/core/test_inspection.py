@@ -60,7 +60,7 @@ def halve(tensors: dict[str, np.ndarray]) -> None:
         (set_nan, 0.01, r"tensor 'head' is nan at element 3"),
         (reshape, 0.01, r"tensor 'embed' has shape \[3, 7\], the base \[7, 3\]"),
         (drop, 0.01, r"tensor 'head' is missing"),
-        (halve, 0.01, r"tensor 'head' is F16, the job asked for F32"),
+        (halve, 0.01, r"tensor 'head' is F16, the job asked for fp32"),
         (dict, 100.0, r"its norm .* exceeds 0.5 of the base's"),
     ],
 )

@@ -81,7 +81,7 @@ def test_what_is_not_as_the_manifest_or_the_job_says(
 ) -> None:
     item = delta(1)
     assert "exceed the 99 that the campaign admits" in judge(item, bytes_max=99).reason
-    assert "is stored as bf16, the job asked for fp32" in judge(item, encoding="fp32").reason
+    assert "tensor 'embed' is BF16, the job asked for fp32" in judge(item, encoding="fp32").reason
     assert "its manifest says" in judge(replace(item, ref=delta(2).ref)).reason
 
 
