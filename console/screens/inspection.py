@@ -72,7 +72,7 @@ def _lowest(group: Group) -> str:
     if not pairs:
         return ""
     cosine, i, j = min(pairs)
-    return f"{cosine:+.2f} ({i + 1}, {j + 1})"
+    return f"{_signed(cosine)} ({i + 1}, {j + 1})"
 
 
 def _signed(cosine: float | None) -> str:

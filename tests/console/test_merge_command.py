@@ -321,6 +321,18 @@ def test_inspect_tells_the_numbers_of_the_deltas_and_draws_them(here: Path) -> N
     )
 
 
+def test_slices_are_inspected_where_their_inputs_meet(here: Path) -> None:
+    def slice_of(layer: int, *names: str) -> dict[str, object]:
+        return {"sources": [{"model": name, "layer_range": [layer, layer + 1], **weigh} for name in names]}
+
+    weigh = {"parameters": {"weight": 1.0}}
+    recipe("r.yaml", merge_method="linear", slices=[slice_of(1, "north"), slice_of(1, "north", "sofia")])
+    groups = {one["name"]: one for one in json.loads(run("--inspect", "r.yaml", "--json").stdout)["groups"]}
+    assert groups["block 0"]["norms"][1] == 0.0 and groups["block 0"]["cosines"][0][1] is None
+    assert groups["block 1"]["norms"][1] > 0.0 and groups["block 1"]["cosines"][0][1] is not None
+    assert groups["block 0"]["norms"][0] == groups["block 1"]["norms"][0]
+
+
 def test_export_is_for_mergekit_and_says_what_it_lost(here: Path) -> None:
     block = {"seed": 9, "guards": {"clip": 2.0}}
     recipe("r.yaml", merge_method="dare_ties", base_model="base", models=[model("north")], sprachbund=block)
