@@ -9,7 +9,7 @@ end: the grid costs at most 7.3e-12 per addend, some 250 times less than half an
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -78,14 +78,14 @@ def require_range(peak: float, factor: float, num_rows: int, row: int) -> None:
         )
 
 
-def weighted_sum(rows_KN: Sequence[F32Array] | F32Array, factors: Factors, out_N: F64Array) -> None:
-    """out = scale * sum_k factor_k * row_k, the same bits for every order of the K rows.
+def weighted_sum(rows_KN: Iterable[F32Array], factors: Factors, out_N: F64Array) -> float:
+    """out = sum_k factor_k * row_k in units of the grid; returns what makes it the wanted sum when multiplied.
 
-    Raises Refused if K addends as large as the largest could leave the exact range, and for NaN and infinity.
+    The same bits for every order of the K rows. Raises Refused if K addends as large as the largest could
+    leave the exact range, and for NaN and infinity.
     """
     out_N.fill(0.0)
-    num_rows = len(rows_KN)
     for row, (row_N, factor) in enumerate(zip(rows_KN, factors.per_row, strict=True)):
         peak = kernels.grid_add(out_N, row_N, factor / GRID)
-        require_range(peak, factor, num_rows, row)
-    np.multiply(out_N, GRID * factors.scale, out=out_N)
+        require_range(peak, factor, len(factors.per_row), row)
+    return GRID * factors.scale

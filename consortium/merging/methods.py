@@ -13,7 +13,15 @@ from fractions import Fraction
 import numpy as np
 
 from consortium.merging import kernels, shrinking, spherical
-from consortium.merging.exact import GRID, F64Array, exact_factors, require_range, unit_bits, weighted_sum
+from consortium.merging.exact import (
+    GRID,
+    F64Array,
+    Factors,
+    exact_factors,
+    require_range,
+    unit_bits,
+    weighted_sum,
+)
 from consortium.merging.kernels import EVERYTHING, NOTHING, Boundary
 from consortium.merging.plan import TensorPlan
 from consortium.merging.randomness import key_of
@@ -22,8 +30,9 @@ from consortium.merging.robust import COHORT_MIN
 from consortium.merging.survey import Survey, mask_variance
 from consortium.tensors import F32Array
 
-#: (rows_KN, position of the first element, out_N): fills out_N; the rows are its to overwrite
-MergeChunk = Callable[[F32Array, int, F64Array], None]
+#: (rows_KN, position of the first element, out_N): fills out_N, and returns what it is yet to be multiplied
+#: by; the rows are its to overwrite
+MergeChunk = Callable[[F32Array, int, F64Array], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +59,24 @@ Prepare = Callable[[Subject], MergeChunk]
 # --- sums ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class WeightedSum:
+    """A merge that only adds, so that nobody needs to hold all rows at once."""
+
+    factors: Factors
+
+    def __call__(self, rows_KN: F32Array, start: int, out_N: F64Array) -> float:
+        return weighted_sum(rows_KN, self.factors, out_N)
+
+
 def average(s: Subject) -> MergeChunk:
     """sum_k w_k x_k, over sum_k w_k if ``normalize``."""
-    divisor = sum(s.weights) if s.plan.shared.get("normalize", True) else None
-    factors = exact_factors(s.weights, divisor)
-    return lambda rows_KN, _, out_N: weighted_sum(rows_KN, factors, out_N)
+    return WeightedSum(exact_factors(s.weights, sum(s.weights) if s.plan.shared["normalize"] else None))
 
 
 def combination(coefficients: Sequence[float] | F64Array) -> MergeChunk:
     """sum_k c_k x_k."""
-    factors = exact_factors([float(one) for one in coefficients], None)
-    return lambda rows_KN, _, out_N: weighted_sum(rows_KN, factors, out_N)
+    return WeightedSum(exact_factors([float(one) for one in coefficients], None))
 
 
 def decided(s: Subject) -> MergeChunk:
@@ -145,37 +161,36 @@ def _task_arithmetic(sparsify: Callable[[Subject], Thinned], elect: bool) -> Pre
     def prepare(s: Subject) -> MergeChunk:
         thin, scales_K = sparsify(s)
         factors_K = [w * Fraction(scale) for w, scale in zip(s.weights, scales_K, strict=True)]
-        normalize, strength = bool(s.plan.shared["normalize"]), float(s.plan.shared["lambda"])
-        add = _elected(factors_K, s.weights, normalize) if elect else _added(factors_K, s.weights, normalize)
+        normalize, strength = bool(s.plan.shared["normalize"]), Fraction(s.plan.shared["lambda"])
+        if elect:
+            add = _elected(factors_K, s.weights, normalize, strength)
+        else:
+            strong_K = [strength * factor for factor in factors_K]
+            add = WeightedSum(exact_factors(strong_K, sum(s.weights) if normalize else None))
 
-        def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> None:
+        def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> float:
             thin(rows_KN, start)
-            add(rows_KN, start, out_N)
-            if strength != 1:
-                np.multiply(out_N, strength, out=out_N)
+            return add(rows_KN, start, out_N)
 
-        return merge
+        return add if sparsify is _as_they_are else merge
 
     return prepare
 
 
-def _added(factors_K: Sequence[Fraction], weights_K: Sequence[Fraction], normalize: bool) -> MergeChunk:
-    factors = exact_factors(factors_K, sum(weights_K) if normalize else None)
-    return lambda rows_KN, _, out_N: weighted_sum(rows_KN, factors, out_N)
-
-
-def _elected(factors_K: Sequence[Fraction], weights_K: Sequence[Fraction], normalize: bool) -> MergeChunk:
+def _elected(
+    factors_K: Sequence[Fraction], weights_K: Sequence[Fraction], normalize: bool, strength: Fraction
+) -> MergeChunk:
     """Only elements with the sign of their sum count; of the sum, and of the weights that divide it."""
     unit = Fraction(2) ** unit_bits([*factors_K, *weights_K])
     f64_K = np.array([float(factor / unit) for factor in factors_K])
     weights_f64_K = np.array([float(weight / unit) for weight in weights_K])
     largest = float(max(abs(f64_K), default=0.0))
+    scale = float(strength if normalize else strength * unit)
 
-    def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> None:
+    def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> float:
         peak = kernels.elect(rows_KN, f64_K, weights_f64_K, out_N, False, normalize)
         require_range(peak, largest, len(rows_KN), 0)
-        if not normalize and unit != 1:
-            np.multiply(out_N, float(unit), out=out_N)
+        return scale
 
     return merge
 
@@ -193,7 +208,7 @@ def sce(s: Subject) -> MergeChunk:
     total = sum(map(Fraction, means_K))
     shares_K = [float(Fraction(m) / total) if total >= 1e-6 else 1 / len(means_K) for m in means_K]
 
-    def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> None:
+    def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> float:
         if top is not None:
             mask_variance(rows_KN, start, top)
         out_N.fill(0.0)
@@ -208,6 +223,7 @@ def sce(s: Subject) -> MergeChunk:
             kernels.grid_add(out_N, row_N, share / GRID)
             divisor_N += agrees_N * np.rint(share / GRID)
         out_N /= np.maximum(divisor_N, 1e-6 / GRID)
+        return 1.0
 
     return merge
 
@@ -276,14 +292,14 @@ def _by_column(coefficients_KC: F64Array) -> MergeChunk:
 def _spread(coefficients_at: Callable[[int, int], F64Array]) -> MergeChunk:
     """sum_k c_kn x_kn with a coefficient for every element, on the grid."""
 
-    def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> None:
+    def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> float:
         coefficients_KN = coefficients_at(start, out_N.size)
         out_N.fill(0.0)
         for row, (row_N, coefficient_N) in enumerate(zip(rows_KN, coefficients_KN, strict=True)):
             addend_N = row_N * coefficient_N
             require_range(float(np.max(np.abs(addend_N), initial=0.0)), 1.0, len(rows_KN), row)
             out_N += np.rint(addend_N / GRID)
-        out_N *= GRID
+        return GRID
 
     return merge
 
@@ -298,23 +314,23 @@ def _robust(of_cohort: Callable[[F32Array, F64Array, float], None], setting: str
         factors = exact_factors([sum(s.weights[k] for k in cohort) for cohort in s.cohorts], sum(s.weights))
         value = float(s.plan.shared[setting]) if setting else 0.0
 
-        def one(cohort: tuple[int, ...], rows_KN: F32Array, out_N: F64Array) -> None:
+        def one(cohort: tuple[int, ...], rows_KN: F32Array, out_N: F64Array) -> float:
             if len(cohort) >= COHORT_MIN:
                 of_cohort(rows_KN, out_N, value)
-            else:  # nobody can say which of two is wrong
-                weights = [s.weights[k] for k in cohort]
-                weighted_sum(rows_KN, exact_factors(weights, sum(weights)), out_N)
+                return 1.0
+            weights = [s.weights[k] for k in cohort]  # nobody can say which of two is wrong
+            return weighted_sum(rows_KN, exact_factors(weights, sum(weights)), out_N)
 
-        def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> None:
+        def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> float:
             if len(s.cohorts) == 1:
-                one(s.cohorts[0], rows_KN, out_N)
-                return
+                return one(s.cohorts[0], rows_KN, out_N)
             total_N = np.zeros_like(out_N)
             for row, (cohort, factor) in enumerate(zip(s.cohorts, factors.per_row, strict=True)):
-                one(cohort, np.ascontiguousarray(rows_KN[list(cohort)]), out_N)
+                out_N *= one(cohort, np.ascontiguousarray(rows_KN[list(cohort)]), out_N)
                 require_range(float(np.max(np.abs(out_N), initial=0.0)), factor, len(s.cohorts), row)
                 total_N += np.rint(out_N * (factor / GRID))
-            np.multiply(total_N, GRID * factors.scale, out=out_N)
+            out_N[:] = total_N
+            return GRID * factors.scale
 
         return merge
 

@@ -2,10 +2,11 @@
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from consortium.merging.exact import F64Array, Factors, weighted_sum
 from consortium.merging.operands import Operand, read_finite
 from consortium.merging.plan import TensorPlan
 from consortium.merging.survey import scratch_rows
@@ -41,6 +42,16 @@ class TensorReader:
     def rows(self, start: int, out_KN: F32Array) -> None:
         for k, out_N in enumerate(out_KN):
             self.row(k, start, out_N)
+
+    def weighted_sum(self, factors: Factors, start: int, out_N: F64Array) -> float:
+        """``exact.weighted_sum`` of the rows from ``start`` on, one after the other in one buffer."""
+        row_N = scratch_rows("row", 1, out_N.size)[0]
+        return weighted_sum(self._each(start, row_N), factors, out_N)
+
+    def _each(self, start: int, row_N: F32Array) -> Iterator[F32Array]:
+        for k in range(self.num_rows):
+            self.row(k, start, row_N)
+            yield row_N
 
     def row(self, k: int, start: int, out_N: F32Array) -> None:
         if self._with_base:

@@ -55,12 +55,15 @@ class StoredSum:
     facts: SumFacts
     tensors: Tensors
 
-    def read_mean(self, name: str, start: int, out_N: F64Array) -> None:
-        """Fill ``out_N`` with elements of the mean. Raises Refused if the weights sum to zero."""
+    def read_mean(self, name: str, start: int, out_N: F64Array) -> float:
+        """Fill ``out_N`` with elements of the sum; returns what makes it the mean when multiplied.
+
+        Raises Refused if the weights sum to zero.
+        """
         weights: list[Weight] = [item.weight for item in self.facts.ingredients]
         scale = exact_factors(weights, sum(weights), self.facts.unit_bits).scale
         out_N[:] = _read(self.tensors, name, start, out_N.size)
-        out_N *= GRID * scale
+        return GRID * scale
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from consortium.merging import kernels
 from consortium.merging.checksums import Checksums, PieceHasher, TensorChecksums, write_checksums
 from consortium.merging.exact import F64Array
 from consortium.merging.in_order import in_order
+from consortium.merging.methods import WeightedSum
 from consortium.merging.outer import outer_step
 from consortium.merging.outer_state import OuterState
 from consortium.merging.recipe import PLAIN_STEP, Recipe
@@ -108,32 +109,39 @@ class _Writing:
         """Merge and write a span; returns it with the digest of its bytes."""
         hasher, name = PieceHasher(), span.name
         for start, stop in chunks(span.elements, self._work.chunk, span.width):
-            rows_KN = scratch_rows("rows", span.reader.num_rows, stop - start)
             merged_N = scratch_rows("merged", 2, stop - start).reshape(-1).view(np.float64)
             next_N = scratch_rows("next", 1, stop - start)[0]
-            span.reader.rows(start, rows_KN)
             try:
-                span.merge_chunk(rows_KN, start, merged_N)
+                scale = _merge(span, start, merged_N)
             except Refused as error:
                 raise Refused(f"tensor {name!r}, elements from {start}: {error}") from error
-            self._step_to(span, start, merged_N, next_N)
+            self._step_to(span, start, merged_N, scale, next_N)
             stored = encode(next_N, self._dtype)
             hasher.update(stored.view(np.uint8).data)
             self._model.write_stored(name, start, stored)
         self._model.start_writeback(name, span.elements)
         return span, hasher.hexdigest()
 
-    def _step_to(self, span: Span, start: int, merged_N: F64Array, next_N: F32Array) -> None:
+    def _step_to(self, span: Span, start: int, merged_N: F64Array, scale: float, next_N: F32Array) -> None:
         work = self._work
         if not work.relative and self._step == PLAIN_STEP:
-            next_N[:] = merged_N
+            np.multiply(merged_N, scale, out=next_N, casting="same_kind")
             return
         theta_N = span.reader.base(start, next_N.size)
+        if self._step == PLAIN_STEP:
+            kernels.apply_step(theta_N, merged_N, scale, next_N)
+            return
+        merged_N *= scale
         if not work.relative:
             merged_N -= theta_N
-        if self._step == PLAIN_STEP:
-            kernels.apply_step(theta_N, merged_N, 1.0, next_N)
-            return
         before_SN = self._state.read(span.name, start, next_N.size)
         next_N[:], kept_SN = outer_step(theta_N, merged_N, before_SN, self._step)
         self._state.write(span.name, start, kept_SN)
+
+
+def _merge(span: Span, start: int, out_N: F64Array) -> float:
+    if isinstance(span.merge_chunk, WeightedSum):
+        return span.reader.weighted_sum(span.merge_chunk.factors, start, out_N)
+    rows_KN = scratch_rows("rows", span.reader.num_rows, out_N.size)
+    span.reader.rows(start, rows_KN)
+    return span.merge_chunk(rows_KN, start, out_N)

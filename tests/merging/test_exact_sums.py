@@ -22,8 +22,7 @@ deltas = hnp.arrays(
 
 def summed(rows_KN: np.ndarray, factors: Factors) -> np.ndarray:
     out_N = np.full(rows_KN.shape[1], np.nan)
-    weighted_sum(rows_KN, factors, out_N)
-    return out_N
+    return out_N * weighted_sum(rows_KN, factors, out_N)
 
 
 def means(weights: Sequence[float]) -> Factors:
