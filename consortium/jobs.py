@@ -11,6 +11,8 @@ from typing import Literal
 from consortium.canonical import Fact
 from consortium.codecs.names import DENSITY, EncodingName
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
+from consortium.manifests import FileRef
+from consortium.merging.recipe import Recipe
 
 
 class Purpose(enum.StrEnum):
@@ -22,6 +24,7 @@ class Purpose(enum.StrEnum):
     RIVAL = "rival"  #: trained for comparison only, never merged
     GATE = "gate"  #: evaluate a candidate on held-out text
     COMPARE = "compare"  #: evaluate the rivals on held-out text
+    MERGE = "merge"  #: make a round's candidate from its contributions
 
 
 class Outcome(enum.StrEnum):
@@ -114,7 +117,28 @@ class Evaluate(Fact, tag="evaluate"):
     split_seed: int = 0
 
 
-Work = Tokenizer | Train | Evaluate
+class Part(Fact):
+    """One contribution to a merge."""
+
+    delta: FileRef
+    weight: int  #: tokens trained on, or 1 where the recipe weighs all alike
+    cohort: str  #: its languages, joined by ``+``: robust methods compare within a cohort
+
+
+class Merge(Fact, tag="merge"):
+    """Merge contributions onto the base; returns the model, its outer state and its version's manifest.
+
+    The same order gives the same bytes wherever it is carried out.
+    """
+
+    base: Digest  #: version manifest
+    outer_state: dict[str, FileRef]  #: of the base: what the outer optimizer keeps between merges
+    parts: tuple[Part, ...]  #: by digest
+    recipe: Recipe
+    languages: tuple[Language, ...]  #: of the contributions
+
+
+Work = Tokenizer | Train | Evaluate | Merge
 
 
 class Assignment(Fact):

@@ -16,6 +16,12 @@ from consortium.merging.recipe import Recipe
 from consortium.store import ref_of
 
 OUTER_STATE = "outer.safetensors"  #: the outer optimizer's momentum: beside the model, no part of it
+VERSION = "version"  #: the artifact of a merge job that is the version's manifest
+
+
+def model_file(name: str) -> str:
+    """The artifact of a merge job that is the version's file ``name``, of the model or of the outer state."""
+    return f"model/{name}"
 
 
 def manifest_of(

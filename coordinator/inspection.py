@@ -16,8 +16,8 @@ from consortium.codecs.names import is_coded
 from consortium.errors import BadInput, Corrupt, Unavailable
 from consortium.identity import identity_of
 from consortium.ids import Digest, Language, SiteName
-from consortium.jobs import Evaluate, Tokenizer, Train
-from consortium.manifests import Contribution, FileRef, Scores
+from consortium.jobs import Evaluate, Merge, Tokenizer, Train
+from consortium.manifests import Contribution, FileRef, Scores, VersionManifest
 from consortium.signing import CONTRIBUTION, key_of_certificate, open_envelope
 from consortium.store import BlobStore
 from consortium.tensors import Checkpoint
@@ -25,6 +25,7 @@ from coordinator.core.commands import ReportInspection
 from coordinator.core.events import ScoreSummary
 from coordinator.core.gate import NATS_MAX
 from coordinator.core.state import Job, Site
+from coordinator.merge_inspection import MergeCheck, inspect_version
 from policies.campaign import Admission
 
 _ENVELOPE_BYTES_MAX = 1 << 20
@@ -42,6 +43,7 @@ class Delivery:
     consortium: str
     limits: Admission
     base_dir: Callable[[], Path]  #: lays the job's base out when the delta needs it
+    merge: MergeCheck | None = None  #: of a merge job
 
 
 def inspect_delivery(delivery: Delivery, store: BlobStore) -> ReportInspection:
@@ -50,6 +52,7 @@ def inspect_delivery(delivery: Delivery, store: BlobStore) -> ReportInspection:
     assert job.attempt is not None and job.envelope is not None and job.site is not None
     measures: dict[str, float] = {}
     scores: dict[str, dict[Language, ScoreSummary]] = {}
+    manifest: VersionManifest | None = None
     try:
         _was_sent("envelope", job.envelope, job.site, store)
         contribution = _signed_manifest(delivery, store.read_bytes(job.envelope, _ENVELOPE_BYTES_MAX))
@@ -67,6 +70,10 @@ def inspect_delivery(delivery: Delivery, store: BlobStore) -> ReportInspection:
             case Tokenizer():
                 measures = _tokenizer(job.work, contribution, store)
                 reason = "a byte-level BPE of the size asked for"
+            case Merge():
+                assert delivery.merge is not None
+                manifest = inspect_version(job.work, contribution, store, delivery.merge)
+                reason = f"{delivery.merge.what}; {delivery.merge.how}"
     except BadInput as refusal:
         return ReportInspection(job=job.id, attempt=job.attempt, contribution=None, reason=str(refusal))
     return ReportInspection(
@@ -75,6 +82,7 @@ def inspect_delivery(delivery: Delivery, store: BlobStore) -> ReportInspection:
         contribution=contribution,
         measures=measures,
         scores=scores,
+        manifest=manifest,
         reason=reason,
     )
 
@@ -104,7 +112,7 @@ def _signed_manifest(delivery: Delivery, envelope: bytes) -> Contribution:
 def _answers(contribution: Contribution, job: Job) -> None:
     """The manifest speaks of this attempt, this order and this base, and no other."""
     assert job.attempt is not None and job.site is not None
-    base = job.work.base if isinstance(job.work, Train) else None
+    base = job.work.base if isinstance(job.work, Train | Merge) else None
     wanted = {
         "job": job.id,
         "attempt": job.attempt,
@@ -116,10 +124,13 @@ def _answers(contribution: Contribution, job: Job) -> None:
     for field, want in wanted.items():
         got = getattr(contribution, field)
         if got != want:
-            way_out = (
-                "train from the base of the round" if field == "base" else "deliver what the job asked for"
-            )
+            way_out = "deliver what the job asked for"
+            if field == "base":
+                start = "train from" if isinstance(job.work, Train) else "merge onto"
+                way_out = f"{start} the base of the round"
             raise BadInput(f"manifest's {field} is {got}, the job's is {want}; {way_out}")
+    if isinstance(job.work, Merge):
+        return  # its artifacts are the version's files, which its manifest names
     artifact = {Train: "delta", Evaluate: "scores", Tokenizer: "tokenizer"}[type(job.work)]
     if set(contribution.artifacts) != {artifact}:
         raise BadInput(

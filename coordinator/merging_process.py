@@ -1,4 +1,4 @@
-"""One merge in a process of its own: order on stdin, version manifest on stdout, progress and errors on stderr.
+"""One merge in a process of its own: order on stdin, version manifest on stdout, errors on stderr.
 
 Apart from the coordinator, so that gigabytes never touch its memory or its event loop, and it ends with it.
 """
@@ -12,9 +12,8 @@ from pathlib import Path
 from consortium.canonical import Fact, decode, encode
 from consortium.errors import SprachbundError
 from consortium.ids import Digest
-from consortium.manifests import FileRef
-from consortium.merging.merge import MergeInput, merge
-from consortium.merging.recipe import Recipe
+from consortium.jobs import Merge
+from consortium.merging.job import make_version
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -22,13 +21,10 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 class MergeOrder(Fact):
     """Everything the merge needs, and only paths it may read or make."""
 
-    base: Digest
+    work: Merge
     base_dir: str
-    inputs: tuple[tuple[str, FileRef, int], ...]  #: path, ref, weight
-    momentum: str | None
-    recipe: Recipe
+    blobs: dict[Digest, str]  #: where deltas and outer state lie
     out_dir: str
-    threads: int = 2
 
 
 def main() -> int:
@@ -38,18 +34,13 @@ def main() -> int:
         return 1
     order = decode(sys.stdin.buffer.read(), MergeOrder, "merge order")
     try:
-        result = merge(
-            Path(order.base_dir),
-            [MergeInput(Path(path), ref, weight) for path, ref, weight in order.inputs],
-            Path(order.momentum) if order.momentum else None,
-            order.recipe,
-            Path(order.out_dir),
-            threads=order.threads,
+        made = make_version(
+            order.work, Path(order.base_dir), lambda digest: Path(order.blobs[digest]), Path(order.out_dir)
         )
     except SprachbundError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    sys.stdout.buffer.write(encode(result.manifest_onto(order.base)))
+    sys.stdout.buffer.write(encode(made))
     return 0
 
 

@@ -302,6 +302,7 @@ def sync_command(site: SiteName, request: site_pb2.SyncRequest) -> cm.SyncSite:
         agent_version=request.site.agent_version[:100],
         slots=min(request.site.slots, 10_000),
         draining=request.site.draining,
+        merges=request.site.merges,
         holdings=tuple(
             Holding(
                 language=ids.language(h.language),

@@ -19,14 +19,12 @@ from consortium.manifests import FileRef, VersionManifest
 from consortium.roles import Role
 from consortium.store import BlobStore
 from consortium.versions import manifest_of, verify_directory
-from coordinator.core.commands import ReportInspection
 from coordinator.core.decide import BY_HAND
-from coordinator.core.owed import Inspect
 from coordinator.core.state import CampaignState, Job, Site, State, Version, apply
 from coordinator.driver import decode_event
 from coordinator.ledger import Ledger
 from coordinator.ledger_check import verify_chain
-from coordinator.workshop import Workshop, do, initial_version, judge_round, merged_version
+from coordinator.workshop import Workshop, initial_version, inspect_job, judge_round, merged_version
 
 Progress = Callable[[str], None]
 
@@ -153,8 +151,7 @@ def _contribution(state: State, job: Job, workshop: Workshop) -> None:
     assert job.envelope is not None and job.attempt is not None and job.contribution is not None
     for digest in (job.envelope, *(ref.digest for ref in job.contribution.artifacts.values())):
         workshop.store.path(digest)  # raises if it is lost, which is no fault of the site's
-    again = do(Inspect(job=job.id, attempt=job.attempt, envelope=job.envelope), state, workshop)
-    assert isinstance(again, ReportInspection)
+    again = inspect_job(state, job, workshop, repeat_merges=False)
     if again.contribution is None:
         raise Corrupt(f"should not have been admitted: {again.reason}")
     if again.contribution != job.contribution:
@@ -223,7 +220,8 @@ def _difference(made: VersionManifest, version: Version) -> str:
     for name, ref in sorted((made.files | made.outer_state).items()):
         if wanted.get(name) != ref:
             had = short(wanted[name].digest) if name in wanted else "no such file"
-            return f"{name} comes out as {short(ref.digest)}, the ledger has {had}"
+            made_by = f", as {version.merged_by} merged it" if version.merged_by else ""
+            return f"{name} comes out as {short(ref.digest)}, the ledger has {had}{made_by}"
     return f"comes out as {short(made.digest)}, the ledger has {short(version.digest)}"
 
 

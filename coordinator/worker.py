@@ -9,7 +9,8 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 
 from consortium.errors import SprachbundError, Unavailable
-from coordinator.core.owed import MakeBase, Merge, Owed, owed
+from consortium.jobs import Purpose
+from coordinator.core.owed import Inspect, MakeBase, Merge, Owed, owed
 from coordinator.core.state import restore
 from coordinator.driver import Driver
 from coordinator.workshop import Workshop, do, stop
@@ -59,7 +60,7 @@ class Worker:
         patience = 1.0
         while True:
             try:
-                async with self._heavy if isinstance(obligation, MakeBase | Merge) else self._light:
+                async with self._heavy if self._is_heavy(obligation) else self._light:
                     # A copy: the thread reads it while the loop goes on changing the state.
                     state = restore(self._driver.state.snapshot())
                     loop = asyncio.get_running_loop()
@@ -79,3 +80,9 @@ class Worker:
             patience = min(2 * patience, _PATIENCE_SECONDS_MAX)
             if obligation not in owed(self._driver.state):
                 return
+
+    def _is_heavy(self, obligation: Owed) -> bool:
+        """Whether it uses every core; a merge that a site delivered is repeated to be believed."""
+        if isinstance(obligation, Inspect):
+            return self._driver.state.jobs[obligation.job].purpose is Purpose.MERGE
+        return isinstance(obligation, MakeBase | Merge)

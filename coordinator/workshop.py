@@ -18,16 +18,18 @@ from consortium.canonical import decode, digest_of_fact, encode, replace
 from consortium.errors import BadInput, Corrupt, Refused, Unavailable
 from consortium.files import make_folder, write_bytes_atomically
 from consortium.ids import CampaignId, Digest, Language, SiteName
+from consortium.jobs import Merge as MergeWork
 from consortium.jobs import Purpose, Train
 from consortium.manifests import Initial, Scores, VersionManifest
-from consortium.merging.recipe import PLAIN_AVERAGE, Recipe
 from consortium.store import BlobStore
-from consortium.versions import OUTER_STATE, lay_out, manifest_of
+from consortium.versions import lay_out, manifest_of
 from coordinator.core import commands as cm
 from coordinator.core.gate import judge
+from coordinator.core.orders import merge_order, what_was_merged
 from coordinator.core.owed import Inspect, Judge, MakeBase, Merge, Owed
-from coordinator.core.state import CampaignState, Round, State
+from coordinator.core.state import CampaignState, Job, Round, State
 from coordinator.inspection import Delivery, inspect_delivery, load_scores
+from coordinator.merge_inspection import MergeCheck
 from coordinator.merging_process import MergeOrder
 from policies.campaign import Admission, Campaign
 
@@ -75,23 +77,53 @@ def do(owed: Owed, state: State, workshop: Workshop) -> cm.Command:
         case MakeBase():
             return make_base(state.campaigns[owed.campaign], workshop)
         case Inspect():
-            job = state.jobs[owed.job]
-            assert job.site is not None
-            campaign = state.campaigns[job.campaign]
-
-            def base_dir() -> Path:
-                assert isinstance(job.work, Train)
-                return workshop.version_dir(job.work.base, campaign.versions[job.work.base].manifest)
-
-            limits = limits_of(campaign.spec, job.purpose)
-            delivery = Delivery(job, state.sites[job.site], state.consortium, limits, base_dir)
-            return inspect_delivery(delivery, workshop.store)
+            return inspect_job(state, state.jobs[owed.job], workshop)
         case Merge():
             campaign = state.campaigns[owed.campaign]
             return merge_round(state, campaign, campaign.rounds[owed.round], workshop)
         case Judge():
             campaign = state.campaigns[owed.campaign]
             return judge_round(state, campaign, campaign.rounds[owed.round], workshop)
+
+
+def inspect_job(
+    state: State, job: Job, workshop: Workshop, repeat_merges: bool = True
+) -> cm.ReportInspection:
+    """Inspect what was delivered for a job.
+
+    repeat_merges  where the campaign asks for it; an auditor merges every version again in any case
+    """
+    assert job.site is not None
+    campaign = state.campaigns[job.campaign]
+    work = job.work
+
+    def base_dir() -> Path:
+        assert isinstance(work, Train | MergeWork)
+        return workshop.version_dir(work.base, campaign.versions[work.base].manifest)
+
+    limits, merge_check = limits_of(campaign.spec, job.purpose), None
+    name = f"{job.campaign}-r{job.round}-of-{job.site}"
+    if isinstance(work, MergeWork):
+        round_ = campaign.rounds[job.round]
+
+        def rebuild() -> VersionManifest:
+            folder = workshop.scratch(f"{name}-again")
+            try:
+                return merged_version(state, campaign, round_, workshop, folder)
+            finally:
+                _discard(folder)
+
+        merge_check = MergeCheck(
+            what_was_merged(state, campaign, round_),
+            base_dir,
+            lambda: workshop.scratch(name),
+            rebuild if repeat_merges and campaign.spec.merge_check == "rebuild" else None,
+        )
+    try:
+        delivery = Delivery(job, state.sites[job.site], state.consortium, limits, base_dir, merge_check)
+        return inspect_delivery(delivery, workshop.store)
+    finally:
+        _discard(workshop.folder / "scratch" / name)
 
 
 # --- the base -----------------------------------------------------------------------------------------
@@ -148,11 +180,6 @@ def limits_of(spec: Campaign, purpose: Purpose) -> Admission:
 # --- merging ------------------------------------------------------------------------------------------
 
 
-def recipe_of(spec: Campaign, number: int) -> Recipe:
-    """The seed round's single contribution is taken as it is; the outer optimizer starts with round 1."""
-    return replace(spec.merge, outer=PLAIN_AVERAGE.outer) if number == 0 else spec.merge
-
-
 def merge_round(state: State, campaign: CampaignState, round_: Round, workshop: Workshop) -> cm.ReportMerge:
     """Merge the collected contributions of a round, in a process of its own."""
     name, number = campaign.spec.campaign, round_.number
@@ -163,12 +190,8 @@ def merge_round(state: State, campaign: CampaignState, round_: Round, workshop: 
         return cm.ReportMerge(campaign=name, round=number, manifest=None, reason=f"merge refused: {refusal}")
     workshop.keep(folder, manifest)
     _discard(folder)
-    sites = ", ".join(c.site for c in (state.jobs[j].contribution for j in round_.collected) if c is not None)
     return cm.ReportMerge(
-        campaign=name,
-        round=number,
-        manifest=manifest,
-        reason=f"merged {len(round_.collected)} contribution(s) of {sites} onto {campaign.versions[round_.base].name}",
+        campaign=name, round=number, manifest=manifest, reason=what_was_merged(state, campaign, round_)
     )
 
 
@@ -176,22 +199,12 @@ def merged_version(
     state: State, campaign: CampaignState, round_: Round, workshop: Workshop, folder: Path
 ) -> VersionManifest:
     """The candidate of a round, made in ``folder`` from the store. Also how an auditor makes it again."""
-    base = campaign.versions[round_.base].manifest
-    recipe = recipe_of(campaign.spec, round_.number)
-    inputs = []
-    for job in round_.collected:
-        contribution = state.jobs[job].contribution
-        assert contribution is not None
-        ref = contribution.artifacts["delta"]
-        weight = sum(contribution.tokens.values()) if recipe.weights == "tokens" else 1
-        inputs.append((str(workshop.store.path(ref.digest)), ref, weight))
-    momentum = base.outer_state.get(OUTER_STATE)
+    work = merge_order(state, campaign, round_)
+    refs = [*(part.delta for part in work.parts), *work.outer_state.values()]
     order = MergeOrder(
-        base=round_.base,
-        base_dir=str(workshop.version_dir(round_.base, base)),
-        inputs=tuple(sorted(inputs, key=lambda item: item[1].digest)),
-        momentum=str(workshop.store.path(momentum.digest)) if momentum else None,
-        recipe=recipe,
+        work=work,
+        base_dir=str(workshop.version_dir(work.base, campaign.versions[work.base].manifest)),
+        blobs={ref.digest: str(workshop.store.path(ref.digest)) for ref in refs},
         out_dir=str(folder),
     )
     return decode(_run(["-m", "coordinator.merging_process"], encode(order)), VersionManifest, "merge result")

@@ -115,6 +115,11 @@ class Campaign(Fact):
     rounds: Count
     train: TrainPlan
     merge: Recipe = Recipe()
+    #: who merges: the coordinator, a site that offers it, or a site if one is free and else the coordinator
+    merge_at: Literal["coordinator", "site", "any"] = "coordinator"
+    merge_sites: tuple[SiteName, ...] = ()  #: who may merge; empty: those of `sites` that offer it
+    #: rebuild: the coordinator repeats a site's merge before it believes it; none: only what costs no merge
+    merge_check: Literal["rebuild", "none"] = "rebuild"
     quorum: Quorum = Quorum()
     gate: Gate = Gate()
     admission: Admission = Admission()

@@ -61,6 +61,17 @@ def notes_on(campaign: Campaign) -> tuple[Problem, ...]:
         )
         found.append((("train", "replay_share"), sentence))
     found.extend(merge_notes(campaign))
+    if campaign.merge_at == "coordinator" and campaign.merge_sites:
+        sentence = (
+            f"{', '.join(campaign.merge_sites)} will not merge: merge_at is coordinator; write site or any"
+        )
+        found.append((("merge_sites",), sentence))
+    if campaign.merge_at != "coordinator" and campaign.merge_check == "none":
+        sentence = (
+            "none means that wrong weights from the merging site go to the gate, and perhaps to everybody; "
+            "only `sprachbund verify` finds them"
+        )
+        found.append((("merge_check",), sentence))
     return tuple(found)
 
 
@@ -79,13 +90,19 @@ def _names(campaign: Campaign) -> Iterator[Problem]:
     for place, parse, names in (
         (("campaign",), campaign_id, (campaign.campaign,)),
         (("sites",), site_name, campaign.sites),
+        (("merge_sites",), site_name, campaign.merge_sites),
     ):
         for name in names:
             try:
                 parse(name)
             except BadInput as error:
                 yield place, str(error)
-    for key, values in (("languages", campaign.languages), ("sites", campaign.sites)):
+    lists = {
+        "languages": campaign.languages,
+        "sites": campaign.sites,
+        "merge_sites": campaign.merge_sites,
+    }
+    for key, values in lists.items():
         if list(values) != sorted(set(values)):
             yield (
                 (key,),

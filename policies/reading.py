@@ -107,6 +107,7 @@ def load_campaign(path: str | Path, languages: Languages | None = None) -> Campa
         campaign,
         languages=normalise_all(campaign.languages, ("languages",), problems, languages),
         sites=tuple(sorted(campaign.sites)),
+        merge_sites=tuple(sorted(campaign.merge_sites)),
         gate=replace(
             campaign.gate,
             protected=normalise_all(campaign.gate.protected, ("gate", "protected"), problems, languages),

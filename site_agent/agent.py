@@ -236,7 +236,10 @@ class Agent:
         )
 
     def _describe(self) -> site_pb2.SiteDescription:
-        return description_message(self._description.manifest, self._config.slots, version("sprachbund"))
+        config = self._config
+        return description_message(
+            self._description.manifest, config.slots, version("sprachbund"), config.consent.merges
+        )
 
     def _say(self, subject: str, level: int, sentence: str) -> None:
         """One line when something changes, not one a look."""

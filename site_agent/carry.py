@@ -15,12 +15,12 @@ from consortium.canonical import decode, encode
 from consortium.errors import BadInput, Corrupt, Unavailable
 from consortium.files import write_bytes_atomically
 from consortium.ids import AttemptId, Digest
-from consortium.jobs import Assignment, Evaluate, Outcome, Train
+from consortium.jobs import Assignment, Evaluate, Merge, Outcome, Train
 from consortium.manifests import Contribution, FileRef, VersionManifest
 from consortium.signing import CONTRIBUTION, seal
 from consortium.store import BlobStore
 from consortium.transfer import download, upload
-from consortium.versions import lay_out
+from consortium.versions import VERSION, lay_out, model_file
 from consortium.wire_errors import from_rpc_error
 from site_agent.core.facts import Ended
 from site_agent.identity import SiteIdentity
@@ -28,7 +28,13 @@ from site_agent.residuals import Residuals
 from site_agent.spool import Spool
 from site_agent.trainer.folder import RESIDUAL
 
-ARTIFACTS = {"delta": "delta.safetensors", "scores": "scores.json", "tokenizer": "tokenizer.json"}
+#: Artifact -> its file below ``result/``; those of a merge besides, ``model/<file>``, lie there by that very name.
+ARTIFACTS = {
+    "delta": "delta.safetensors",
+    "scores": "scores.json",
+    "tokenizer": "tokenizer.json",
+    VERSION: "version.json",
+}
 
 _MANIFEST_BYTES_MAX = 16 << 20
 _STAT_SECONDS = 30.0
@@ -76,7 +82,7 @@ async def deliver(
             f"the result has {size} bytes, the coordinator takes {upload_bytes_max}; ask its admin"
         )
     for kind, ref in sorted(contribution.artifacts.items()):
-        await upload(artifacts, result / ARTIFACTS[kind], ref)
+        await upload(artifacts, result / ARTIFACTS.get(kind, kind), ref)
     await asyncio.to_thread(residuals.keep, contribution, result / RESIDUAL)
     ref = await asyncio.to_thread(store.put_bytes, envelope)
     await upload(artifacts, store.path(ref.digest), ref)
@@ -106,8 +112,11 @@ def _lay_out_inputs(assignment: Assignment, directory: Path, store: BlobStore) -
     work = assignment.work
     if assignment.tokenizer is not None:
         _link(assignment.tokenizer, directory / "tokenizer.json", assignment, store)
-    if isinstance(work, Train):
+    if isinstance(work, Train | Merge):
         _lay_out_version(work.base, directory / "base", assignment, store)
+    if isinstance(work, Merge):
+        for ref in (*(part.delta for part in work.parts), *work.outer_state.values()):
+            _link(ref.digest, directory / "inputs" / ref.digest, assignment, store)
     if isinstance(work, Evaluate):
         for subject in work.subjects:
             _lay_out_version(subject.version, directory / "versions" / subject.version, assignment, store)
@@ -147,7 +156,8 @@ def _seal(result: Path, attempt: AttemptId, identity: SiteIdentity) -> tuple[Con
     contribution = decode(data, Contribution, str(path))
     if contribution.attempt != attempt:
         raise Corrupt(f"{path}: is of attempt {contribution.attempt}, not of {attempt}")
-    unknown = sorted(set(contribution.artifacts) - set(ARTIFACTS))
+    of_a_model = {model_file(path.name) for path in (result / "model").glob("*")}
+    unknown = sorted(set(contribution.artifacts) - set(ARTIFACTS) - of_a_model)
     if unknown:
         raise Corrupt(f"{path}: unknown artifact {unknown[0]!r}; known are {', '.join(sorted(ARTIFACTS))}")
     return contribution, seal(encode(contribution), CONTRIBUTION, identity.key)

@@ -28,12 +28,20 @@ class Text(Fact):
 
 
 class Consent(Fact):
-    """What the coordinator may ask of this site. A list left out allows all; an empty one allows nothing."""
+    """What the coordinator may ask of this site. A list left out allows all; an empty one allows nothing.
+
+    Merging is different: it brings other sites' deltas onto this machine, so ``purposes`` has to name it.
+    """
 
     campaigns: tuple[CampaignId, ...] | None = None
     languages: tuple[Language, ...] | None = None
     purposes: tuple[Purpose, ...] | None = None
     steps_max: Count | None = None  #: optimizer steps of one training job
+
+    @property
+    def merges(self) -> bool:
+        """Whether this site lends itself to merging; the coordinator is told."""
+        return self.purposes is not None and Purpose.MERGE in self.purposes
 
 
 class SiteConfig(Fact):

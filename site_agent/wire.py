@@ -24,7 +24,9 @@ def report_message(report: Report) -> site_pb2.AttemptReport:
     )
 
 
-def description_message(data: DataManifest | None, slots: int, version: str) -> site_pb2.SiteDescription:
+def description_message(
+    data: DataManifest | None, slots: int, version: str, merges: bool = False
+) -> site_pb2.SiteDescription:
     holdings = [
         site_pb2.Holding(
             language=holding.language,
@@ -37,7 +39,7 @@ def description_message(data: DataManifest | None, slots: int, version: str) -> 
         )
         for holding in (data.holdings if data else ())
     ]
-    return site_pb2.SiteDescription(agent_version=version, slots=slots, holdings=holdings)
+    return site_pb2.SiteDescription(agent_version=version, slots=slots, holdings=holdings, merges=merges)
 
 
 def offer(message: site_pb2.SignedAssignment, site: SiteName, ledger_key: bytes) -> Offer:

@@ -1,7 +1,9 @@
 """Which sites could do what, by what they hold and how they stand."""
 
+from collections.abc import Iterable
+
 from consortium.ids import Language, SiteName
-from coordinator.core.state import CampaignState, Site, State
+from coordinator.core.state import CampaignState, Round, Site, State
 
 
 def participants(state: State, campaign: CampaignState) -> tuple[Site, ...]:
@@ -26,6 +28,32 @@ def holders_of_public_text(state: State, campaign: CampaignState) -> tuple[SiteN
     return tuple(s.name for s in participants(state, campaign) if wanted <= set(s.languages("public")))
 
 
+def mergers(state: State, campaign: CampaignState) -> tuple[Site, ...]:
+    """Sites that may merge for the campaign and offer it now; they need hold no text."""
+    return tuple(site for site in merging_sites(state, campaign) if why_no_merge(site) is None)
+
+
+def merging_sites(state: State, campaign: CampaignState) -> tuple[Site, ...]:
+    """Sites that the campaign lets merge, able or not."""
+    named = campaign.spec.merge_sites or campaign.spec.sites
+    return tuple(site for name, site in sorted(state.sites.items()) if not named or name in named)
+
+
+def why_no_merge(site: Site) -> str | None:
+    """Why this site cannot be given a merge; None: it can."""
+    if site.status != "enrolled":
+        return f"{site.name} is {site.status}"
+    if site.draining:
+        return f"{site.name} is draining"
+    if not site.merges:
+        return f"{site.name} does not offer to merge"
+    return None
+
+
+def names_of(sites: Iterable[Site]) -> str:
+    return ", ".join(site.name for site in sites)
+
+
 def judges(state: State, campaign: CampaignState) -> list[tuple[Site, tuple[Language, ...]]]:
     """Sites that hold held-out text of the campaign's languages, each with those languages."""
     found = []
@@ -34,3 +62,12 @@ def judges(state: State, campaign: CampaignState) -> list[tuple[Site, tuple[Lang
         if site.status == "enrolled" and heldout and (not campaign.spec.sites or name in campaign.spec.sites):
             found.append((site, heldout))
     return found
+
+
+def coordinator_merges(state: State, campaign: CampaignState, round_: Round) -> bool:
+    """Whether the coordinator's own worker is to merge this round, which is collected."""
+    if round_.merged_by == "coordinator":
+        return True
+    if round_.merge_job is None or campaign.spec.merge_at != "any":
+        return False
+    return state.jobs[round_.merge_job].is_final

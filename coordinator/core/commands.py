@@ -70,6 +70,7 @@ class SyncSite(Fact):
     slots: int
     draining: bool
     holdings: tuple[Holding, ...]
+    merges: bool = False
     reports: tuple[Report, ...]
 
 
@@ -81,6 +82,7 @@ class ReportInspection(Fact):
     contribution: Contribution | None
     measures: dict[str, float] = {}
     scores: dict[str, dict[Language, ScoreSummary]] = {}
+    manifest: VersionManifest | None = None  #: of a merge job: the version that the site made
     reason: str
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 
 from consortium.errors import BadInput, Refused
-from consortium.ids import AttemptId, job_of, version_name
+from consortium.ids import AttemptId, SiteName, job_of, version_name
 from consortium.jobs import Outcome
+from consortium.manifests import VersionManifest
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
+from coordinator.core.able import coordinator_merges
 from coordinator.core.state import CampaignState, Job, RoundState, Site, State, Version
 from coordinator.core.transitions import JobState
 from policies.consistency import missing_in, problems_in
@@ -110,8 +112,8 @@ def _(command: cm.SyncSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
     if site.status == "suspended":
         raise Refused(f"site {site.name} is suspended; its operator should talk to the consortium's admin")
     events: list[ev.AnyEvent] = []
-    offered = (command.agent_version, command.slots, command.draining, command.holdings)
-    if offered != (site.agent_version, site.slots, site.draining, site.holdings):
+    offered = (command.agent_version, command.slots, command.draining, command.holdings, command.merges)
+    if offered != (site.agent_version, site.slots, site.draining, site.holdings, site.merges):
         events.append(
             ev.SiteDescribed(
                 site=site.name,
@@ -119,6 +121,7 @@ def _(command: cm.SyncSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
                 slots=command.slots,
                 draining=command.draining,
                 holdings=command.holdings,
+                merges=command.merges,
             )
         )
     reports = {report.attempt: report for report in command.reports}  # of two on one attempt the last counts
@@ -260,40 +263,50 @@ def _(command: cm.ReportInspection, state: State, moment: Moment) -> list[ev.Any
         return []  # cancelled meanwhile, or inspected twice
     if command.contribution is None:
         return [ev.ContributionRefused(job=job.id, attempt=command.attempt, reason=command.reason)]
-    return [
-        ev.ContributionAdmitted(
-            job=job.id,
-            attempt=command.attempt,
-            contribution=command.contribution,
-            measures=command.measures,
-            scores=command.scores,
-            reason=command.reason,
-        )
-    ]
+    admitted = ev.ContributionAdmitted(
+        job=job.id,
+        attempt=command.attempt,
+        contribution=command.contribution,
+        measures=command.measures,
+        scores=command.scores,
+        reason=command.reason,
+    )
+    if command.manifest is None:
+        return [admitted]
+    campaign = state.campaigns[job.campaign]
+    made = _candidate(campaign, job.round, command.manifest, job.site, command.reason)
+    return [admitted, made]
 
 
 @decide.register
 def _(command: cm.ReportMerge, state: State, moment: Moment) -> list[ev.AnyEvent]:
     campaign = _open_campaign(state, command.campaign)
     round_ = campaign.rounds[command.round]
-    if round_.state is not RoundState.MERGING:
+    if round_.state is not RoundState.MERGING or not coordinator_merges(state, campaign, round_):
         return []
     if command.manifest is None:
         return [ev.RoundFailed(campaign=command.campaign, round=command.round, reason=command.reason)]
-    if known := campaign.versions.get(command.manifest.digest):
+    return [_candidate(campaign, command.round, command.manifest, None, command.reason)]
+
+
+def _candidate(
+    campaign: CampaignState, number: int, manifest: VersionManifest, site: SiteName | None, reason: str
+) -> ev.AnyEvent:
+    """What a merge brings its round; ``site`` made it, or the coordinator."""
+    name = campaign.spec.campaign
+    if known := campaign.versions.get(manifest.digest):
         reason = f"the merge gave {known.name} again, bit for bit: nothing new was learnt"
-        return [ev.RoundFailed(campaign=command.campaign, round=command.round, reason=reason)]
-    return [
-        ev.VersionMade(
-            campaign=command.campaign,
-            version=command.manifest.digest,
-            name=version_name(command.campaign, len(campaign.versions)),
-            role="candidate",
-            round=command.round,
-            manifest=command.manifest,
-            reason=command.reason,
-        )
-    ]
+        return ev.RoundFailed(campaign=name, round=number, reason=reason)
+    return ev.VersionMade(
+        campaign=name,
+        version=manifest.digest,
+        name=version_name(name, len(campaign.versions)),
+        role="candidate",
+        round=number,
+        manifest=manifest,
+        merged_by=site,
+        reason=reason,
+    )
 
 
 @decide.register

@@ -57,6 +57,7 @@ class SiteDescribed(Event):
     slots: int
     draining: bool
     holdings: tuple[Holding, ...]
+    merges: bool = False  #: it lends itself to merging other sites' deltas
 
 
 class SiteStatusChanged(Event):
@@ -90,6 +91,7 @@ class VersionMade(Event):
     role: Literal["initial", "candidate"]
     round: int
     manifest: VersionManifest
+    merged_by: SiteName | None = None  #: None: the coordinator made it
     reason: str
 
 
@@ -185,6 +187,7 @@ class RoundCollected(Event):
     campaign: CampaignId
     round: int
     jobs: tuple[JobId, ...]
+    merged_by: Literal["coordinator", "site"] = "coordinator"  #: a site by a job of its own
     reason: str
 
 

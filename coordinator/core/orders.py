@@ -3,10 +3,12 @@
 from consortium.canonical import replace
 from consortium.codecs.names import is_coded
 from consortium.ids import Digest, JobId, Language, SiteName, digest_of
-from consortium.jobs import Evaluate, Purpose, Subject, Tokenizer, Train
-from consortium.manifests import VersionManifest
+from consortium.jobs import Evaluate, Merge, Part, Purpose, Subject, Train, Work
+from consortium.manifests import Contribution, VersionManifest
+from consortium.merging.recipe import PLAIN_AVERAGE, Recipe
 from coordinator.core import events as ev
-from coordinator.core.state import CampaignState, Site, State
+from coordinator.core.state import CampaignState, Round, Site, State
+from policies.campaign import Campaign
 
 
 def train_order(
@@ -61,9 +63,7 @@ def fed_back(work: Train, state: State, campaign: CampaignState, site: SiteName)
                 residual = done.residual
         base = version.manifest.base
         version = None if base is None else campaign.versions.get(base)
-    return replace(
-        work, delta_dtype=plan.delta_dtype, delta_density=plan.delta_density, residual=residual
-    )
+    return replace(work, delta_dtype=plan.delta_dtype, delta_density=plan.delta_density, residual=residual)
 
 
 def _seed(seed: int, number: int, stream: str) -> int:
@@ -85,7 +85,7 @@ def planned(
     number: int,
     purpose: Purpose,
     sites: tuple[SiteName, ...],
-    work: Tokenizer | Train | Evaluate,
+    work: Work,
     inputs: tuple[Digest, ...],
     reason: str,
 ) -> ev.JobPlanned:
@@ -124,3 +124,51 @@ def evaluation(
     )
     reason = f"{site.name} holds held-out text of {', '.join(languages)}"
     return planned(campaign, job, number, purpose, (site.name,), work, tuple(sorted(inputs)), reason)
+
+
+# --- merges ----------------------------------------------------------------------------------------
+
+
+def merge_order(state: State, campaign: CampaignState, round_: Round) -> Merge:
+    """What is merged how: the same for the coordinator, for a site, and for an auditor."""
+    recipe = recipe_of(campaign.spec, round_.number)
+    parts: list[Part] = []
+    languages: set[Language] = set()
+    for name in round_.collected:
+        contribution, own = _contribution(state, name), state.jobs[name].work.languages
+        weight = sum(contribution.tokens.values()) if recipe.weights == "tokens" else 1
+        parts.append(Part(delta=contribution.artifacts["delta"], weight=weight, cohort="+".join(own)))
+        languages.update(own)
+    return Merge(
+        base=round_.base,
+        outer_state=campaign.versions[round_.base].manifest.outer_state,
+        parts=tuple(sorted(parts, key=lambda part: (part.delta.digest, part.weight))),
+        recipe=recipe,
+        languages=tuple(sorted(languages)),
+    )
+
+
+def merge_inputs(state: State, campaign: CampaignState, round_: Round) -> tuple[Digest, ...]:
+    """Every blob that a merge reads."""
+    base = campaign.versions[round_.base].manifest
+    outer = {ref.digest for ref in base.outer_state.values()}
+    deltas = {_contribution(state, name).artifacts["delta"].digest for name in round_.collected}
+    return tuple(sorted({*version_inputs(round_.base, base), *outer, *deltas}))
+
+
+def recipe_of(spec: Campaign, number: int) -> Recipe:
+    """The seed round's single contribution is taken as it is; the outer optimizer starts with round 1."""
+    return replace(spec.merge, outer=PLAIN_AVERAGE.outer) if number == 0 else spec.merge
+
+
+def what_was_merged(state: State, campaign: CampaignState, round_: Round) -> str:
+    """For the ledger: whose contributions, onto what."""
+    sites = ", ".join(_contribution(state, name).site for name in round_.collected)
+    base = campaign.versions[round_.base].name
+    return f"merged {len(round_.collected)} contribution(s) of {sites} onto {base}"
+
+
+def _contribution(state: State, job: JobId) -> Contribution:
+    found = state.jobs[job].contribution
+    assert found is not None, job
+    return found

@@ -2,7 +2,7 @@
 
 from consortium.canonical import Fact
 from consortium.ids import CampaignId, Digest, JobId
-from coordinator.core.able import judges
+from coordinator.core.able import coordinator_merges, judges
 from coordinator.core.state import CampaignState, Round, RoundState, State
 from coordinator.core.transitions import JobState
 
@@ -43,7 +43,7 @@ def owed(state: State) -> tuple[Owed, ...]:
         if campaign.tokenizer is not None and campaign.head is None:
             work.append(MakeBase(campaign=name))
         for number, round_ in sorted(campaign.rounds.items()):
-            if round_.state is RoundState.MERGING:
+            if round_.state is RoundState.MERGING and coordinator_merges(state, campaign, round_):
                 work.append(Merge(campaign=name, round=number))
             elif round_.state is RoundState.EVALUATING and _is_evaluated(state, campaign, round_):
                 work.append(Judge(campaign=name, round=number))

@@ -9,7 +9,15 @@ from coordinator.core.state import Job, Site, State
 from coordinator.core.transitions import JobState
 
 #: What a free slot is used for first: what others wait for comes before comparisons.
-URGENCY = (Purpose.GATE, Purpose.TOKENIZER, Purpose.SEED, Purpose.ROUND, Purpose.COMPARE, Purpose.RIVAL)
+URGENCY = (
+    Purpose.MERGE,
+    Purpose.GATE,
+    Purpose.TOKENIZER,
+    Purpose.SEED,
+    Purpose.ROUND,
+    Purpose.COMPARE,
+    Purpose.RIVAL,
+)
 
 
 def leases(state: State, name: SiteName) -> list[ev.AnyEvent]:
@@ -50,6 +58,10 @@ def unable(state: State, site: Site, job: Job, free: int) -> str | None:
         return f"{site.name} is draining"
     if site.name in job.refused_by:
         return f"{site.name} refused it"
+    if job.purpose is Purpose.MERGE and not site.merges:
+        return f"{site.name} no longer offers to merge"
+    if site.name in job.disproved:
+        return f"{site.name} delivered a wrong result"
     if free < 1:
         return f"{site.name} has no free slot"
     campaign = state.campaigns[job.campaign]

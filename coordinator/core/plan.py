@@ -14,6 +14,7 @@ from coordinator.core import events as ev
 from coordinator.core.able import holders_of_public_text, judges, own_languages, participants
 from coordinator.core.comparison import is_compared, models_to_compare, rivals_to_train
 from coordinator.core.decide import Moment, lease_until
+from coordinator.core.merging import job_at_a_site, where_to_merge
 from coordinator.core.orders import evaluation, fed_back, planned, train_inputs, train_order
 from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State
 from coordinator.core.transitions import JobState
@@ -54,8 +55,10 @@ def _hopeless_jobs(state: State, moment: Moment) -> Iterator[ev.AnyEvent]:
         limit = state.campaigns[job.campaign].spec.attempts_max
         if job.failures >= limit:
             yield ev.JobFailed(job=job.id, reason=f"{job.failures} attempts failed, the last: {job.reason}")
-        elif set(job.sites) <= set(job.refused_by):
+        elif set(job.sites) <= {*job.refused_by, *job.disproved}:
             why = f"every able site refused, the last: {job.reason}" if job.sites else "no site is able"
+            if job.disproved:
+                why = f"no site is left to ask, the last was refused: {job.reason}"
             yield ev.JobFailed(job=job.id, reason=why)
 
 
@@ -79,6 +82,8 @@ def _campaign(state: State, campaign: CampaignState, moment: Moment) -> Iterator
         last = campaign.rounds[max(campaign.rounds)]
         if last.state is RoundState.TRAINING:
             yield from _collect(state, campaign, last, moment)
+        elif last.state is RoundState.MERGING:
+            yield from job_at_a_site(state, campaign, last, moment)
         elif last.state is RoundState.EVALUATING:
             yield from _gate_jobs(state, campaign, last, moment)
         if last.state is not RoundState.CLOSED:
@@ -236,8 +241,13 @@ def _collect(state: State, campaign: CampaignState, round_: Round, moment: Momen
             reason=f"{len(mergeable)} of {needed} needed contributions; {reason}: {why}",
         )
         return
+    merged_by, why = where_to_merge(state, campaign)
     yield ev.RoundCollected(
-        campaign=campaign.spec.campaign, round=round_.number, jobs=mergeable, reason=reason
+        campaign=campaign.spec.campaign,
+        round=round_.number,
+        jobs=mergeable,
+        merged_by=merged_by,
+        reason=reason + why,
     )
 
 

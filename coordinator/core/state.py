@@ -39,6 +39,7 @@ class Site(msgspec.Struct):
     slots: int = 0
     draining: bool = False  #: by the site's own wish
     holdings: tuple[Holding, ...] = ()
+    merges: bool = False  #: lends itself to merging other sites' deltas
     certificates: dict[str, str] = {}  #: every one it ever had, by fingerprint
     token_hash: str = ""  #: of the invitation it enrolled with last
 
@@ -76,7 +77,9 @@ class Job(msgspec.Struct):
     delivered_at: float = 0.0
     contribution: Contribution | None = None
     refused_by: tuple[SiteName, ...] = ()
+    disproved: tuple[SiteName, ...] = ()  #: whose result of this merge was refused; there is one right result
     planned_at: float = 0.0
+    free_since: float = 0.0  #: when it last began to wait for a site
 
     @property
     def is_final(self) -> bool:
@@ -104,6 +107,7 @@ class Version(msgspec.Struct):
     round: int
     role: str
     manifest: VersionManifest
+    merged_by: SiteName | None = None  #: None: the coordinator
     status: str = "candidate"  #: candidate, promoted, rejected
     reason: str = ""
 
@@ -129,6 +133,8 @@ class Round(msgspec.Struct):
     jobs: tuple[JobId, ...] = ()  #: training
     gate_jobs: tuple[JobId, ...] = ()
     collected: tuple[JobId, ...] = ()
+    merged_by: str = "coordinator"  #: or "site", by ``merge_job``
+    merge_job: JobId | None = None
     candidate: Digest | None = None
     candidate_at: float = 0.0
     verdict: GateVerdict | None = None
@@ -230,7 +236,7 @@ def _new_certificate(site: Site, certificate: str, fingerprint: str, not_after: 
 def _(event: ev.SiteDescribed, state: State, at: float) -> None:
     site = state.sites[event.site]
     site.agent_version, site.slots = event.agent_version, event.slots
-    site.draining, site.holdings = event.draining, event.holdings
+    site.draining, site.holdings, site.merges = event.draining, event.holdings, event.merges
 
 
 @apply.register
@@ -264,6 +270,7 @@ def _(event: ev.VersionMade, state: State, at: float) -> None:
         event.round,
         event.role,
         event.manifest,
+        event.merged_by,
         reason=event.reason,
     )
     campaign.versions[event.version] = version
@@ -287,7 +294,7 @@ def _(event: ev.RoundOpened, state: State, at: float) -> None:
 def _(event: ev.JobPlanned, state: State, at: float) -> None:
     state.jobs[event.job] = Job(
         event.job, event.campaign, event.round, event.purpose, event.sites, event.work, event.inputs,
-        event.tokenizer, reason=event.reason, planned_at=at,
+        event.tokenizer, reason=event.reason, planned_at=at, free_since=at,
     )  # fmt: skip
     campaign = state.campaigns[event.campaign]
     match event.purpose:
@@ -301,6 +308,8 @@ def _(event: ev.JobPlanned, state: State, at: float) -> None:
             campaign.rivals += (event.job,)
         case Purpose.COMPARE:
             campaign.compare_jobs += (event.job,)
+        case Purpose.MERGE:
+            campaign.rounds[event.round].merge_job = event.job
 
 
 def _move(state: State, job: JobId, verb: str, reason: str) -> Job:
@@ -327,7 +336,7 @@ def _(event: ev.LeaseResumed, state: State, at: float) -> None:
 @apply.register
 def _(event: ev.AttemptEnded, state: State, at: float) -> None:
     job = _move(state, event.job, "release", event.reason)
-    job.outcome = event.outcome
+    job.outcome, job.free_since = event.outcome, at
     if event.outcome in (Outcome.FAILED, Outcome.CORRUPT):
         job.failures += 1
     if event.outcome is Outcome.REFUSED and job.site is not None:
@@ -354,7 +363,9 @@ def _(event: ev.ContributionAdmitted, state: State, at: float) -> None:
 def _(event: ev.ContributionRefused, state: State, at: float) -> None:
     job = _move(state, event.job, "refuse", event.reason)
     job.failures += 1
-    job.outcome, job.envelope = Outcome.CORRUPT, None
+    job.outcome, job.envelope, job.free_since = Outcome.CORRUPT, None, at
+    if job.purpose is Purpose.MERGE and job.site is not None:
+        job.disproved = tuple(sorted({*job.disproved, job.site}))
 
 
 @apply.register
@@ -371,6 +382,7 @@ def _(event: ev.JobCancelled, state: State, at: float) -> None:
 def _(event: ev.RoundCollected, state: State, at: float) -> None:
     round_ = state.campaigns[event.campaign].rounds[event.round]
     round_.state, round_.collected, round_.reason = RoundState.MERGING, event.jobs, event.reason
+    round_.merged_by = event.merged_by
 
 
 @apply.register

@@ -61,6 +61,8 @@ def _concerned(event: ev.AnyEvent, state: State, holders: Mapping[str, str]) -> 
         names.add(holder)
     if isinstance(event, ev.VersionMade):
         names.add(event.name)
+        if event.merged_by is not None:
+            names.add(event.merged_by)
     if isinstance(event, ev.VersionPromoted | ev.VersionRejected | ev.RolledBack):
         made = state.campaigns[event.campaign].versions[event.version]
         names.add(f"{event.campaign}/r{made.round}")
@@ -115,7 +117,8 @@ def sentence(event: ev.AnyEvent) -> str:
             made_of = (
                 f" from {len(event.manifest.ingredients)} contribution(s)" if event.role != "initial" else ""
             )
-            return f"{event.name} ({short(event.version)}) made{made_of}: {event.reason}"
+            where = f" at {event.merged_by}" if event.merged_by else ""
+            return f"{event.name} ({short(event.version)}) made{made_of}{where}: {event.reason}"
         case ev.RoundOpened():
             return f"round {event.round} opened on {short(event.base)}: {event.reason}"
         case ev.JobPlanned():

@@ -2,10 +2,10 @@
 
 from consortium.canonical import Fact
 from consortium.ids import CampaignId
-from coordinator.core.able import holders_of_public_text, participants
+from coordinator.core.able import holders_of_public_text, merging_sites, participants, why_no_merge
 from coordinator.core.owed import owed
 from coordinator.core.plan import next_round
-from coordinator.core.state import CampaignState, State
+from coordinator.core.state import CampaignState, Round, RoundState, State
 
 
 class Waiting(Fact):
@@ -28,6 +28,10 @@ def waits(state: State) -> tuple[Waiting, ...]:
 
 
 def _waits_for(state: State, campaign: CampaignState) -> str:
+    last = campaign.rounds[max(campaign.rounds)] if campaign.rounds else None
+    if last is not None and _waits_for_a_merger(last):
+        why = "; ".join(filter(None, map(why_no_merge, merging_sites(state, campaign))))
+        return f"a site that can merge round {last.number}: {why or 'none of its merge_sites is enrolled'}"
     able = [s.name for s in participants(state, campaign)]
     if len(able) < campaign.spec.sites_expected:
         return (
@@ -52,3 +56,7 @@ def _waits_for(state: State, campaign: CampaignState) -> str:
         for w in owed(state)
         if getattr(w, "campaign", None) == campaign.spec.campaign
     )
+
+
+def _waits_for_a_merger(round_: Round) -> bool:
+    return round_.state is RoundState.MERGING and round_.merged_by == "site" and round_.merge_job is None

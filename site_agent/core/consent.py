@@ -1,15 +1,17 @@
 """Whether the site's own rules allow what it is asked to do."""
 
-from consortium.jobs import Assignment, Train
+from consortium.jobs import Assignment, Purpose, Train
 from site_agent.config import Consent
 
 
 def refusal(assignment: Assignment, consent: Consent) -> str:
-    """The sentence with which the site refuses, or "" if it consents. An absent rule allows everything."""
+    """The sentence with which the site refuses, or "" if it consents. An absent rule allows all but merging."""
     if consent.campaigns is not None and assignment.campaign not in consent.campaigns:
         return _says(
             "campaigns", f"campaign {assignment.campaign}", f"only {_some(consent.campaigns, 'no campaign')}"
         )
+    if assignment.purpose is Purpose.MERGE and not consent.merges:
+        return _says("purposes", "a merge job", "it only where it names merge")
     if consent.purposes is not None and assignment.purpose not in consent.purposes:
         return _says(
             "purposes", f"a {assignment.purpose} job", f"only {_some(consent.purposes, 'no kind of job')}"

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from consortium.errors import BadInput, SprachbundError, Unavailable
-from consortium.jobs import Evaluate, Tokenizer, Train
+from consortium.jobs import Evaluate, Merge, Tokenizer, Train
 from site_agent.trainer.folder import (
     CONTINUE_LATER,
     Failure,
@@ -77,6 +77,12 @@ def _work(folder: JobFolder) -> None:
 
         if int(os.environ.get("RANK", "0")) == 0:
             train_tokenizer(folder, work)
+        return
+    if isinstance(work, Merge):
+        from site_agent.trainer.merging import merge_round  # without torch, too
+
+        if int(os.environ.get("RANK", "0")) == 0:
+            merge_round(folder, work, wish)
         return
     from site_agent.trainer.ranks import joined
 

@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 
 from consortium.canonical import digest_of_fact, encode, replace
+from consortium.codecs.names import is_coded
 from consortium.ids import AttemptId, CampaignId, Digest, Language, SiteName, digest_of
 from consortium.jobs import Evaluate, Optimizer, Outcome, Phase, Tokenizer, Train
+from consortium.jobs import Merge as MergeWork
 from consortium.manifests import Contribution, FileRef, Holding, Ingredient, VersionManifest
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
@@ -89,7 +91,7 @@ def contribution(job: Job, steps: int | None = None) -> Contribution:
     """What the site of the job's newest attempt would sign."""
     assert job.attempt is not None and job.site is not None
     work = job.work
-    kind = {Train: "delta", Evaluate: "scores", Tokenizer: "tokenizer"}[type(work)]
+    kind = {Train: "delta", Evaluate: "scores", Tokenizer: "tokenizer", MergeWork: "version"}[type(work)]
     planned = work.steps if isinstance(work, Train) else 1
     done = planned if steps is None else steps
     return Contribution(
@@ -98,15 +100,20 @@ def contribution(job: Job, steps: int | None = None) -> Contribution:
         campaign=job.campaign,
         site=job.site,
         assignment=digest_of_fact(job.assignment(job.attempt, job.site)),
-        base=work.base if isinstance(work, Train) else None,
+        base=work.base if isinstance(work, Train | MergeWork) else None,
         artifacts={kind: FileRef(digest=d(f"{kind} of {job.attempt}"), size=7)},
         steps=done,
         planned_steps=planned,
         tokens={x: done * 16 for x in work.languages[:1]} if isinstance(work, Train) else {},
+        residual_before=work.residual if isinstance(work, Train) else None,
+        residual=d(f"residual of {job.attempt}")
+        if isinstance(work, Train) and is_coded(work.delta_dtype)
+        else None,
     )
 
 
-def admitted(job: Job, steps: int | None = None) -> cm.ReportInspection:
+def admitted(job: Job, steps: int | None = None, state: State | None = None) -> cm.ReportInspection:
+    """``state`` is needed for a merge: the version follows from what was collected."""
     assert job.attempt is not None
     scores: dict[str, dict[Language, ev.ScoreSummary]] = {}
     if isinstance(job.work, Evaluate):
@@ -117,6 +124,9 @@ def admitted(job: Job, steps: int | None = None) -> cm.ReportInspection:
         attempt=job.attempt,
         contribution=contribution(job, steps),
         scores=scores,
+        manifest=merged(state, job.campaign, job.round)
+        if state and isinstance(job.work, MergeWork)
+        else None,
         measures={"norm": 1.0},
         reason="fine",
     )
@@ -156,7 +166,7 @@ def answer(what: Owed, state: State, promote: bool = True) -> cm.Command:
             manifest = VersionManifest(base=None, files=files)
             return cm.ReportBase(campaign=what.campaign, manifest=manifest)
         case Inspect():
-            return admitted(state.jobs[what.job])
+            return admitted(state.jobs[what.job], state=state)
         case Merge():
             manifest = merged(state, what.campaign, what.round)
             return cm.ReportMerge(
@@ -237,7 +247,9 @@ class Coordinator:
         """The site that holds the job reports success; the worker admits it."""
         held = self.job(job)
         assert held.attempt is not None and held.site is not None
-        return self.sync(held.site, success(held.attempt), **offer) + self.do(admitted(self.job(job)))
+        return self.sync(held.site, success(held.attempt), **offer) + self.do(
+            admitted(self.job(job), state=self.state)
+        )
 
     def work(self, promote: bool = True) -> list[str]:
         """The worker does what it owes now."""

@@ -76,6 +76,7 @@ class Agent:
     name: SiteName
     slots: int
     draining: bool = False
+    merges: bool = False
     spool: dict[AttemptId, Attempt] = field(default_factory=dict)
 
     def message(self) -> cm.SyncSite:
@@ -83,7 +84,7 @@ class Agent:
             attempt.report or cm.Report(attempt=name, phase=Phase.RUNNING)
             for name, attempt in self.spool.items()
         )
-        return sync(self.name, *reports, slots=self.slots, draining=self.draining)
+        return sync(self.name, *reports, slots=self.slots, draining=self.draining, merges=self.merges)
 
 
 class World:
@@ -94,7 +95,7 @@ class World:
         self.rules = Rules()
         self.delayed: list[cm.Command] = []  #: on its way for long, or sent twice
         sites = [SiteName(name) for name in OWN][: self.die.randint(2, 3)]
-        self.agents = [Agent(name, self.die.randint(1, 3)) for name in sites]
+        self.agents = [Agent(name, self.die.randint(1, 3), merges=self.die.random() < 0.6) for name in sites]
         self.specs = [self._campaign(name) for name in ("demo", "other")[: self.die.randint(1, 2)]]
 
     def _campaign(self, name: str) -> Campaign:
@@ -110,6 +111,8 @@ class World:
             quorum=Quorum(share=die.choice([0.5, 1.0]), minimum=minimum, deadline_hours=deadline),
             rivals=Rivals(public_only=die.random() < 0.5, specialists=die.random() < 0.5),
             seed_round=SEED_ROUND if die.random() < 0.5 else None,
+            merge_at=die.choice(["coordinator", "site", "any"]),
+            merge_sites=() if die.random() < 0.7 else (die.choice(self.agents).name,),
             **start,
         )
 
@@ -149,7 +152,7 @@ class World:
         for command in [*(cm.SubmitCampaign(campaign=spec) for spec in self.specs), *self.delayed]:
             self._do(command)
         for agent in self.agents:
-            agent.draining, agent.slots = False, max(1, agent.slots)
+            agent.draining, agent.slots, agent.merges = False, max(1, agent.slots), True
             self._do(invitation(agent.name, 2e9))
             self._do(enrolment(agent.name))
             self._do(cm.SetSite(site=agent.name, status="enrolled", reason="calm"))
@@ -261,7 +264,7 @@ class World:
                 if self.faults and die.random() < 0.15:
                     return refused(job)
                 partial = isinstance(job.work, Train) and self.faults and die.random() < 0.15
-                return admitted(job, steps=die.randint(0, 9) if partial else None)
+                return admitted(job, steps=die.randint(0, 9) if partial else None, state=state)
             case Merge() if self.faults and die.random() < 0.1:
                 return cm.ReportMerge(
                     campaign=what.campaign, round=what.round, manifest=None, reason="no room"
@@ -279,6 +282,7 @@ class World:
             return replace(cm.SetSite(site=agent.name, status="enrolled", reason="so"), status=status)
         if chance < 0.45:
             agent.slots, agent.draining = die.randint(0, 3), die.random() < 0.3
+            agent.merges = die.random() < 0.7
             return agent.message() if agent.name in self.coordinator.state.sites else cm.Tick()
         if chance < 0.55:
             return invitation(agent.name, self.coordinator.now + 10)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from consortium_in_facts import round_trip
 
-from consortium.ids import AttemptId, CampaignId, Digest, JobId, attempt_of
-from consortium.jobs import Outcome, Purpose
+from consortium.ids import AttemptId, CampaignId, Digest, JobId, SiteName, attempt_of
+from consortium.jobs import Merge, Outcome, Purpose
 from coordinator.core import events as ev
 from coordinator.core.state import CampaignState, RoundState, State, apply
 from coordinator.core.transitions import JobState
@@ -20,6 +20,7 @@ class Rules:
         self.live: dict[JobId, AttemptId] = {}
         self.used: set[AttemptId] = set()
         self.merged: set[Digest] = set()
+        self.liars: dict[JobId, set[SiteName]] = {}
         self.by_gate: set[Digest] = set()
 
     def watch(self, event: ev.AnyEvent, at: float, heard: Mapping[AttemptId, float], started: float) -> None:
@@ -50,6 +51,11 @@ class Rules:
                 assert event.site in job.sites and event.site not in job.refused_by
                 assert site.status == "enrolled" and not site.draining
                 assert job.failures < state.campaigns[job.campaign].spec.attempts_max
+                if job.purpose is Purpose.MERGE:
+                    assert site.merges, "merging without consent"
+                    assert event.site not in self.liars.get(event.job, set()), (
+                        "asked again after a wrong merge"
+                    )
                 assert len(state.live(event.site)) < site.slots, "more leases than slots"
                 self.live[event.job] = event.attempt
                 self.used.add(event.attempt)
@@ -67,11 +73,17 @@ class Rules:
                 assert self.live.pop(event.job) == event.attempt
                 assert state.jobs[event.job].site == event.site
             case ev.ContributionAdmitted() | ev.ContributionRefused():
-                assert state.jobs[event.job].attempt == event.attempt
+                job = state.jobs[event.job]
+                assert job.attempt == event.attempt and job.site is not None
+                if isinstance(event, ev.ContributionRefused) and job.purpose is Purpose.MERGE:
+                    self.liars.setdefault(event.job, set()).add(job.site)
             case ev.JobFailed():
                 job = state.jobs[event.job]
                 limit = state.campaigns[job.campaign].spec.attempts_max
-                assert job.failures >= limit or set(job.sites) <= set(job.refused_by)
+                unasked = set(job.sites) - set(job.refused_by) - self.liars.get(job.id, set())
+                assert job.failures >= limit or not unasked
+            case ev.JobPlanned() if event.purpose is Purpose.MERGE:
+                self._may_be_merged_at_a_site(event)
             case ev.JobCancelled():
                 self.live.pop(event.job, None)
             case ev.RoundOpened():
@@ -134,6 +146,36 @@ class Rules:
             (c.artifacts["delta"] for c in found if c), key=lambda ref: ref.digest
         )
         assert event.name not in {version.name for version in campaign.versions.values()}
+        job = self.state.jobs[round_.merge_job] if round_.merge_job else None
+        if event.merged_by is not None:
+            assert campaign.spec.merge_at != "coordinator"
+            assert job is not None and (job.state, job.site) == (JobState.DONE, event.merged_by)
+        else:
+            assert campaign.spec.merge_at != "site"
+            assert job is None or job.state in (JobState.FAILED, JobState.CANCELLED), "merged twice at once"
+
+    def _may_be_merged_at_a_site(self, event: ev.JobPlanned) -> None:
+        campaign = self.state.campaigns[event.campaign]
+        round_ = campaign.rounds[event.round]
+        assert campaign.spec.merge_at != "coordinator" and round_.state is RoundState.MERGING
+        assert round_.merge_job is None and event.sites
+        for name in event.sites:
+            site = self.state.sites[name]
+            assert site.merges and site.status == "enrolled" and not site.draining
+            assert name in (campaign.spec.merge_sites or campaign.spec.sites or event.sites)
+        work = event.work
+        assert isinstance(work, Merge)
+        deltas = [self.state.jobs[job].contribution for job in round_.collected]
+        asked_for = {part.delta.digest for part in work.parts}
+        assert asked_for == {c.artifacts["delta"].digest for c in deltas if c} and len(work.parts) == len(
+            deltas
+        )
+        base = campaign.versions[round_.base]
+        assert {*event.inputs} == {
+            base.digest,
+            *asked_for,
+            *(ref.digest for ref in {**base.manifest.files, **base.manifest.outer_state}.values()),
+        }
 
     # --- what must be so afterwards ---
 
@@ -145,6 +187,11 @@ class Rules:
         assert leased == self.live
         for campaign in self.state.campaigns.values():
             self._head(campaign)
+            for round_ in campaign.rounds.values():
+                if round_.merge_job is not None and round_.state is not RoundState.MERGING:
+                    assert self.state.jobs[round_.merge_job].is_final or isinstance(
+                        event, ev.RoundFailed | ev.VersionMade
+                    )
 
     def _head(self, campaign: CampaignState) -> None:
         assert campaign.head is None or campaign.versions[campaign.head].status == "promoted"

@@ -98,16 +98,18 @@ class Holding(_message.Message):
     def __init__(self, language: _Optional[str] = ..., is_public: _Optional[bool] = ..., documents: _Optional[int] = ..., text_bytes: _Optional[int] = ..., heldout_documents: _Optional[int] = ..., licence: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class SiteDescription(_message.Message):
-    __slots__ = ("agent_version", "slots", "holdings", "draining")
+    __slots__ = ("agent_version", "slots", "holdings", "draining", "merges")
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     HOLDINGS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    MERGES_FIELD_NUMBER: _ClassVar[int]
     agent_version: str
     slots: int
     holdings: _containers.RepeatedCompositeFieldContainer[Holding]
     draining: bool
-    def __init__(self, agent_version: _Optional[str] = ..., slots: _Optional[int] = ..., holdings: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ..., draining: _Optional[bool] = ...) -> None: ...
+    merges: bool
+    def __init__(self, agent_version: _Optional[str] = ..., slots: _Optional[int] = ..., holdings: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ..., draining: _Optional[bool] = ..., merges: _Optional[bool] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
     __slots__ = ("site", "attempts", "wait", "seen", "incarnation")
