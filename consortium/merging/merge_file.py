@@ -18,7 +18,7 @@ class InputPin(Fact):
     """What mergekit cannot say of an input; in the file, an entry of ``sprachbund: inputs:``."""
 
     kind: Literal["model", "delta"] = "model"  #: a model's folder, or a file of trained minus base
-    digest: Digest | None = None  #: sha256 that a delta file must have
+    digest: Digest | None = None  #: sha256 that a delta file must have; of a model, that its weights must have
     size: int | None = None  #: bytes of a delta file, where its digest is pinned
     tokens: int = 1  #: that it was trained on; counts where the recipe weighs by tokens
     languages: tuple[Language, ...] = ()  #: of its cohort
@@ -44,7 +44,7 @@ class MergeFile(Fact):
     tokenizer_source: str | None = None  #: union, base or a model; None: copied
     chat_template: str | None = None
     gate: str | None = None  #: name of a gate preset that the result must pass
-    base_digest: Digest | None = None  #: of the version that the base must be
+    base_digest: Digest | None = None  #: that the base's weights must have, see ``checksums``
 
     @property
     def output_dtype(self) -> str | None:

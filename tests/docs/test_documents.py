@@ -20,6 +20,9 @@ from console.main import COMMANDS
 from console.screens import live, results_table, to_svg
 from consortium.canonical import Fact, decode
 from consortium.deltas import write_delta
+from consortium.merging.merge_file import Extensions
+from consortium.merging.recipe_file import load as load_merge
+from consortium.merging.signatures import SIGNATURES
 from consortium.tensor_writer import CheckpointWriter
 from consortium.tensors import Checkpoint
 from consortium.views import CampaignView, ConsortiumView
@@ -115,7 +118,10 @@ def check_table(table: dict[str, list[str]], wanted: dict[str, Any]) -> None:
     assert table.keys() == wanted.keys()
     for key, default in wanted.items():
         said = table[key][0]
-        assert said in EMPTY if default in (None, (), "", msgspec.NODEFAULT) else said == in_words(default), (key, said)
+        assert said in EMPTY if default in (None, (), "", msgspec.NODEFAULT) else said == in_words(default), (
+            key,
+            said,
+        )
 
 
 def in_words(default: Any) -> str:
@@ -147,6 +153,28 @@ def test_every_key_of_a_campaign_is_explained() -> None:
     }
     in_file = (*keys_of(ModelInFile, "model."), *keys_of(TokenizerInFile, "tokenizer."))
     check_table(table, {**wanted, **dict(in_file)})
+
+
+def test_every_merge_method_is_explained() -> None:
+    table = rows("merging.md", "Methods", 6)
+    assert table.keys() == SIGNATURES.keys()
+    for method, signature in SIGNATURES.items():
+        parameters = [
+            f"`{name}`" + ("" if one.default is None else f" ({in_words(one.default)})")
+            for name, one in signature.parameters.items()
+        ]
+        assert table[method][:2] == [signature.base, ", ".join(parameters) or "none"], method
+        assert table[method][4] == signature.paper
+
+
+def test_every_key_of_our_block_in_recipes_is_explained() -> None:
+    check_table(rows("merging.md", "The `sprachbund:` block", 3), dict(keys_of(Extensions)))
+
+
+def test_the_recipes_in_the_guide_are_recipes(tmp_path: Path) -> None:
+    for number, block in enumerate(blocks("merging.md", "yaml")):
+        (tmp_path / f"{number}.yaml").write_text(block, encoding="utf-8")
+        assert load_merge(tmp_path / f"{number}.yaml").models
 
 
 def test_the_roles_are_those_of_the_guard() -> None:
