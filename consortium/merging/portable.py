@@ -1,10 +1,11 @@
 """What every kernel computes, in NumPy: the reference to whose bits ``kernels.c`` is held.
 
 Arrays are C-contiguous: ``x_N`` are N elements of a chunk, ``rows_KN`` the same N elements of K inputs. All
-arithmetic is IEEE 754, rounded once per operation, in the order written here, never contracted to
-multiply-adds: hence the same bits on every machine. Where order could matter it is fixed: sums run in row
-order, or in ascending order of values (-0.0 before +0.0), or in the lanes of ``gram``. Only which NaN comes
-out of a NaN is left open; callers refuse NaN by the peak that ``grid_add`` and ``elect`` return.
+arithmetic is IEEE 754, rounded once per operation and never contracted to multiply-adds, in the order written
+here: hence the same bits on every machine. Where order could matter it is fixed: sums run in row order, or in
+ascending order of values (-0.0 before +0.0), or in the lanes of ``gram``. Two things are left open, both
+refused by callers, who see them by the peak that ``grid_add`` and ``elect`` return: which NaN comes out of a
+NaN, and what ``elect`` finds where sums leave the exact range.
 """
 
 from collections.abc import Iterator
