@@ -43,7 +43,7 @@ clean:  ## remove the virtual environment and the demo
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo-installed: $(VENV)/bin/pip pyproject.toml setup.py consortium/merging/kernels.c constraints.txt
+$(VENV)/demo-installed: $(VENV)/bin/pip pyproject.toml setup.py $(wildcard consortium/*/*.c) constraints.txt
 	@echo "installing pinned dependencies into $(VENV) (a few minutes the first time)"
 	$(PIP_INSTALL) --editable '.[demo]'
 	@touch $@

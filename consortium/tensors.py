@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from consortium.errors import Corrupt
 from consortium.files import disk_errors
+from consortium.merging import kernels
 
 F32Array = npt.NDArray[np.float32]
 DType = Literal["BF16", "F16", "F32"]
@@ -170,9 +171,7 @@ class TensorFile(Tensors):
         raw = out.view(np.uint8) if info.dtype == "F32" else scratch(out.size * WIDTH[info.dtype])
         self.read_stored(name, start, raw)
         if info.dtype == "BF16":
-            bits = out.view(np.uint32)
-            bits[:] = raw.view("<u2")
-            bits <<= np.uint32(16)
+            kernels.decode_bf16(raw.view("<u2"), out)
         elif info.dtype == "F16":
             out[:] = raw.view("<f2")
 
@@ -263,16 +262,10 @@ def encode(values: F32Array, dtype: DType) -> npt.NDArray[Any]:
         return values.astype("<f4", copy=False)
     if dtype == "F16":
         return values.astype("<f2")
-    bits = values.view(np.uint32)
-    rounded = bits >> np.uint32(16)
-    rounded &= np.uint32(1)
-    rounded += np.uint32(0x7FFF)
-    rounded += bits
-    rounded >>= np.uint32(16)
-    nan = np.isnan(values)
-    if nan.any():  # rounding could carry a NaN over to infinity or zero
-        rounded[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x40)
-    return rounded.astype("<u2")
+    values = np.ascontiguousarray(values)
+    stored = np.empty(values.shape, "<u2")
+    kernels.encode_bf16(values, stored)
+    return stored
 
 
 _local = threading.local()
