@@ -164,7 +164,10 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_text(self, text: str) -> yaml.Node:
-        style = '"' if text[:1] in "-+.0123456789" else None
+        plain = text.isprintable() and text[:1] not in "-+.0123456789"
+        style = (
+            None if plain else "|" if all(map(str.isprintable, text.split("\n"))) and "\n" in text else '"'
+        )
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     def represent_items(self, items: Sequence[Any]) -> yaml.Node:

@@ -41,7 +41,7 @@ def load_noted(path: str | Path) -> tuple[MergeFile, tuple[str, ...]]:
     document = read(path, aliases=True)
     reader = _Reader(document)
     merge = reader.merge()
-    notes = [*reader.notes, *differences(merge)]
+    notes = sorted([*reader.notes, *differences(merge)], key=lambda note: document.line(note[0]))
     return merge, tuple(document.worded(place, sentence) for place, sentence in notes)
 
 
@@ -115,7 +115,7 @@ class _Reader:
         for key in plain:
             if key not in _KEYS:
                 sentence = f"not a key of mergekit's, nor ours; ignored, {nearest(key, _KEYS)}"
-                self.notes.append(((key,), "a name; ignored" if key == "name" else sentence))
+                self.notes.append(((key,), "is a name; ignored" if key == "name" else sentence))
         name = plain.get("merge_method")
         if name in SIGNATURES:
             return cast(MethodName, name)
