@@ -35,7 +35,7 @@ def top_boundary(read: Read, count: int, k: int, chunk: int = 1 << 16) -> Bounda
     k      0 .. count
     chunk  elements read at a time; changes speed and memory, not the result
     The boundary's index is that of the last equal element in the top, without limit if all equal ones are.
-    Memory: 4 MiB of counters, 2 MiB of samples, a chunk.
+    Memory: 8 MiB to count, a chunk.
     """
     assert 0 <= k <= count, f"k={k} of {count} elements"
     if k == 0:
@@ -50,20 +50,23 @@ def top_boundary(read: Read, count: int, k: int, chunk: int = 1 << 16) -> Bounda
         segments = _split(count, chunk, _COUNTERS // num_bins)
         counts_SB = np.zeros((len(segments), num_bins), np.uint32)
         above = sum(source.count(*both, low, shift) for both in zip(segments, counts_SB, strict=True))
-        equal_B = counts_SB.sum(axis=0, dtype=np.int64)
-        reached_B = above + equal_B[::-1].cumsum()[::-1]  # elements in this bin and all above it
-        if not above < k <= reached_B[0]:
+        reached_B = counts_SB.sum(axis=0, dtype=np.int64)[::-1]  # from the topmost bin down
+        np.cumsum(reached_B, out=reached_B)
+        if not above < k <= above + reached_B[-1]:
             low, high = _KEYS
             continue
-        bin = int(np.flatnonzero(reached_B >= k)[-1])
+        place = int(np.searchsorted(reached_B, k - above))
+        bin = num_bins - 1 - place
         low += bin << shift
         high = low + (1 << shift)
         if shift == 0:
             break
-    if reached_B[bin] == k:
+    surplus = above + int(reached_B[place]) - k
+    if not surplus:
         return Boundary(low, EVERYTHING.index)
-    wanted = k - int(reached_B[bin] - equal_B[bin])  # of the equal ones
-    before_S = counts_SB[:, bin].cumsum(dtype=np.int64) - counts_SB[:, bin]
+    equal_S = counts_SB[:, bin].astype(np.int64)
+    before_S = equal_S.cumsum() - equal_S
+    wanted = int(equal_S.sum()) - surplus
     segment = int(np.flatnonzero(before_S < wanted)[-1])
     return Boundary(low, source.find(segments[segment], low, wanted - int(before_S[segment])))
 
