@@ -109,30 +109,39 @@ FAST int64_t encode_int4(const float *after, const float *before, float *residua
     return encode_blocks(after, before, residual, n, 7.0f, scale_max, 1, packed, scales);
 }
 
-/* The k-th largest of n keys below 2^31, found by its bits from the top: 11, 10 and 10 of them at a time. */
-INLINE uint32_t border_of(const uint32_t *keys, int n, int k)
+/* The k-th largest of n keys below 2^31, found by its bits from the top, 11, 10 and 10 of them at a time. Keys that
+ * agree with it so far move to the front of `left`, and only they are looked at again. */
+INLINE uint32_t border_of(const uint32_t *keys, uint32_t *left, int n, int k)
 {
-    uint32_t prefix = 0, mask = 0;
-    static const int shifts[3] = {20, 10, 0}, widths[3] = {11, 10, 10};
+    static const int shifts[3] = {20, 10, 0}, buckets[3] = {2048, 1024, 1024};
+    uint32_t border = 0;
     for (int pass = 0; pass < 3; pass++) {
-        uint16_t counts[2048] = {0};
-        int buckets = 1 << widths[pass], digit = buckets - 1;
+        const uint32_t *from = pass ? left : keys;
+        uint32_t digits = (uint32_t)buckets[pass] - 1, digit = digits;
+        uint16_t counts[2][2048] = {{0}}; /* two, because neighbours often meet in one bucket */
         for (int i = 0; i < n; i++)
-            if ((keys[i] & mask) == prefix)
-                counts[(keys[i] >> shifts[pass]) & (uint32_t)(buckets - 1)]++;
-        for (; counts[digit] < k; digit--)
-            k -= counts[digit];
-        prefix |= (uint32_t)digit << shifts[pass];
-        mask |= (uint32_t)(buckets - 1) << shifts[pass];
+            counts[i & 1][(from[i] >> shifts[pass]) & digits]++;
+        while (counts[0][digit] + counts[1][digit] < k) {
+            k -= counts[0][digit] + counts[1][digit];
+            digit--;
+        }
+        border |= digit << shifts[pass];
+        int found = 0;
+        for (int i = 0; i < n; i++) {
+            uint32_t key = from[i];
+            left[found] = key;
+            found += ((key >> shifts[pass]) & digits) == digit;
+        }
+        n = found;
     }
-    return prefix;
+    return border;
 }
 
 FAST int64_t encode_topk(const float *after, const float *before, float *residual, int64_t n, int64_t kept,
                          float scale_max, int8_t *codes, uint16_t *offsets, float *scales)
 {
     float t[CHUNK];
-    uint32_t keys[CHUNK];
+    uint32_t keys[CHUNK], left[CHUNK];
     for (int64_t at = 0; at < n; at += CHUNK) {
         int size = n - at < CHUNK ? (int)(n - at) : CHUNK;
         int k = (int)((size * kept + CHUNK - 1) / CHUNK), above = 0, found = 0;
@@ -141,7 +150,7 @@ FAST int64_t encode_topk(const float *after, const float *before, float *residua
             return at + first_infinite(t, size);
         for (int i = 0; i < size; i++)
             keys[i] = bits_of(t[i]) & MAGNITUDE;
-        uint32_t border = border_of(keys, size, k);
+        uint32_t border = border_of(keys, left, size, k);
         for (int i = 0; i < size; i++)
             above += keys[i] > border;
         float scale = scale_of(top, 127.0f, scale_max), divisor = divisor_of(scale);

@@ -122,8 +122,9 @@ def _add_up(after_N: F32Array, before_N: F32Array, residual_N: F32Array) -> int:
     """residual <- (after - before) + residual; the first element that is not finite, or -1."""
     with np.errstate(over="ignore", invalid="ignore"):
         residual_N += after_N - before_N
-    finite = np.isfinite(residual_N)
-    return -1 if finite.all() else int(np.argmin(finite))
+    if np.isfinite(residual_N.max(initial=0)) and np.isfinite(residual_N.min(initial=0)):
+        return -1
+    return int(np.argmin(np.isfinite(residual_N)))
 
 
 def _groups(length: int, t_N: F32Array, codes_N: I8Array | None, scales_B: F32Array) -> Any:
@@ -140,11 +141,15 @@ def _groups(length: int, t_N: F32Array, codes_N: I8Array | None, scales_B: F32Ar
 def _quantise(t_BL: F32Array, peak: int, codes_BL: I8Array, scales_B: F32Array) -> None:
     """Codes and scales of rows; ``t_BL`` becomes what they do not say."""
     top = np.float32(peak)
-    np.minimum(np.abs(t_BL).max(axis=1) / top, scale_max(peak), out=scales_B)
+    largest_B = np.maximum(t_BL.max(axis=1), -t_BL.min(axis=1))
+    np.minimum(np.abs(largest_B) / top, scale_max(peak), out=scales_B)
     divisor_B = np.where(scales_B == 0, np.float32(np.inf), scales_B)
-    coded = np.clip(t_BL / divisor_B[:, None], -top, top)
+    coded = t_BL / divisor_B[:, None]
+    np.clip(coded, -top, top, out=coded)
     codes_BL[...] = np.rint(coded, out=coded)
-    t_BL -= codes_BL.astype(np.float32) * scales_B[:, None]
+    coded += np.float32(0)  # a code has no -0
+    coded *= scales_B[:, None]
+    t_BL -= coded
 
 
 def _largest(t_CL: F32Array, k: int) -> npt.NDArray[np.bool_]:
