@@ -173,7 +173,7 @@ def main() -> None:
     )
     heads = (
         "encoding", "torch s", "NumPy s", "C s", "C GB/s", "NumPy x", "C x",
-        "copy s", "decode NumPy s", "C s", "C / copy speed", "error", "after 16 rounds",
+        "copy s", "decode NumPy s", "decode C s", "C / copy speed", "error", "after 16 rounds",
     )  # fmt: skip
     print(rule.join(("", *(f" {head} " for head in heads), "")))
     if given.markdown:
