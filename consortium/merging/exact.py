@@ -28,6 +28,13 @@ _UNITS_MAX = 2.0**53  #: float64 holds every integer up to here
 
 
 @dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A row of bfloat16 as its file has it."""
+
+    raw_N: npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
 class Factors:
     """What each row is multiplied by before it is rounded to the grid, and the sum after it was added up."""
 
@@ -78,7 +85,7 @@ def require_range(peak: float, factor: float, num_rows: int, row: int) -> None:
         )
 
 
-def weighted_sum(rows_KN: Iterable[F32Array], factors: Factors, out_N: F64Array) -> float:
+def weighted_sum(rows_KN: Iterable[F32Array | StoredRow], factors: Factors, out_N: F64Array) -> float:
     """out = sum_k factor_k * row_k in units of the grid; returns what makes it the wanted sum when multiplied.
 
     The same bits for every order of the K rows. Raises Refused if K addends as large as the largest could
@@ -86,6 +93,9 @@ def weighted_sum(rows_KN: Iterable[F32Array], factors: Factors, out_N: F64Array)
     """
     out_N.fill(0.0)
     for row, (row_N, factor) in enumerate(zip(rows_KN, factors.per_row, strict=True)):
-        peak = kernels.grid_add(out_N, row_N, factor / GRID)
+        if isinstance(row_N, StoredRow):
+            peak = kernels.grid_add_bf16(out_N, row_N.raw_N, factor / GRID)
+        else:
+            peak = kernels.grid_add(out_N, row_N, factor / GRID)
         require_range(peak, factor, len(factors.per_row), row)
     return GRID * factors.scale

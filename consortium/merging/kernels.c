@@ -95,6 +95,24 @@ KERNEL double grid_add(double *total, const float *x, double factor, i64 n) {
     return float_of((uint32_t)peak);
 }
 
+KERNEL double grid_add_bf16(double *total, const uint16_t *raw, double factor, i64 n) {
+    int32_t peak = 0;
+    for (i64 begin = 0; begin < n; begin += TILE) {
+        i64 size = least(TILE, n - begin);
+        for (i64 i = begin; i < begin + size; i++)
+            total[i] += rint((double)float_of((uint32_t)raw[i] << 16) * factor);
+        for (i64 i = begin; i < begin + size; i++) {
+            int32_t key = raw[i] & 0x7FFF;
+            peak = key > peak ? key : peak;
+        }
+    }
+    return float_of((uint32_t)peak << 16);
+}
+
+KERNEL void scale_to(const double *merged, double factor, float *out, i64 n) {
+    for (i64 i = 0; i < n; i++) out[i] = (float)(merged[i] * factor);
+}
+
 KERNEL void apply_step(const float *theta, const double *merged, double factor, float *out, i64 n) {
     for (i64 i = 0; i < n; i++) out[i] = (float)(merged[i] * factor + (double)theta[i]);
 }

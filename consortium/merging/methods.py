@@ -52,6 +52,11 @@ class Subject:
         """Length of a line: the last axis, or the whole tensor if it has one axis only."""
         return self.plan.shape[-1] if self.plan.shape else 1
 
+    @property
+    def divisor(self) -> Fraction | None:
+        """What sums are divided by, if by anything. Where nobody weighs anything, nothing is added."""
+        return sum(self.weights, Fraction()) if self.plan.shared["normalize"] and any(self.weights) else None
+
 
 Prepare = Callable[[Subject], MergeChunk]
 
@@ -71,7 +76,7 @@ class WeightedSum:
 
 def average(s: Subject) -> MergeChunk:
     """sum_k w_k x_k, over sum_k w_k if ``normalize``."""
-    return WeightedSum(exact_factors(s.weights, sum(s.weights) if s.plan.shared["normalize"] else None))
+    return WeightedSum(exact_factors(s.weights, s.divisor))
 
 
 def combination(coefficients: Sequence[float] | F64Array) -> MergeChunk:
@@ -161,12 +166,11 @@ def _task_arithmetic(sparsify: Callable[[Subject], Thinned], elect: bool) -> Pre
     def prepare(s: Subject) -> MergeChunk:
         thin, scales_K = sparsify(s)
         factors_K = [w * Fraction(scale) for w, scale in zip(s.weights, scales_K, strict=True)]
-        normalize, strength = bool(s.plan.shared["normalize"]), Fraction(s.plan.shared["lambda"])
+        strength = Fraction(s.plan.shared["lambda"])
         if elect:
-            add = _elected(factors_K, s.weights, normalize, strength)
+            add = _elected(factors_K, s.weights, bool(s.plan.shared["normalize"]), strength)
         else:
-            strong_K = [strength * factor for factor in factors_K]
-            add = WeightedSum(exact_factors(strong_K, sum(s.weights) if normalize else None))
+            add = WeightedSum(exact_factors([strength * factor for factor in factors_K], s.divisor))
 
         def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> float:
             thin(rows_KN, start)

@@ -55,6 +55,8 @@ _decode_bf16 = _function("decode_bf16", "-", "ppl")
 _encode_bf16 = _function("encode_bf16", "-", "ppl")
 _first_non_finite = _function("first_non_finite", "l", "pl")
 _grid_add = _function("grid_add", "d", "ppdl")
+_grid_add_bf16 = _function("grid_add_bf16", "d", "ppdl")
+_scale_to = _function("scale_to", "-", "pdpl")
 _apply_step = _function("apply_step", "-", "ppdpl")
 _keep_window = _function("keep_window", "-", "plilil")
 _keep_random = _function("keep_random", "-", "pllku")
@@ -83,6 +85,15 @@ def first_non_finite(x_N: F32Array) -> int:
 
 def grid_add(total_N: F64Array, x_N: F32Array, factor: float) -> float:
     return float(_grid_add(_at(total_N, _F64, x_N.size), _at(x_N, _F32), factor, x_N.size))
+
+
+def grid_add_bf16(total_N: F64Array, raw_N: U16Array, factor: float) -> float:
+    size = raw_N.size
+    return float(_grid_add_bf16(_at(total_N, _F64, size), _at(raw_N, _U16), factor, size))
+
+
+def scale_to(merged_N: F64Array, factor: float, out_N: F32Array) -> None:
+    _scale_to(_at(merged_N, _F64), factor, _at(out_N, _F32, merged_N.size), merged_N.size)
 
 
 def apply_step(theta_N: F32Array, merged_N: F64Array, factor: float, out_N: F32Array) -> None:

@@ -167,6 +167,8 @@ class _Planner:
         divides = shared.get("normalize", shared.get("normalize_weights", True))
         if not weights or not divides or self._recipe.weights == "tokens":
             return
+        if not any(weights) and self._base_shapes is not None and self._signature.base != "ignored":
+            return  # nobody changes this tensor: the base's stays
         parts = [abs(weight) for weight in weights] if self._signature.elects else weights
         if abs(math.fsum(parts)) < _NO_WEIGHT:
             raise Refused(

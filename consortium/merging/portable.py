@@ -84,6 +84,19 @@ def grid_add(total_N: F64Array, x_N: F32Array, factor: float) -> float:
     return _peak(x_N)
 
 
+def grid_add_bf16(total_N: F64Array, raw_N: U16Array, factor: float) -> float:
+    """``grid_add`` of bfloat16 as stored."""
+    x_N = np.empty(raw_N.size, np.float32)
+    decode_bf16(raw_N, x_N)
+    return grid_add(total_N, x_N, factor)
+
+
+@np.errstate(all="ignore")
+def scale_to(merged_N: F64Array, factor: float, out_N: F32Array) -> None:
+    """out <- float32(factor * merged), computed in float64."""
+    out_N[:] = merged_N * factor
+
+
 @np.errstate(all="ignore")
 def apply_step(theta_N: F32Array, merged_N: F64Array, factor: float, out_N: F32Array) -> None:
     """out <- float32(theta + factor * merged), computed in float64; ``out_N`` may be ``theta_N``."""

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from consortium.merging.exact import F64Array, Factors, weighted_sum
+from consortium.errors import Refused
+from consortium.merging.exact import F64Array, Factors, StoredRow, weighted_sum
 from consortium.merging.operands import Operand, read_finite
 from consortium.merging.plan import TensorPlan
 from consortium.merging.survey import scratch_rows
-from consortium.tensors import F32Array, Tensors
+from consortium.tensors import Checkpoint, F32Array, TensorFile, Tensors
 
 
 class TensorReader:
@@ -46,12 +47,33 @@ class TensorReader:
     def weighted_sum(self, factors: Factors, start: int, out_N: F64Array) -> float:
         """``exact.weighted_sum`` of the rows from ``start`` on, one after the other in one buffer."""
         row_N = scratch_rows("row", 1, out_N.size)[0]
-        return weighted_sum(self._each(start, row_N), factors, out_N)
+        try:
+            return weighted_sum(self._each(start, row_N), factors, out_N)
+        except Refused:
+            for k in range(self.num_rows):
+                self.row(k, start, row_N)  # raises BadInput where it is not size but NaN
+            raise
 
-    def _each(self, start: int, row_N: F32Array) -> Iterator[F32Array]:
+    def _each(self, start: int, row_N: F32Array) -> Iterator[F32Array | StoredRow]:
         for k in range(self.num_rows):
-            self.row(k, start, row_N)
-            yield row_N
+            stored = self._stored_row(k, start, row_N)
+            if stored is None:
+                self.row(k, start, row_N)
+            yield row_N if stored is None else stored
+
+    def _stored_row(self, k: int, start: int, row_N: F32Array) -> StoredRow | None:
+        """A row as its file has it, not looked through, in the memory of ``row_N``; None if it must be made."""
+        if self._with_base or self._scales is not None:
+            return None
+        operand, name = self._sources[k]
+        file = operand.tensors
+        if not isinstance(file, TensorFile | Checkpoint) or operand.is_delta != self._relative:
+            return None
+        if file[name].dtype != "BF16":
+            return None
+        raw_N = row_N.view("<u2")[: row_N.size]
+        file.read_stored(name, start, raw_N.view(np.uint8))
+        return StoredRow(raw_N)
 
     def row(self, k: int, start: int, out_N: F32Array) -> None:
         if self._with_base:

@@ -55,6 +55,7 @@ class Work:
         self._pool, self._operands = pool, tuple(operands)
         self._require_base(layout)
         self.plans = self._plan(layout)
+        self._require_weights()
         self.standing = self._stand()
         if len(self.standing.kept) < len(self._operands):
             if layout is not None:
@@ -145,6 +146,14 @@ class Work:
             [operand.tensors.label for operand in self._operands],
             gram,
         )
+
+    def _require_weights(self) -> None:
+        without = [plan.name for plan in self.plans if not any(self._weights(plan))]
+        if without and (not self.relative or len(without) == len(self.plans)):
+            raise Refused(
+                f"tensor {without[0]!r}: the weights of all {len(self._operands)} contributions sum to zero; "
+                "give one of them a weight"
+            )
 
     def _require_base(self, layout: Layout | None) -> None:
         if not self._operands:

@@ -125,7 +125,7 @@ class _Writing:
     def _step_to(self, span: Span, start: int, merged_N: F64Array, scale: float, next_N: F32Array) -> None:
         work = self._work
         if not work.relative and self._step == PLAIN_STEP:
-            np.multiply(merged_N, scale, out=next_N, casting="same_kind")
+            kernels.scale_to(merged_N, scale, next_N)
             return
         theta_N = span.reader.base(start, next_N.size)
         if self._step == PLAIN_STEP:

@@ -106,6 +106,13 @@ CALLS: dict[str, Call] = {
     "encode_bf16": lambda b, x: into(np.uint16, lambda o: b.encode_bf16(x[0], o))(x.shape[1]),
     "first_non_finite": lambda b, x: [b.first_non_finite(x[0])],
     "grid_add": lambda b, x: grid_add(b, x, 0.37 * portable.UNITS),
+    "grid_add_bf16": lambda b, x: into(
+        np.float64,
+        lambda out_N: b.grid_add_bf16(out_N, x[0].view(np.uint16)[1::2].copy(), 0.37 * portable.UNITS),
+    )(x.shape[1]),
+    "scale_to": lambda b, x: into(
+        np.float32, lambda out_N: b.scale_to(x[-1].astype(np.float64) * 1e9, 1 / 3, out_N)
+    )(x.shape[1]),
     "grid_add of odd factors": lambda b, x: (
         grid_add(b, x, -0.5) + grid_add(b, x, 1e-300) + grid_add(b, x, 0.0)
     ),

@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from consortium.canonical import digest_of_fact
+from consortium.canonical import replace as replace_fact
 from consortium.errors import BadInput, Corrupt, Refused
 from consortium.ids import digest_of
 from consortium.manifests import FileRef
 from consortium.merging.merge import MergeInput, MergeResult, merge
 from consortium.merging.methods import METHODS
-from consortium.merging.recipe import PLAIN_AVERAGE, MethodName, Recipe
+from consortium.merging.recipe import PLAIN_AVERAGE, MethodName, Recipe, Setting
 from consortium.merging.signatures import SIGNATURES
 from consortium.store import ref_of
 from consortium.tensor_writer import TensorWriter
@@ -113,6 +114,19 @@ def test_order_chunks_and_threads_leave_no_trace(
     assert again == last
 
 
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
+def test_a_tensor_that_nobody_weighs_stays_as_it_was(
+    method: MethodName, tmp_path: Path, base_dir: Path, base_values: dict, delta: Callable, load: Callable
+) -> None:
+    only = (Setting(value=0.5, filter="layer"), Setting(value=0))
+    inputs = [replace(delta(seed), settings={"weight": only}) for seed in (1, 2)]
+    recipe = replace_fact(PLAIN_AVERAGE, method=method)
+    merge(base_dir, inputs, None, recipe, tmp_path / "out")
+    merged = load(tmp_path / "out")
+    for name, array in base_values.items():
+        assert (merged[name].tobytes() == array.tobytes()) == ("layer" not in name)
+
+
 def test_every_method_of_the_schema_is_in_the_table() -> None:
     assert set(get_args(MethodName)) == set(METHODS) == set(SIGNATURES)
 
@@ -151,6 +165,8 @@ def test_what_is_refused_and_why(tmp_path: Path, base_dir: Path, delta: Callable
 
     assert "no contribution" in refusal([], Refused)
     assert "sum to zero" in refusal([replace(good, weight=0)], Refused)
+    nothing = replace(good, settings={"weight": (Setting(value=0.0),)})
+    assert "sum to zero" in refusal([nothing, nothing], Refused)
     assert "weight -3" in refusal([replace(good, weight=-3)])
     other = FileRef(digest=digest_of(b"other"), size=good.ref.size)
     assert f"not {good.ref.size}" in refusal([replace(good, ref=other)], Corrupt)
