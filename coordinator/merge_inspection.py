@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from consortium.canonical import decode, digest_of_fact
-from consortium.errors import BadInput
+from consortium.canonical import decode, digest_of_fact, replace
+from consortium.errors import BadInput, Corrupt
 from consortium.ids import SiteName, short
 from consortium.jobs import Merge
 from consortium.manifests import Contribution, FileRef, VersionManifest
+from consortium.merging.checksums import CHECKSUMS_FILE, Checksums, checked_pieces, read_checksums
 from consortium.merging.job import ingredients_of, outer_files
 from consortium.store import BlobStore, ref_of
 from consortium.tensor_writer import copy_companions, plan_shards
@@ -127,6 +128,7 @@ def _believable(manifest: VersionManifest, work: Merge, store: BlobStore, check:
         with Checkpoint(folder, "the version") as model:
             _shapes(model, base)
             _tensors(model, dtype)
+        _checksums(folder)
     for name, ref in sorted(manifest.outer_state.items()):
         with TensorFile(store.path(ref.digest), name) as state:
             _tensors(state, "F32")
@@ -138,7 +140,7 @@ def _files(manifest: VersionManifest, work: Merge, base: Checkpoint, base_dir: P
     with tempfile.TemporaryDirectory() as place:
         copy_companions(base_dir, Path(place), dtype)
         companions = {path.name: ref_of(path) for path in sorted(Path(place).iterdir())}
-    wanted = shards | companions.keys() | (set() if shards == {SINGLE_FILE} else {INDEX_FILE})
+    wanted = {*shards, *companions, CHECKSUMS_FILE} | (set() if shards == {SINGLE_FILE} else {INDEX_FILE})
     outer = outer_files(work.recipe)
     for what, names, found in (
         ("files", wanted, manifest.files),
@@ -151,6 +153,20 @@ def _files(manifest: VersionManifest, work: Merge, base: Checkpoint, base_dir: P
     for name, ref in companions.items():
         if manifest.files[name] != ref:
             raise BadInput(f"{name}: is not the base's; a merge copies config and tokenizer")
+
+
+def _checksums(folder: Path) -> None:
+    """The weights are those that the version's own checksums name."""
+    told = read_checksums(folder)
+    if ref_of(folder / CHECKSUMS_FILE).digest != told.digest or replace(told, tensors={}) != Checksums(
+        tensors={}
+    ):
+        raise BadInput(f"{CHECKSUMS_FILE}: is not as a merge writes it")
+    try:
+        for _ in checked_pieces(folder, told):
+            pass
+    except (Corrupt, ValueError) as error:  # another digest, or another number of them
+        raise BadInput(f"{CHECKSUMS_FILE}: is not of the weights that were delivered") from error
 
 
 def _shapes(model: Tensors, base: Tensors) -> None:

@@ -25,14 +25,15 @@ from consortium.canonical import decode, digest_of_fact, encode
 from consortium.errors import Unavailable
 from consortium.identity import Credentials, signing_request
 from consortium.ids import AttemptId, Digest, Language, SiteName
-from consortium.jobs import Assignment, Evaluate, Outcome, Phase, Train
+from consortium.jobs import Assignment, Evaluate, Merge, Outcome, Phase, Train
 from consortium.manifests import Contribution, FileRef, LanguageScore, Scores, VersionManifest
+from consortium.merging.job import make_version
 from consortium.signing import CONTRIBUTION, PrivateKey, load_key, new_key, save_key, seal
 from consortium.store import BlobStore, ref_of
 from consortium.tensor_writer import TensorWriter
 from consortium.tensors import Checkpoint
 from consortium.transfer import download, upload
-from consortium.versions import lay_out
+from consortium.versions import VERSION, lay_out, model_file
 from site_agent.core.facts import Ended, Report
 from site_agent.wire import offer, report_message
 
@@ -40,8 +41,9 @@ from site_agent.wire import offer, report_message
 class ScriptedSite:
     """An agent without a trainer. Its hooks are what a hostile one overrides."""
 
-    def __init__(self, consortium: Consortium, name: str, slots: int = 4) -> None:
+    def __init__(self, consortium: Consortium, name: str, slots: int = 4, merges: bool = False) -> None:
         self.consortium = consortium
+        self.merges = merges
         self.name = SiteName(name)
         self.slots = slots
         self.folder = consortium.folder / "sites" / name
@@ -100,7 +102,9 @@ class ScriptedSite:
             for language in SITES[self.name]
         ]
         return site_pb2.SyncRequest(
-            site=site_pb2.SiteDescription(agent_version="script", slots=self.slots, holdings=holdings),
+            site=site_pb2.SiteDescription(
+                agent_version="script", slots=self.slots, holdings=holdings, merges=self.merges
+            ),
             attempts=[report_message(report) for report in reports],
             incarnation=self.incarnation,
             **fields,
@@ -140,11 +144,12 @@ class ScriptedSite:
         folder = self.folder / "work" / assignment.attempt
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(assignment.work, Train):
-            artifact = "delta", await self.train(assignment, assignment.work, folder)
+            made = {"delta": await self.train(assignment, assignment.work, folder)}
+        elif isinstance(assignment.work, Merge):
+            made = await self.merge(assignment.work, folder)
         else:
-            artifact = "scores", self.evaluate(assignment.work, folder)
-        ref = await self.send(artifact[1])
-        manifest = self.manifest(assignment, {artifact[0]: ref})
+            made = {"scores": self.evaluate(assignment.work, folder)}
+        manifest = self.manifest(assignment, {name: await self.send(path) for name, path in made.items()})
         envelope = folder / "envelope.json"
         envelope.write_bytes(self.sign(manifest))
         return done(assignment.attempt, (await self.send(envelope)).digest)
@@ -157,14 +162,31 @@ class ScriptedSite:
     # ---- what it makes
 
     async def train(self, assignment: Assignment, work: Train, folder: Path) -> Path:
-        manifest = decode(await fetch(self.artifacts, work.base), VersionManifest)
-        for ref in manifest.files.values():
-            await download(self.artifacts, ref, self.store, QUICK)
-        if not (folder / "base").exists():
-            lay_out(manifest, self.store.path, folder / "base")
+        await self.lay_out(work.base, folder / "base")
         with Checkpoint(folder / "base") as base:
             self.write(base, work, folder / "delta.safetensors")
         return folder / "delta.safetensors"
+
+    async def lay_out(self, version: Digest, place: Path) -> None:
+        manifest = decode(await fetch(self.artifacts, version), VersionManifest)
+        for ref in manifest.files.values():
+            await download(self.artifacts, ref, self.store, QUICK)
+        if not place.exists():
+            lay_out(manifest, self.store.path, place)
+
+    async def merge(self, work: Merge, folder: Path) -> dict[str, Path]:
+        """The files of the merged version, by artifact."""
+        await self.lay_out(work.base, folder / "base")
+        for ref in (*(part.delta for part in work.parts), *work.outer_state.values()):
+            await download(self.artifacts, ref, self.store, QUICK)
+        version = self.merged(work, folder)
+        (folder / "version.json").write_bytes(encode(version))
+        names = [*version.files, *version.outer_state]
+        return {VERSION: folder / "version.json"} | {model_file(x): folder / "model" / x for x in names}
+
+    def merged(self, work: Merge, folder: Path) -> VersionManifest:
+        """Its manifest; the files lie in ``folder / "model"``."""
+        return make_version(work, folder / "base", self.store.path, folder / "model", threads=1)
 
     def write(self, base: Checkpoint, work: Train, path: Path) -> None:
         """Noise for a delta, the same for the same job."""
@@ -197,7 +219,7 @@ class ScriptedSite:
             campaign=assignment.campaign,
             site=assignment.site,
             assignment=digest_of_fact(assignment),
-            base=work.base if isinstance(work, Train) else None,
+            base=work.base if isinstance(work, Train | Merge) else None,
             artifacts=artifacts,
             steps=steps,
             planned_steps=steps,
