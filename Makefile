@@ -37,8 +37,11 @@ schemas: $(VENV)/dev-installed  ## write policies/schemas/*.json anew
 chaos: $(VENV)/dev-installed  ## kill the demo's processes at ten random moments; the same model must come out (about an hour)
 	$(BIN)/python tests/chaos/kill_anything.py --kills 10
 
-clean:  ## remove the virtual environment and the demo
-	rm -rf $(VENV) demo-run demo-run-[0-9]*
+benchmarks: $(VENV)/dev-installed  ## merging beside a plain copy and mergekit; 30 GB and an hour on a quiet machine: WORKDIR=...
+	$(BIN)/python benchmarks/merging.py --workdir $(or $(WORKDIR),benchmark-run) --mergekit-python $(BIN)/python --markdown docs/merging-results.md
+
+clean:  ## remove the virtual environment, the demo and the benchmark's models
+	rm -rf $(VENV) demo-run demo-run-[0-9]* benchmark-run
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -1,14 +1,14 @@
 """How fast and how small our merges are, beside a copy that computes nothing and beside mergekit.
 
-    python benchmarks/merging.py --workdir DIR --mergekit-python PYTHON --json runs.json \\
-        --markdown docs/merging-results.md
+    python benchmarks/merging.py --workdir DIR --mergekit-python PYTHON --markdown docs/merging-results.md
 
-Whole processes in turn (A B C A B C ...), medians. Models are made once and used again (6 GB of disk, 30 GB
-with the memory part at full size). What was measured is kept in the JSON file, so that a run that was cut off
-goes on where it was; ``--redo`` measures rows again.
+Whole processes in turn (A B C A B C ...), medians. Models are made once and used again (8 GB of disk, 26 GB with
+the memory part). What was measured is kept in DIR/runs.json, so that a run that was cut off goes on where it was;
+``--redo`` measures rows again, which a change of the code calls for.
 """
 
 import argparse
+import fnmatch
 import json
 import os
 import platform
@@ -26,6 +26,7 @@ from merging_page import MEMORY_COUNTS, MEMORY_METHODS, MEMORY_SIZES, METHODS, M
 from processes import Run, measure
 from sample_models import SIZES, base_folder, make_models, make_momentum, model_folders, warm
 
+from consortium.files import write_bytes_atomically
 from consortium.tensors import SINGLE_FILE
 
 PARTS = ("speed", "mergekit", "memory", "startup")
@@ -58,17 +59,17 @@ class Job:
 
 
 class Kept:
-    """What has been measured, in a file if there is one."""
+    """What has been measured, in a file."""
 
-    def __init__(self, path: Path | None, redo: Sequence[str]) -> None:
+    def __init__(self, path: Path, redo: Sequence[str]) -> None:
         self._path = path
         self.runs: dict[str, list[Run]] = {}
         self.imports: dict[str, int] = {}
-        if path and path.exists():
+        if path.exists():
             found = json.loads(path.read_text())
             self.imports = found["imports"]
             for name, runs in found["runs"].items():
-                if not any(word in name for word in redo):
+                if not any(fnmatch.fnmatch(name, pattern) for pattern in redo):
                     self.runs[name] = [Run(**run) for run in runs]
 
     def add(self, name: str, run: Run) -> None:
@@ -76,9 +77,9 @@ class Kept:
         self.save()
 
     def save(self) -> None:
-        if self._path:
-            runs = {name: [asdict(run) for run in runs] for name, runs in self.runs.items()}
-            self._path.write_text(json.dumps({"imports": self.imports, "runs": runs}, indent=1) + "\n")
+        runs = {name: [asdict(run) for run in runs] for name, runs in self.runs.items()}
+        text = json.dumps({"imports": self.imports, "runs": runs}, indent=1) + "\n"
+        write_bytes_atomically(self._path, text.encode())
 
 
 class Bench:
@@ -237,15 +238,19 @@ def main() -> int:
         "--mergekit-python", type=Path, help="interpreter of an environment with mergekit 0.1.5"
     )
     parser.add_argument("--mergekit-repeats", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="keep what was measured here, and go on from it")
+    parser.add_argument("--json", type=Path, help="what is kept; runs.json in the work folder")
     parser.add_argument(
-        "--redo", nargs="+", default=(), metavar="WORD", help="forget rows with this in their names"
+        "--redo",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="rows to measure again: 'full ties', 'full [!m]*'",
     )
     parser.add_argument("--markdown", type=Path, help="write the page")
     options = parser.parse_args()
     workdir = options.workdir.resolve()
     workdir.mkdir(parents=True, exist_ok=True)
-    kept = Kept(options.json, options.redo)
+    kept = Kept(options.json or workdir / "runs.json", options.redo)
     methods = [method for method in METHODS if not options.only or method.name in options.only]
     bench = Bench(workdir, options.size, kept)
     if "speed" in options.parts:
@@ -256,9 +261,7 @@ def main() -> int:
         bench.memory()
     if "startup" in options.parts:
         bench.startup()
-    command = (
-        "python benchmarks/merging.py --workdir DIR --mergekit-python PYTHON --json runs.json --markdown FILE"
-    )
+    command = "python benchmarks/merging.py --workdir DIR --mergekit-python PYTHON --markdown FILE"
     text = page(options.size, kept.runs, machine(options.mergekit_python), kept.imports, command)
     print(text)
     if options.markdown:
