@@ -1,12 +1,11 @@
 """What a merge ought to give: every method as its paper or definition has it, on whole tensors, in float64.
 
-Plain NumPy, written to be read: sorts, whole vectors, Python integers; no arithmetic of ours is called. A case is one
+Plain NumPy, written to be read: sorts, whole vectors; no arithmetic of ours is called. A case is one
 tensor: ``rows`` are the models' weights, or their deltas from ``base``, in the order that the engine uses. What
 comes out is the merged weights before any rounding.
 
-Two things are the engine's own rules, not a paper's, and are written down here again: sums that elect a sign are
-made on a grid of 2^-36 (so that a sum of zero is zero in any order), and among equal magnitudes the lower
-index is kept.
+One thing is the engine's own rule, not a paper's, and is written down here again: sums that elect a sign are
+made on a grid of 2^-36, so that a sum of zero is zero in any order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import vector_references as vectors
+from mask_references import breadcrumbs_mask, by_magnitude, drop, keep, magnitude_drop, same_l1, trim
 
 from consortium.merging.recipe import OuterStep
 
@@ -55,105 +55,6 @@ def rounded(values: F64Array, dtype: str) -> npt.NDArray[np.float32]:
     """What a file of ``dtype`` holds of ``values``: rounded to float32, that to ``dtype``; as float32."""
     single = torch.from_numpy(np.asarray(values, np.float64)).to(torch.float32)
     return single.to(getattr(torch, dtype)).to(torch.float32).numpy()
-
-
-# Random draws
-
-
-def philox2x32(counter: int, key: int) -> tuple[int, int]:
-    """Philox2x32-10 of a 64-bit counter and a 32-bit key (Salmon et al. 2011, "as easy as 1, 2, 3")."""
-    left, right = counter & 0xFFFFFFFF, counter >> 32
-    for _ in range(10):
-        product = 0xD256D193 * left
-        left, right = (product >> 32) ^ key ^ right, product & 0xFFFFFFFF
-        key = (key + 0x9E3779B9) & 0xFFFFFFFF
-    return left, right
-
-
-def draw32(key: int, index: int) -> int:
-    """Draw number ``index`` of the stream of a 64-bit ``key``: two draws share a block."""
-    counter = (index >> 1) ^ (key >> 32 << 32)
-    return philox2x32(counter, key & 0xFFFFFFFF)[index & 1]
-
-
-def draws(key: int, count: int) -> F64Array:
-    """The first draws as numbers in [0, 1); exact."""
-    return np.array([draw32(key, index) for index in range(count)], np.float64) / 2.0**32
-
-
-def _chance(share: float) -> float:
-    """A probability as 32 random bits can have it."""
-    return np.floor(share * 2.0**32) / 2.0**32
-
-
-# Which elements of a delta are kept
-
-
-def by_magnitude(row: F64Array) -> npt.NDArray[np.intp]:
-    """Indices from the largest magnitude to the smallest; of equals the lower index first."""
-    return np.argsort(-np.abs(row.reshape(-1)), kind="stable")
-
-
-def _kept(row: F64Array, indices: npt.NDArray[np.intp]) -> F64Array:
-    kept = np.zeros(row.size)
-    kept[indices] = row.reshape(-1)[indices]
-    return kept.reshape(row.shape)
-
-
-def trim(row: F64Array, density: float) -> F64Array:
-    """TIES: the ``density`` largest magnitudes, at least one (Yadav et al. 2023, arXiv:2306.01708)."""
-    if density >= 1 or row.size == 0:
-        return row
-    return _kept(row, by_magnitude(row)[: max(1, int(density * row.size))] if density > 0 else [])
-
-
-def breadcrumbs_mask(row: F64Array, density: float, gamma: float) -> F64Array:
-    """The share ``density`` that lies below the ``gamma`` largest (Davari & Belilovsky 2023, arXiv:2312.06795).
-
-    Fewer of the largest go where the density could not be had otherwise.
-    """
-    if density >= 1:
-        return row
-    target, outliers = int(density * row.size), int(gamma * row.size)
-    first = min(outliers, row.size - target)
-    return _kept(row, by_magnitude(row)[first : first + target])
-
-
-def drop(row: F64Array, density: float, key: int, rescale: bool) -> F64Array:
-    """DARE: each element stays with probability ``density``, over it (Yu et al. 2024, arXiv:2311.03099)."""
-    if density >= 1 or density <= 0:
-        return row if density >= 1 else np.zeros_like(row)
-    kept = np.where(draws(key, row.size).reshape(row.shape) < _chance(density), row, 0.0)
-    return kept / density if rescale else kept
-
-
-def magnitude_drop(row: F64Array, density: float, epsilon: float, key: int, rescale: bool) -> F64Array:
-    """DELLA: within each row of a matrix the chance to stay grows with rank (Deep et al. 2024, arXiv:2406.11617).
-
-    From density - epsilon for the smallest to density + epsilon for the largest; what stays is divided by its
-    chance, and kept as float32. A vector is one row.
-    """
-    if density >= 1 or row.size == 0:
-        return row
-    if density <= 0:
-        return np.zeros_like(row)
-    matrix = row.reshape(-1, row.shape[-1]) if row.ndim > 1 else row.reshape(1, -1)
-    width = matrix.shape[1]
-    random = draws(key, row.size).reshape(matrix.shape)
-    kept = np.zeros_like(matrix)
-    for line, (values, random_N) in enumerate(zip(matrix, random, strict=True)):
-        ranks = np.empty(width)
-        ranks[np.argsort(np.abs(values), kind="stable")] = np.arange(width)
-        chance = (density - epsilon) + (2 * epsilon * ranks / (width - 1) if width > 1 else 0.0)
-        scaled = (values / chance).astype(np.float32) if rescale else values
-        kept[line] = np.where(random_N < np.floor(chance * 2.0**32) / 2.0**32, scaled, 0.0)
-    return kept.reshape(row.shape)
-
-
-def same_l1(row: F64Array, kept: F64Array) -> F64Array:
-    """``kept``, scaled to the L1 norm of ``row``; as it is where either is next to nothing."""
-    before, after = np.abs(row).sum(), np.abs(kept).sum()
-    return kept if before < 1e-7 or after < 1e-7 else kept * (before / after)
 
 
 # How deltas become one
@@ -245,7 +146,7 @@ def sce(case: Case) -> F64Array:
     if share < 1:
         variance = rows.var(axis=0).astype(np.float32).astype(np.float64)
         count = int(np.count_nonzero(variance) * share)
-        chosen = _kept(np.ones_like(variance), by_magnitude(variance)[:count])
+        chosen = keep(np.ones_like(variance), by_magnitude(variance)[:count])
         rows = rows * chosen
     energy = (rows**2).reshape(len(rows), -1).mean(axis=1) if rows[0].size else np.zeros(len(rows))
     weights = energy / energy.sum() if energy.sum() >= 1e-6 else np.full(len(rows), 1 / len(rows))
