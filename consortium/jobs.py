@@ -96,6 +96,9 @@ class Train(Fact, tag="train"):
     delta_density: float = DENSITY  #: share of the elements that top-k keeps
     #: what the site's last delta before this base left unsaid; None: nothing. Not an input: the site has it.
     residual: Digest | None = None
+    token_counts: bool = (
+        False  #: whether to say how often each token was seen: the rows of embeddings are weighed by it
+    )
     checkpoint_steps: int = 50
     precision: Literal["auto", "fp32", "bf16"] = "auto"  #: auto: bf16 on GPU, fp32 on CPU
 
@@ -121,6 +124,7 @@ class Part(Fact):
     """One contribution to a merge."""
 
     delta: FileRef
+    row_counts: FileRef | None = None  #: how often it saw each token, where the recipe weighs embedding rows
     weight: int  #: tokens trained on, or 1 where the recipe weighs all alike
     cohort: str  #: its languages, joined by ``+``: robust methods compare within a cohort
 

@@ -54,7 +54,9 @@ class Contribution(Fact):
     site: SiteName
     assignment: Digest  #: of job.json
     base: Digest | None = None  #: version the delta is relative to
-    artifacts: dict[str, FileRef]  #: ``delta``, ``scores`` or ``tokenizer``
+    artifacts: dict[
+        str, FileRef
+    ]  #: ``delta`` (and ``token_counts``), ``scores``, ``tokenizer``, or a version
     steps: int = 0
     planned_steps: int = 0
     tokens: dict[Language, int] = {}  #: trained on, per language (public and own together)
@@ -91,6 +93,9 @@ class Ingredient(Fact):
 
     delta: FileRef
     weight: int  #: e.g. tokens; share = weight / sum of weights
+    row_counts: FileRef | None = (
+        None  #: how often it saw each token, where that weighed the rows of embeddings
+    )
 
 
 class Initial(Fact):

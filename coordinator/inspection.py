@@ -18,6 +18,7 @@ from consortium.identity import identity_of
 from consortium.ids import Digest, Language, SiteName
 from consortium.jobs import Evaluate, Merge, Tokenizer, Train
 from consortium.manifests import Contribution, FileRef, Scores, VersionManifest
+from consortium.merging.operands import read_row_counts
 from consortium.signing import CONTRIBUTION, key_of_certificate, open_envelope
 from consortium.store import BlobStore
 from consortium.tensors import Checkpoint
@@ -31,6 +32,7 @@ from policies.campaign import Admission
 _ENVELOPE_BYTES_MAX = 1 << 20
 _SCORES_BYTES_MAX = 1 << 30
 _TOKENIZER_BYTES_MAX = 256 << 20
+_COUNTS_BYTES_MAX = 64 << 20
 _COUNT_MAX = 1 << 53  #: larger numbers of tokens or bytes are a stranger's joke, and no float holds them
 
 
@@ -64,6 +66,8 @@ def inspect_delivery(delivery: Delivery, store: BlobStore) -> ReportInspection:
                     contribution, job.work
                 )
                 measures = _delta(delivery, contribution, store)
+                if job.work.token_counts:
+                    _token_counts(job.work, contribution, store)
             case Evaluate():
                 scores = _scores(job.work, contribution, store)
                 reason = f"scores of {len(scores)} model(s) by {job.site}"
@@ -131,10 +135,12 @@ def _answers(contribution: Contribution, job: Job) -> None:
             raise BadInput(f"manifest's {field} is {got}, the job's is {want}; {way_out}")
     if isinstance(job.work, Merge):
         return  # its artifacts are the version's files, which its manifest names
-    artifact = {Train: "delta", Evaluate: "scores", Tokenizer: "tokenizer"}[type(job.work)]
-    if set(contribution.artifacts) != {artifact}:
+    wanted_artifacts = {{Train: "delta", Evaluate: "scores", Tokenizer: "tokenizer"}[type(job.work)]}
+    if isinstance(job.work, Train) and job.work.token_counts:
+        wanted_artifacts.add("token_counts")
+    if set(contribution.artifacts) != wanted_artifacts:
         raise BadInput(
-            f"artifacts are {sorted(contribution.artifacts)}, this job's result is one {artifact!r}"
+            f"artifacts are {sorted(contribution.artifacts)}, this job's result is {sorted(wanted_artifacts)}"
         )
     if isinstance(job.work, Train):
         _counts(contribution, job.work)
@@ -192,6 +198,21 @@ def _delta(delivery: Delivery, contribution: Contribution, store: BlobStore) -> 
     if not found.ok:
         raise BadInput(found.reason)
     return {"norm": found.norm, "base_norm": found.base_norm}
+
+
+def _token_counts(work: Train, contribution: Contribution, store: BlobStore) -> None:
+    """They weigh rows of embeddings, so they are held to the steps; their length is the merge's to check."""
+    ref = contribution.artifacts["token_counts"]
+    if ref.size > _COUNTS_BYTES_MAX:
+        raise BadInput(
+            f"token_counts: {ref.size} bytes exceed {_COUNTS_BYTES_MAX}; no vocabulary is so large"
+        )
+    counts_V = read_row_counts(store.path(ref.digest))
+    most = contribution.steps * work.batch_sequences * (work.sequence_tokens + 1)
+    if math.fsum(counts_V) > most * 1.001:  # float32 rounds each
+        raise BadInput(
+            f"token_counts: {math.fsum(counts_V):.0f} tokens, {contribution.steps} steps show {most} at most"
+        )
 
 
 def _feedback(contribution: Contribution, work: Train) -> str:

@@ -8,6 +8,7 @@ from msgspec import Meta
 from consortium.canonical import Fact
 from consortium.checking import Problem, problems_of
 from consortium.merging.recipe import Recipe, Setting
+from consortium.merging.rows import WITH_EMBEDDING_ROWS
 from consortium.merging.settings import problems_of_values
 from consortium.merging.signatures import SIGNATURES, members_min
 from policies.campaign import Campaign
@@ -41,6 +42,11 @@ def merge_problems(campaign: Campaign) -> Iterator[Problem]:
     yield from _ranges(recipe.guards, ("merge", "guards"), _GUARDS)
     if recipe.embedding_rows is not None:
         yield from _ranges(recipe.embedding_rows, ("merge", "embedding_rows"), _EMBEDDING_ROWS)
+        if recipe.method not in WITH_EMBEDDING_ROWS:
+            yield (
+                ("merge", "embedding_rows"),
+                f"{recipe.method} does more than average rows; remove it, or take {' or '.join(WITH_EMBEDDING_ROWS)}",
+            )
     yield from _ranges(recipe, ("merge",), _RECIPE)
     yield from problems_of_values(recipe.parameters, recipe.method, _PLACE)
     for name, parameter in signature.shared.items():

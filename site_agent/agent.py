@@ -105,7 +105,8 @@ class Agent:
                     self._talk.say(self._describe(), plan.reports)
                 with contextlib.suppress(TimeoutError):
                     pause = min(self._launcher.poll_seconds, self._talk.seconds_until_due())
-                    await asyncio.wait_for(self._wake.wait(), pause)
+                    async with asyncio.timeout(pause):  # wait_for of Python 3.11 may swallow a cancellation
+                        await self._wake.wait()
                 self._wake.clear()
                 if self._talk.listen():
                     self._note()

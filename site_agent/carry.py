@@ -31,6 +31,7 @@ from site_agent.trainer.folder import RESIDUAL
 #: Artifact -> its file below ``result/``; those of a merge besides, ``model/<file>``, lie there by that very name.
 ARTIFACTS = {
     "delta": "delta.safetensors",
+    "token_counts": "token_counts.safetensors",
     "scores": "scores.json",
     "tokenizer": "tokenizer.json",
     VERSION: "version.json",

@@ -28,7 +28,14 @@ def make_version(
     Raises what ``merge`` raises; then, as after a kill, ``out_dir`` is not there.
     """
     inputs = [
-        MergeInput(blob(part.delta.digest), part.delta, part.weight, cohort=part.cohort)
+        MergeInput(
+            blob(part.delta.digest),
+            part.delta,
+            part.weight,
+            cohort=part.cohort,
+            row_counts=blob(part.row_counts.digest) if part.row_counts else None,
+            row_counts_ref=part.row_counts,
+        )
         for part in work.parts
     ]
     before = work.outer_state.get(OUTER_STATE)
@@ -44,4 +51,6 @@ def outer_files(recipe: Recipe) -> set[str]:
 
 def ingredients_of(work: Merge) -> tuple[Ingredient, ...]:
     """What the manifest of the merged version must name."""
-    return tuple(Ingredient(delta=part.delta, weight=part.weight) for part in work.parts)
+    return tuple(
+        Ingredient(delta=part.delta, weight=part.weight, row_counts=part.row_counts) for part in work.parts
+    )

@@ -132,7 +132,11 @@ def _result(
 
 def _ingredients(inputs: Iterable[MergeInput], recipe: Recipe) -> tuple[Ingredient, ...]:
     found = [
-        Ingredient(delta=given.ref, weight=1 if recipe.weights == "uniform" else given.weight)
+        Ingredient(
+            delta=given.ref,
+            weight=1 if recipe.weights == "uniform" else given.weight,
+            row_counts=given.row_counts_ref,
+        )
         for given in inputs
         if given.ref is not None
     ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from consortium.codecs.reading import open_delta
 from consortium.errors import BadInput, Corrupt
@@ -20,6 +21,7 @@ from consortium.manifests import FileRef
 from consortium.merging import kernels
 from consortium.merging.recipe import Settings
 from consortium.store import ref_of
+from consortium.tensor_writer import TensorWriter
 from consortium.tensors import Checkpoint, F32Array, TensorFile, Tensors
 
 _SAMPLE = 512  #: elements of a tensor that its fingerprint reads, at its begin, middle and end
@@ -37,6 +39,7 @@ class MergeInput:
     cohort      whom it is compared with by guards and robust methods: its languages, joined
     row_counts  safetensors file with one tensor ``token_counts``: how often each token of the vocabulary was
                 trained on; needed where the recipe weighs embedding rows
+    row_counts_ref  what that file must be; None: take it as it is
     """
 
     path: Path
@@ -45,6 +48,7 @@ class MergeInput:
     settings: Settings = field(default_factory=dict)
     cohort: str = ""
     row_counts: Path | None = None
+    row_counts_ref: FileRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +63,19 @@ class Operand:
 
 
 def verify(given: MergeInput) -> None:
-    """Raise Corrupt unless a delta file is what its ref says."""
-    if given.ref is None:
-        return
-    got = ref_of(given.path)
-    if got != given.ref:
-        raise Corrupt(
-            f"delta {given.ref.digest}: the file has {got.size} bytes with sha256 {got.digest}, not "
-            f"{given.ref.size}; fetch it again"
-        )
+    """Raise Corrupt unless the files are what their refs say."""
+    for what, path, ref in (
+        ("delta", given.path, given.ref),
+        ("token counts", given.row_counts, given.row_counts_ref),
+    ):
+        if path is None or ref is None:
+            continue
+        got = ref_of(path)
+        if got != ref:
+            raise Corrupt(
+                f"{what} {ref.digest}: the file has {got.size} bytes with sha256 {got.digest}, not {ref.size}; "
+                "fetch it again"
+            )
 
 
 def open_operands(inputs: Sequence[MergeInput], stack: ExitStack) -> list[Operand]:
@@ -118,12 +126,20 @@ def _open(given: MergeInput, stack: ExitStack) -> Operand:
     else:
         tensors = stack.enter_context(Checkpoint(given.path))
     key = given.ref.digest if given.ref else fingerprint(tensors)
-    return Operand(given, key, tensors, is_delta, _row_counts(given.row_counts))
+    return Operand(
+        given, key, tensors, is_delta, read_row_counts(given.row_counts) if given.row_counts else None
+    )
 
 
-def _row_counts(path: Path | None) -> F32Array | None:
-    if path is None:
-        return None
+def write_row_counts(path: Path, counts_V: npt.NDArray[np.int64]) -> FileRef:
+    """Write how often each token was seen, for ``MergeInput.row_counts``; float32, which says enough."""
+    with TensorWriter(path, {ROW_COUNTS: counts_V.shape}, "F32") as writer:
+        writer.write(ROW_COUNTS, 0, counts_V)
+    return ref_of(path)
+
+
+def read_row_counts(path: Path) -> F32Array:
+    """(vocabulary,) counts. Raises BadInput for anything else, Corrupt for a file that is none."""
     with TensorFile(path) as file:
         if set(file) != {ROW_COUNTS} or len(file[ROW_COUNTS].shape) != 1:
             raise BadInput(

@@ -17,6 +17,8 @@ from consortium.merging.plan import TensorPlan
 from consortium.merging.recipe import Recipe
 from consortium.tensors import F32Array
 
+WITH_EMBEDDING_ROWS = ("linear", "task_arithmetic")  #: methods that only average
+
 
 def token_counts(
     recipe: Recipe, plan: TensorPlan, given_K: Sequence[F32Array | None]
@@ -29,9 +31,10 @@ def token_counts(
     rows = recipe.embedding_rows
     if rows is None or not any(part in plan.name for part in rows.tensors):
         return None
-    if recipe.method not in ("linear", "task_arithmetic"):
+    if recipe.method not in WITH_EMBEDDING_ROWS:
         raise BadInput(
-            f"embedding_rows goes with method linear or task_arithmetic, not {recipe.method}; remove one of them"
+            f"embedding_rows goes with method {' or '.join(WITH_EMBEDDING_ROWS)}, not {recipe.method}; remove one "
+            "of them"
         )
     found = []
     for k, counts_V in enumerate(given_K):

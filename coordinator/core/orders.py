@@ -63,7 +63,13 @@ def fed_back(work: Train, state: State, campaign: CampaignState, site: SiteName)
                 residual = done.residual
         base = version.manifest.base
         version = None if base is None else campaign.versions.get(base)
-    return replace(work, delta_dtype=plan.delta_dtype, delta_density=plan.delta_density, residual=residual)
+    return replace(
+        work,
+        delta_dtype=plan.delta_dtype,
+        delta_density=plan.delta_density,
+        residual=residual,
+        token_counts=campaign.spec.merge.embedding_rows is not None,
+    )
 
 
 def _seed(seed: int, number: int, stream: str) -> int:
@@ -137,7 +143,14 @@ def merge_order(state: State, campaign: CampaignState, round_: Round) -> Merge:
     for name in round_.collected:
         contribution, own = _contribution(state, name), state.jobs[name].work.languages
         weight = sum(contribution.tokens.values()) if recipe.weights == "tokens" else 1
-        parts.append(Part(delta=contribution.artifacts["delta"], weight=weight, cohort="+".join(own)))
+        parts.append(
+            Part(
+                delta=contribution.artifacts["delta"],
+                row_counts=contribution.artifacts.get("token_counts") if recipe.embedding_rows else None,
+                weight=weight,
+                cohort="+".join(own),
+            )
+        )
         languages.update(own)
     return Merge(
         base=round_.base,
@@ -152,13 +165,16 @@ def merge_inputs(state: State, campaign: CampaignState, round_: Round) -> tuple[
     """Every blob that a merge reads."""
     base = campaign.versions[round_.base].manifest
     outer = {ref.digest for ref in base.outer_state.values()}
-    deltas = {_contribution(state, name).artifacts["delta"].digest for name in round_.collected}
-    return tuple(sorted({*version_inputs(round_.base, base), *outer, *deltas}))
+    parts = merge_order(state, campaign, round_).parts
+    refs = {ref.digest for part in parts for ref in (part.delta, part.row_counts) if ref is not None}
+    return tuple(sorted({*version_inputs(round_.base, base), *outer, *refs}))
 
 
 def recipe_of(spec: Campaign, number: int) -> Recipe:
-    """The seed round's single contribution is taken as it is; the outer optimizer starts with round 1."""
-    return replace(spec.merge, outer=PLAIN_AVERAGE.outer) if number == 0 else spec.merge
+    """The seed round's single contribution is taken as it is; what the campaign merges by starts with round 1."""
+    if number > 0:
+        return spec.merge
+    return replace(PLAIN_AVERAGE, dtype=spec.merge.dtype, shard_bytes=spec.merge.shard_bytes)
 
 
 def what_was_merged(state: State, campaign: CampaignState, round_: Round) -> str:

@@ -13,6 +13,8 @@ from consortium.jobs import Train
 from site_agent.packed import Tokens, num_sequences, sequence
 from site_agent.trainer.mixture import Ints, apportion, interleave, permutation, unimax
 
+_COUNTED_STEPS = 64  # at a time: adding up a vocabulary for every step would cost more than counting
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
@@ -66,6 +68,14 @@ class Batches:
             if stream.access == "public":
                 public[stream.language] = tokens
         return dict(sorted(in_all.items())), dict(sorted(public.items()))
+
+    def token_counts(self, steps: int, vocabulary: int) -> npt.NDArray[np.int64]:
+        """(vocabulary,) how often each token was read or predicted in the first ``steps`` batches."""
+        counts_V = np.zeros(vocabulary, np.int64)
+        for begin in range(0, steps, _COUNTED_STEPS):
+            rows = [self.rows(step) for step in range(begin, min(begin + _COUNTED_STEPS, steps))]
+            counts_V += np.bincount(np.concatenate(rows).reshape(-1), minlength=vocabulary)
+        return counts_V
 
     def _apportion(self) -> list[int]:
         """Sequences of each stream in the whole job."""

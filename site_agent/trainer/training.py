@@ -17,6 +17,7 @@ from consortium.deltas import write_coded_delta, write_delta
 from consortium.ids import Digest
 from consortium.jobs import Train
 from consortium.manifests import FileRef, Losses
+from consortium.merging.operands import write_row_counts
 from consortium.store import ref_of
 from consortium.tensors import Checkpoint, TensorFile
 from site_agent.trainer import saves
@@ -194,8 +195,12 @@ def _deliver(
     where = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else platform.machine()
     with folder.result() as result:
         delta, residual_before, residual = _write_delta(folder, work, model, result)
+        artifacts = {"delta": delta}
+        if work.token_counts:
+            counts_V = data.batches.token_counts(account.step, model.vocabulary_size)
+            artifacts["token_counts"] = write_row_counts(result / "token_counts.safetensors", counts_V)
         contribution = replace(
-            folder.contribution({"delta": delta}),
+            folder.contribution(artifacts),
             base=work.base,
             residual_before=residual_before,
             residual=residual,

@@ -15,10 +15,12 @@ from trainer_samples import CONFIG, contribution, languages, make_job, sha256, s
 
 from consortium.errors import BadInput
 from consortium.jobs import Optimizer, Train
+from consortium.merging.operands import read_row_counts
 from consortium.models import initialise
 from consortium.tensors import Checkpoint, TensorFile
 from site_agent.trainer import saves
 from site_agent.trainer.adamw import AdamW, learning_rate
+from site_agent.trainer.batches import Batches
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, Site, Stopped
 from site_agent.trainer.llama import LlamaShape
 from site_agent.trainer.model import load_model
@@ -49,6 +51,27 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, site: Site, base: Path
     folder = make_job(tmp_path_factory.mktemp("undisturbed") / "job", site, train_work(), base)
     _train(folder, alone)
     return _made(folder)
+
+
+def test_token_counts_are_of_what_was_read_or_predicted(
+    tmp_path: Path, site: Site, base: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[np.ndarray] = []
+    rows = Batches.rows
+    monkeypatch.setattr(Batches, "rows", lambda *at: read.append(rows(*at)) or read[-1])
+    monkeypatch.setattr("site_agent.trainer.batches._COUNTED_STEPS", 5)
+    work = train_work(token_counts=True)
+    folder = make_job(tmp_path / "job", site, work, base)
+
+    _train(folder, alone)
+
+    made = contribution(folder)
+    assert set(made.artifacts) == {"delta", "token_counts"}
+    path = folder / "result" / "token_counts.safetensors"
+    assert made.artifacts["token_counts"].digest == sha256(path)
+    counts = np.bincount(np.concatenate(read[: work.steps]).reshape(-1), minlength=320)
+    assert read_row_counts(path).tolist() == counts.tolist()
+    assert counts.sum() == work.steps * work.batch_sequences * (work.sequence_tokens + 1)
 
 
 @pytest.mark.parametrize("seed", range(6))

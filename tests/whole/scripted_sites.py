@@ -7,6 +7,7 @@ site is a subclass that does one thing differently.
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from consortium.ids import AttemptId, Digest, Language, SiteName
 from consortium.jobs import Assignment, Evaluate, Merge, Outcome, Phase, Train
 from consortium.manifests import Contribution, FileRef, LanguageScore, Scores, VersionManifest
 from consortium.merging.job import make_version
+from consortium.merging.operands import write_row_counts
 from consortium.signing import CONTRIBUTION, PrivateKey, load_key, new_key, save_key, seal
 from consortium.store import BlobStore, ref_of
 from consortium.tensor_writer import TensorWriter
@@ -145,6 +147,8 @@ class ScriptedSite:
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(assignment.work, Train):
             made = {"delta": await self.train(assignment, assignment.work, folder)}
+            if assignment.work.token_counts:
+                made["token_counts"] = self.count_tokens(assignment.work, folder)
         elif isinstance(assignment.work, Merge):
             made = await self.merge(assignment.work, folder)
         else:
@@ -166,6 +170,13 @@ class ScriptedSite:
         with Checkpoint(folder / "base") as base:
             self.write(base, work, folder / "delta.safetensors")
         return folder / "delta.safetensors"
+
+    def count_tokens(self, work: Train, folder: Path) -> Path:
+        """As many as it read; every token as often as any other."""
+        vocabulary = len(json.loads((folder / "base" / "tokenizer.json").read_bytes())["model"]["vocab"])
+        counts_V = np.full(vocabulary, work.steps * work.batch_sequences * work.sequence_tokens // vocabulary)
+        write_row_counts(folder / "token_counts.safetensors", counts_V)
+        return folder / "token_counts.safetensors"
 
     async def lay_out(self, version: Digest, place: Path) -> None:
         manifest = decode(await fetch(self.artifacts, version), VersionManifest)

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from real_coordinator import QUICK, Consortium, campaign, in_our_words
 from scripted_sites import ScriptedSite, at_work, changes, write_tensors
@@ -15,6 +16,8 @@ from consortium.identity import DAY_SECONDS, Credentials, identity_of, signing_r
 from consortium.ids import Digest, Language
 from consortium.jobs import Assignment, Evaluate, Train
 from consortium.manifests import Contribution, FileRef, LanguageScore
+from consortium.merging.operands import read_row_counts, write_row_counts
+from consortium.merging.recipe import EmbeddingRows, Recipe
 from consortium.signing import load_key, new_key, save_key
 from consortium.store import ref_of
 from consortium.tensors import Checkpoint
@@ -33,6 +36,8 @@ class Hostile(ScriptedSite):
     refusals: ClassVar[
         tuple[str, ...]
     ]  #: patterns of what each attempt is refused with; the last one repeats
+
+    merge: ClassVar[Recipe] = Recipe(shard_bytes=1 << 20)  #: of the campaign
 
     def __init__(self, consortium: Consortium, name: str) -> None:
         super().__init__(consortium, name)
@@ -70,6 +75,28 @@ class SignsForAnothersBytes(Hostile):
     def manifest(self, assignment: Assignment, artifacts: dict[str, FileRef]) -> Contribution:
         config = ref_of(self.folder / "work" / assignment.attempt / "base" / "config.json")
         return super().manifest(assignment, {name: config for name in artifacts})
+
+
+class InventsTokenCounts(Hostile):
+    """Its embeddings would outweigh everybody's."""
+
+    merge = Recipe(shard_bytes=1 << 20, embedding_rows=EmbeddingRows())
+    refusals = ("^token_counts: [0-9]+ tokens, 4 steps show 136 at most$",)
+
+    def count_tokens(self, work: Train, folder: Path) -> Path:
+        path = super().count_tokens(work, folder)
+        counts_V = read_row_counts(path) + 1000
+        path.unlink()
+        write_row_counts(path, counts_V.astype(np.int64))
+        return path
+
+
+class KeepsTokenCounts(Hostile):
+    merge = InventsTokenCounts.merge
+    refusals = (r"^artifacts are \['delta'\], this job's result is \['delta', 'token_counts'\]$",)
+
+    def manifest(self, assignment: Assignment, artifacts: dict[str, FileRef]) -> Contribution:
+        return super().manifest(assignment, {"delta": artifacts["delta"]})
 
 
 class NamesAnotherSize(Hostile):
@@ -250,7 +277,7 @@ async def test_the_round_goes_on_without(hostile: type[Hostile], consortium: Con
     site = hostile(consortium, HOSTILE)
     async with consortium.running(), consortium.admin() as admin:
         async with at_work(site, ScriptedSite(consortium, "ohrid"), ScriptedSite(consortium, "sofia")):
-            await admin.submit(campaign(base, rounds=1))
+            await admin.submit(campaign(base, rounds=1, merge=hostile.merge))
             ended = await admin.until_ended("demo")
         job = f"demo_r1-{hostile.spoils}-{HOSTILE}"
         story = await admin.why(job)
