@@ -121,7 +121,7 @@ def test_a_flipped_byte_in_the_store(training: House) -> None:
         ({"assignment": d("another order")}, r"manifest's assignment is"),
         ({"attempt": AttemptId(f"{TRAIN}.a2")}, r"manifest's attempt is"),
         ({"site": SiteName("south")}, r"manifest's site is south, the job's is north"),
-        ({"artifacts": {}}, r"artifacts are \[\], this job's result is one 'delta'"),
+        ({"artifacts": {}}, r"artifacts are \[\], this job's result is \['delta'\]"),
         ({"artifacts": {"scores": FileRef(digest=d("x"), size=1)}}, r"artifacts are \['scores'\]"),
         ({"artifacts": {"delta": FileRef(digest=d("x"), size=1)}}, r"was never uploaded"),
         ({"artifacts": {"delta": FileRef(digest=Digest("../../etc"), size=1)}}, r"64 lower-case hex digits"),
