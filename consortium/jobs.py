@@ -141,6 +141,12 @@ class Merge(Fact, tag="merge"):
     recipe: Recipe
     languages: tuple[Language, ...]  #: of the contributions
 
+    @property
+    def files(self) -> tuple[FileRef, ...]:
+        """Every file that the merge reads beside the base."""
+        counts = (part.row_counts for part in self.parts if part.row_counts is not None)
+        return (*(part.delta for part in self.parts), *counts, *self.outer_state.values())
+
 
 Work = Tokenizer | Train | Evaluate | Merge
 

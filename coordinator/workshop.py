@@ -200,12 +200,10 @@ def merged_version(
 ) -> VersionManifest:
     """The candidate of a round, made in ``folder`` from the store. Also how an auditor makes it again."""
     work = merge_order(state, campaign, round_)
-    counts = [part.row_counts for part in work.parts if part.row_counts is not None]
-    refs = [*(part.delta for part in work.parts), *counts, *work.outer_state.values()]
     order = MergeOrder(
         work=work,
         base_dir=str(workshop.version_dir(work.base, campaign.versions[work.base].manifest)),
-        blobs={ref.digest: str(workshop.store.path(ref.digest)) for ref in refs},
+        blobs={ref.digest: str(workshop.store.path(ref.digest)) for ref in work.files},
         out_dir=str(folder),
     )
     return decode(_run(["-m", "coordinator.merging_process"], encode(order)), VersionManifest, "merge result")

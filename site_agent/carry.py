@@ -116,7 +116,7 @@ def _lay_out_inputs(assignment: Assignment, directory: Path, store: BlobStore) -
     if isinstance(work, Train | Merge):
         _lay_out_version(work.base, directory / "base", assignment, store)
     if isinstance(work, Merge):
-        for ref in (*(part.delta for part in work.parts), *work.outer_state.values()):
+        for ref in work.files:
             _link(ref.digest, directory / "inputs" / ref.digest, assignment, store)
     if isinstance(work, Evaluate):
         for subject in work.subjects:

@@ -164,10 +164,8 @@ def merge_order(state: State, campaign: CampaignState, round_: Round) -> Merge:
 def merge_inputs(state: State, campaign: CampaignState, round_: Round) -> tuple[Digest, ...]:
     """Every blob that a merge reads."""
     base = campaign.versions[round_.base].manifest
-    outer = {ref.digest for ref in base.outer_state.values()}
-    parts = merge_order(state, campaign, round_).parts
-    refs = {ref.digest for part in parts for ref in (part.delta, part.row_counts) if ref is not None}
-    return tuple(sorted({*version_inputs(round_.base, base), *outer, *refs}))
+    files = merge_order(state, campaign, round_).files
+    return tuple(sorted({*version_inputs(round_.base, base), *(ref.digest for ref in files)}))
 
 
 def recipe_of(spec: Campaign, number: int) -> Recipe:

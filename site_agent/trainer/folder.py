@@ -3,7 +3,7 @@
 In, read only:  job.json (``Assignment``), site.json (``Site``), tokenizer.json, base/ (Hugging Face layout),
                 residual.safetensors (what the last delta left unsaid, if the order names one and it is here),
                 for evaluations versions/<digest>/ and inputs/<digest> (deltas), for merges inputs/<digest>
-                (deltas and the outer optimizer's state)
+                (deltas, their token counts, and the outer optimizer's state)
 Out:            progress.jsonl, checkpoint/, then result/ in one rename, or failure.json
 
 A STOP file, SIGTERM or SIGUSR1 ask for a training checkpoint and exit code 75. Imports nothing heavy.

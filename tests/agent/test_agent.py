@@ -19,6 +19,7 @@ from sprachbund.v1 import site_pb2
 from consortium.canonical import decode, digest_of_fact, encode, replace
 from consortium.identity import signing_request
 from consortium.ids import AttemptId, CampaignId
+from consortium.jobs import Purpose
 from consortium.manifests import Contribution
 from consortium.signing import CONTRIBUTION, key_of_certificate, new_key, new_ledger_key, open_envelope
 from site_agent.agent import Agent, run_agent
@@ -203,6 +204,13 @@ async def test_a_coordinator_that_is_not_there_yet(config, coordinator, identity
         assert "unavailable" in site_status(config).agent.trouble
         await coordinator.up()
         assert (await coordinator.until_phase("ENDED")).outcome == SUCCEEDED
+
+
+@pytest.mark.parametrize("purposes", [None, (Purpose.ROUND,), (Purpose.MERGE, Purpose.ROUND)])
+async def test_a_site_says_whether_it_merges(config, coordinator, identity, launcher, purposes):
+    async with running(replace(config, consent=Consent(purposes=purposes)), identity, launcher):
+        await coordinator.until_synced()
+    assert coordinator.requests[-1].site.merges == (purposes is not None and Purpose.MERGE in purposes)
 
 
 async def test_a_site_refuses_what_it_does_not_consent_to(config, coordinator, identity, launcher, directory):

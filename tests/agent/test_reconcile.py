@@ -4,7 +4,8 @@ import pytest
 
 from consortium.canonical import replace
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
-from consortium.jobs import Assignment, Optimizer, Outcome, Phase, Purpose, Train
+from consortium.jobs import Assignment, Merge, Optimizer, Outcome, Phase, Purpose, Train
+from consortium.merging.recipe import Recipe
 from site_agent.config import Consent
 from site_agent.core.facts import (
     Act,
@@ -250,6 +251,28 @@ def test_a_site_consents_within_its_rules():
         campaigns=(CampaignId("demo"),), languages=(Language("fi"),), purposes=(Purpose.ROUND,), steps_max=100
     )
     assert acts(plan(consent=consent)) == [(Act.STAGE, A1)]
+
+
+@pytest.mark.parametrize(
+    ("purposes", "acts_"),
+    [(None, []), ((), []), ((Purpose.ROUND,), []), ((Purpose.MERGE,), [(Act.STAGE, A1)])],
+)
+def test_other_sites_deltas_come_only_where_merge_is_named(purposes, acts_):
+    work = Merge(
+        base=Digest("b" * 64), outer_state={}, parts=(), recipe=Recipe(), languages=(Language("fi"),)
+    )
+    wanted = Offer(attempt=A1, assignment=replace(assignment(), purpose=Purpose.MERGE, work=work))
+    consent = Consent(purposes=purposes)
+    made = plan(wanted=(wanted,), consent=consent)
+    assert acts(made) == acts_ and consent.merges == bool(acts_)
+    if not acts_:
+        [report] = made.reports
+        assert (
+            "a merge job: its rule consent.purposes allows it only where it names merge"
+            in report.ended.reason
+        )
+    narrow = replace(consent, languages=(Language("et"),))
+    assert acts(plan(wanted=(wanted,), consent=narrow)) == []
 
 
 def test_what_is_no_good_assignment_is_refused():

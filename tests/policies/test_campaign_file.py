@@ -182,7 +182,28 @@ def test_what_is_allowed_and_seldom_meant_is_noted() -> None:
     )
 
 
+def test_where_rounds_are_merged() -> None:
+    plain = loaded().campaign
+    assert (plain.merge_at, plain.merge_sites, plain.merge_check) == ("coordinator", (), "rebuild")
+    read = loaded(("sites_expected: 2", "sites_expected: 2\nmerge_at: any\nmerge_sites: [oslo, bergen]"))
+    assert (read.campaign.merge_at, read.campaign.merge_sites) == ("any", ("bergen", "oslo"))
+    assert read.notes == ()
+
+
+def test_merges_that_are_seldom_meant_are_noted() -> None:
+    assert loaded(("sites_expected: 2", "sites_expected: 2\nmerge_sites: [oslo]")).notes == (
+        "c.yaml:4: merge_sites: oslo will not merge: merge_at is coordinator; write site or any",
+    )
+    [note] = loaded(("sites_expected: 2", "sites_expected: 2\nmerge_at: site\nmerge_check: none")).notes
+    assert note.startswith("c.yaml:5: merge_check: none means that wrong weights from the merging site go to the gate")
+
+
 REFUSED = [
+    ("sites_expected: 2", "sites_expected: 2\nmerge_sites: [oslo, Oslo, oslo]",
+     "c.yaml:4: merge_sites: site name 'Oslo': use 1 to 40 of a-z, 0-9 and '-', not starting or ending with '-'\n"
+     "c.yaml:4: merge_sites: Oslo, oslo, oslo is not sorted, or has something twice; sort it and keep one of each"),
+    ("sites_expected: 2", "sites_expected: 2\nmerge_at: sites",
+     "c.yaml:4: merge_at: 'sites' is not one of the choices; write one of: any, coordinator, site"),
     ("languages: [nob_Latn, fi]", "languages: [nob_Latn, no, hbs, dq, ell_Latn]",
      "c.yaml:2: languages[1]: 'no' is 'no' again, as 'nob_Latn' was; keep one\n"
      "c.yaml:2: languages[2]: 'hbs' could be several languages; write the one it is: bs, cnr, hr, sr\n"

@@ -188,7 +188,7 @@ class ScriptedSite:
     async def merge(self, work: Merge, folder: Path) -> dict[str, Path]:
         """The files of the merged version, by artifact."""
         await self.lay_out(work.base, folder / "base")
-        for ref in (*(part.delta for part in work.parts), *work.outer_state.values()):
+        for ref in work.files:
             await download(self.artifacts, ref, self.store, QUICK)
         version = self.merged(work, folder)
         (folder / "version.json").write_bytes(encode(version))

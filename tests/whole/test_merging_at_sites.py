@@ -24,6 +24,7 @@ from consortium.jobs import Merge, Purpose
 from consortium.manifests import FileRef, VersionManifest
 from consortium.merging.checksums import read_checksums, write_checksums
 from consortium.merging.job import ingredients_of
+from consortium.merging.recipe import EmbeddingRows, Guards, OuterStep, Recipe, Setting
 from consortium.store import ref_of
 from consortium.versions import OUTER_STATE, manifest_of
 from coordinator.driver import replay
@@ -115,6 +116,33 @@ async def test_a_real_site_and_the_coordinator_merge_to_the_same_digests(
     report = verify(consortium.home)
     assert report.problems == () and set(report.versions) == {"demo/v1", "demo/v2"}
     assert not list((consortium.home / "work" / "scratch").iterdir())
+
+
+DRAWING = Recipe(
+    method="dare_ties",
+    parameters={"density": (Setting(value=0.5),)},
+    guards=Guards(clip=1.0),
+    outer=OuterStep(optimizer="adam", learning_rate=0.001),
+    seed=7,
+)
+COUNTING = Recipe(embedding_rows=EmbeddingRows(), dtype="bfloat16", shard_bytes=1 << 20)
+
+
+@pytest.mark.parametrize("recipe", [DRAWING, COUNTING], ids=["draws", "counts tokens"])
+async def test_whatever_the_recipe(consortium: Consortium, base: Path, recipe: Recipe) -> None:
+    """Guards, draws, an adaptive outer step, token counts of embedding rows: all of it is in the order."""
+    plan = campaign(base, rounds=2, merge=recipe)
+    async with consortium.running(), consortium.admin() as admin:
+        async with varna(consortium, await admin.invite(VARNA)), at_work(*scripted(consortium)):
+            await admin.submit(replace(plan, merge_at="site", merge_sites=(VARNA,)))
+            await admin.submit(replace(plan, campaign="other"))
+            ended = [await admin.until_ended(name) for name in ("demo", "other")]
+        told = await admin.why("demo/v2")  # and of other/v2, which is the same model
+    assert [version.digest for version in ended[0].versions] == [
+        version.digest for version in ended[1].versions
+    ]
+    made = {line[:4]: " at varna: " in line for line in told if "/v2 (" in line and " made " in line}
+    assert made == {"demo": True, "othe": False}
 
 
 @pytest.mark.parametrize("lives_max", [1, 3])
