@@ -14,8 +14,8 @@ from consortium.merging.layers import Layout, output_tensors
 from consortium.merging.operands import MergeInput, open_operands, verify
 from consortium.merging.plan import TensorPlan
 from consortium.merging.reading import TensorReader
-from consortium.merging.survey import Survey
-from consortium.tensors import CHUNK, Checkpoint, F32Array
+from consortium.merging.survey import CHUNK, Survey
+from consortium.tensors import Checkpoint, F32Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,10 @@ from consortium.merging.operands import MergeInput, open_operands, verify
 from consortium.merging.plan import Layout
 from consortium.merging.recipe import Recipe
 from consortium.merging.sums import open_sum
+from consortium.merging.survey import CHUNK
 from consortium.merging.work import SumWork, Work
 from consortium.merging.writing import Progress, Written, write_model
-from consortium.tensors import CHUNK, Checkpoint
+from consortium.tensors import Checkpoint
 from consortium.versions import OUTER_STATE
 
 __all__ = ["MergeInput", "MergeResult", "Progress", "merge", "merge_sum"]

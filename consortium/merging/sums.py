@@ -29,9 +29,9 @@ from consortium.manifests import Ingredient
 from consortium.merging import kernels
 from consortium.merging.exact import GRID, F64Array, Weight, exact_factors, unit_bits
 from consortium.merging.operands import MergeInput, read_finite, verify
-from consortium.merging.survey import chunks, scratch_rows, spans
+from consortium.merging.survey import CHUNK, chunks, scratch_rows, spans
 from consortium.tensor_writer import TensorWriter
-from consortium.tensors import CHUNK, Checkpoint, StoredDType, TensorFile, Tensors
+from consortium.tensors import Checkpoint, StoredDType, TensorFile, Tensors
 
 SUM_FILE, FACTS_FILE = "sum.safetensors", "sum.json"
 

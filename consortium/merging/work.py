@@ -19,8 +19,8 @@ from consortium.merging.rows import token_counts, weighing_rows
 from consortium.merging.signatures import SIGNATURES
 from consortium.merging.standing import Standing, stand
 from consortium.merging.sums import StoredSum
-from consortium.merging.survey import BLOCK, Survey, spans, total_gram
-from consortium.tensors import CHUNK, Checkpoint
+from consortium.merging.survey import BLOCK, CHUNK, Survey, spans, total_gram
+from consortium.tensors import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
