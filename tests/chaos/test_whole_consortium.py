@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 from kill_anything import Blow, Outcome, shorten, struck
 
+from consortium.canonical import decode, encode
+from consortium.ids import AttemptId, CampaignId, Digest, JobId, SiteName
+from consortium.jobs import Assignment, Purpose
+from consortium.manifests import VersionManifest
+from consortium.store import BlobStore
+from consortium.versions import lay_out
+from coordinator.core.orders import merge_inputs, merge_order
+from coordinator.driver import replay
+from coordinator.ledger import Ledger
 from coordinator.verification import verify
+from site_agent.trainer.folder import Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(600)]
 
@@ -66,17 +76,43 @@ def test_transformers_load_the_model_and_generate(calm: tuple[Outcome, Path], tm
 
 
 def exported(outcome: Outcome, workdir: Path, target: Path) -> Path:
-    from consortium.canonical import decode
-    from consortium.ids import Digest
-    from consortium.manifests import VersionManifest
-    from consortium.store import BlobStore
-    from consortium.versions import lay_out
-
     assert outcome.version is not None
     store = BlobStore(home_of(workdir) / "store")
     manifest = decode(store.read_bytes(Digest(outcome.version), 1 << 24), VersionManifest, "version")
     lay_out(manifest, store.path, target)
     return target
+
+
+def test_a_merge_job_at_a_site_gives_the_coordinators_digests(
+    calm: tuple[Outcome, Path], tmp_path: Path
+) -> None:
+    """The demo's own contributions, merged once more by the trainer's program in a job directory."""
+    _, workdir = calm
+    store = BlobStore(home_of(workdir) / "store")
+    with Ledger(home_of(workdir) / "ledger.sqlite", read_only=True) as ledger:
+        state = replay(ledger)
+    campaign = state.campaigns[CampaignId("demo")]
+    for number, round_ in campaign.rounds.items():
+        folder = tmp_path / f"r{number}"
+        order = Assignment(
+            job=JobId(f"demo_r{number}-merge"),
+            attempt=AttemptId(f"demo_r{number}-merge.a1"),
+            campaign=CampaignId("demo"),
+            round=number,
+            site=SiteName("anywhere"),
+            purpose=Purpose.MERGE,
+            work=merge_order(state, campaign, round_),
+            inputs=merge_inputs(state, campaign, round_),
+            tokenizer=campaign.tokenizer,
+        )
+        lay_out(campaign.versions[round_.base].manifest, store.path, folder / "base")
+        for ref in order.work.files:
+            store.copy_to(ref.digest, folder / "inputs" / ref.digest, link=True)
+        (folder / "job.json").write_bytes(encode(order))
+        (folder / "site.json").write_bytes(encode(Site(text=(), heldout_share=0.1, cache="", threads=1)))
+        subprocess.run([sys.executable, "-m", "site_agent.trainer", str(folder)], check=True)
+        made = decode((folder / "result" / "version.json").read_bytes(), VersionManifest)
+        assert made.digest == round_.candidate
 
 
 def test_no_text_left_a_site(calm: tuple[Outcome, Path]) -> None:

@@ -62,12 +62,15 @@ MUTANTS = (
     ),
     Mutant("inspection of a stale attempt", "core/decide.py", " or job.attempt != command.attempt:", ":"),
     Mutant(
-        "merge reported twice", "core/decide.py", "if round_.state is not RoundState.MERGING:", "if False:"
+        "merge reported twice",
+        "core/decide.py",
+        "if round_.state is not RoundState.MERGING or not coordinator_merges(state, campaign, round_):",
+        "if False:",
     ),
     Mutant(
         "same version made again",
         "core/decide.py",
-        "if known := campaign.versions.get(command.manifest.digest):",
+        "if known := campaign.versions.get(manifest.digest):",
         "known = next(iter(campaign.versions.values()))\n    if False:",
     ),
     Mutant(
@@ -138,7 +141,7 @@ MUTANTS = (
     Mutant(
         "all refused and still waiting",
         "core/plan.py",
-        "elif set(job.sites) <= set(job.refused_by):",
+        "elif set(job.sites) <= {*job.refused_by, *job.disproved}:",
         "elif False:",
     ),
     Mutant(
@@ -262,6 +265,105 @@ MUTANTS = (
         "core/place.py",
         "attempt_of(job.id, job.attempts + 1)",
         "attempt_of(job.id, 1)",
+    ),
+    # merges at sites
+    Mutant(
+        "merge: the coordinator does a site's",
+        "core/decide.py",
+        "RoundState.MERGING or not coordinator_merges(state, campaign, round_):",
+        "RoundState.MERGING:",
+    ),
+    Mutant(
+        "merge: owed twice",
+        "core/owed.py",
+        "RoundState.MERGING and coordinator_merges(",
+        "RoundState.MERGING or (",
+    ),
+    Mutant("merge: nobody has to offer", "core/able.py", "if not site.merges:", "if False:"),
+    Mutant("merge: draining sites", "core/able.py", "if site.draining:", "if False:"),
+    Mutant("merge: suspended sites", "core/able.py", 'if site.status != "enrolled":', "if False:"),
+    Mutant(
+        "merge: anybody may",
+        "core/able.py",
+        "if not named or name in named)",
+        ")",
+    ),
+    Mutant(
+        "merge: offers are for ever",
+        "core/place.py",
+        "if job.purpose is Purpose.MERGE and not site.merges:",
+        "if False:",
+    ),
+    Mutant("merge: liars are asked again", "core/place.py", "if site.name in job.disproved:", "if False:"),
+    Mutant(
+        "merge: liars are waited for",
+        "core/plan.py",
+        "{*job.refused_by, *job.disproved}",
+        "{*job.refused_by}",
+    ),
+    Mutant(
+        "merge: whoever sends garbage is a liar",
+        "core/state.py",
+        "if job.purpose is Purpose.MERGE and job.site is not None:",
+        "if job.site is not None:",
+    ),
+    Mutant(
+        "merge: any means site",
+        "core/able.py",
+        'if round_.merge_job is None or campaign.spec.merge_at != "any":',
+        "if True:",
+    ),
+    Mutant(
+        "merge: site means any",
+        "core/able.py",
+        'if round_.merge_job is None or campaign.spec.merge_at != "any":',
+        "if round_.merge_job is None:",
+    ),
+    Mutant(
+        "merge: full sites are free", "core/merging.py", "site.slots > len(state.live(site.name))", "True"
+    ),
+    Mutant(
+        "merge: no deadline",
+        "core/merging.py",
+        "if campaign.is_late(job.planned_at",
+        "if False and (job.planned_at",
+    ),
+    Mutant(
+        "merge: inspections are cut off",
+        "core/merging.py",
+        "if job.state is JobState.DELIVERED:",
+        "if False:",
+    ),
+    Mutant(
+        "merge: any waits for ever",
+        "core/merging.py",
+        "if moment.now > asked_since + spec.lease_seconds:",
+        "if False:",
+    ),
+    Mutant(
+        "merge: a restart is no excuse",
+        "core/merging.py",
+        "max(job.free_since, moment.started_at)",
+        "job.free_since",
+    ),
+    Mutant(
+        "merge: a lost try leaves no time",
+        "core/state.py",
+        "job.outcome, job.free_since = event.outcome, at",
+        "job.outcome = event.outcome",
+    ),
+    Mutant(
+        "merge: momentum is forgotten",
+        "core/orders.py",
+        "outer_state=campaign.versions[round_.base].manifest.outer_state,",
+        "outer_state={},",
+    ),
+    Mutant("merge: nobody made it", "core/state.py", "        event.merged_by,\n", "        None,\n"),
+    Mutant(
+        "merge: last in the queue",
+        "core/place.py",
+        "    Purpose.MERGE,\n    Purpose.GATE,\n",
+        "    Purpose.GATE,\n    Purpose.MERGE,\n",
     ),
     # state
     Mutant(
