@@ -24,7 +24,7 @@ _ORDER = (  # in which help names the commands; panels come in the order of thei
     *("demo", "init", "coordinator", "invite", "site"),
     *("submit", "stop", "promote", "rollback", "sites"),
     *("status", "watch", "versions", "why"),
-    *("merge", "export", "ledger", "verify"),
+    *("merge", "export", "checksums", "ledger", "verify"),
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print canonical JSON on stdout, and nothing else there.")]

@@ -57,6 +57,31 @@ def export_ledger(
     note(f"{count} entries; the chain holds and the coordinator's signature of it is good")
 
 
+@command("checksums", "sprachbund checksums models/balkan-1-v3 --resume checked.txt", AUDIT)
+def checksums(
+    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A folder with a merged model.")],
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep in this file how far the check is, and go on from there."),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", "-j", min=1, help="Read and hash with so many.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Compare a model's weights with the checksums that its merge left beside them.
+
+    Piece by piece, in parallel; cut off, the same command with `--resume` goes on where it stopped.
+    """
+    from console.checking_models import check_model
+
+    with transfer_bar(quiet=as_json) as bar:
+        found = check_model(model, resume, threads, bar)
+    answer(
+        as_json,
+        found,
+        f"{model}: all {found.pieces} pieces are as they were merged\n  weights {found.digest}",
+    )
+
+
 @command("verify", "sprachbund verify coordinator-home --model models/balkan-1-v3", AUDIT)
 def verify(
     home: Annotated[Path, typer.Argument(metavar="HOME", help="A coordinator's home, or a copy of one.")],

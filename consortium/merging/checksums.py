@@ -9,13 +9,14 @@ check that was cut off goes on with the next piece.
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from blake3 import blake3
 
 from consortium.canonical import Fact, decode, digest_of_fact, encode
-from consortium.errors import Corrupt
-from consortium.files import write_bytes_atomically
+from consortium.errors import BadInput, Corrupt
+from consortium.files import disk_errors, write_bytes_atomically
 from consortium.ids import Digest
 from consortium.merging.survey import spans
 from consortium.tensors import CHUNK, WIDTH, Checkpoint, DType
@@ -63,9 +64,41 @@ def write_checksums(folder: Path, checksums: Checksums) -> None:
 
 
 def read_checksums(folder: Path) -> Checksums:
-    """Raises BadInput or Unavailable."""
+    """Raises BadInput for a folder without checksums, or with something else under their name."""
     path = folder / CHECKSUMS_FILE
-    return decode(path.read_bytes(), Checksums, str(path))
+    if not path.is_file():
+        raise BadInput(f"{path}: is not there; only models that we merged have checksums")
+    with disk_errors(path):
+        return decode(path.read_bytes(), Checksums, str(path))
+
+
+def piece_digest(model: Checkpoint, name: str, span: range) -> str:
+    """Of what the files hold now."""
+    hasher, width = PieceHasher(), WIDTH[model[name].dtype]
+    raw = np.empty(min(CHUNK, len(span)) * width, np.uint8)
+    for start in range(span.start, span.stop, CHUNK):
+        stored = raw[: min(CHUNK, span.stop - start) * width]
+        model.read_stored(name, start, stored)
+        hasher.update(stored.data)
+    return hasher.hexdigest()
+
+
+def checksums_of(folder: Path, threads: int = 2) -> Checksums:
+    """The checksums of any model folder. Reads all weights once."""
+    with Checkpoint(folder) as model, ThreadPoolExecutor(threads) as pool:
+        made = {
+            name: [pool.submit(piece_digest, model, name, span) for span in spans(info.shape)]
+            for name, info in model.items()
+        }
+        tensors = {
+            name: TensorChecksums(
+                dtype=cast(DType, model[name].dtype),
+                shape=model[name].shape,
+                pieces=tuple(piece.result() for piece in pieces),
+            )
+            for name, pieces in made.items()
+        }
+    return Checksums(tensors=tensors)
 
 
 def checked_pieces(
@@ -73,7 +106,7 @@ def checked_pieces(
 ) -> Iterator[tuple[str, int]]:
     """Compare the model in ``folder`` piece by piece; yields (tensor, first element) of each that holds.
 
-    done  what an earlier, interrupted check yielded: skipped
+    done     what an earlier, interrupted check yielded: skipped
     Raises Corrupt naming the first piece, in order, that does not hold, and for tensors that differ.
     """
     with Checkpoint(folder) as model, ThreadPoolExecutor(threads) as pool:
@@ -87,14 +120,7 @@ def checked_pieces(
                 )
 
         def check(name: str, span: range, want: str) -> None:
-            hasher = PieceHasher()
-            width = WIDTH[model[name].dtype]
-            for start in range(span.start, span.stop, CHUNK):
-                stop = min(start + CHUNK, span.stop)
-                raw = np.empty((stop - start) * width, np.uint8)
-                model.read_stored(name, start, raw)
-                hasher.update(raw.data)
-            if hasher.hexdigest() != want:
+            if piece_digest(model, name, span) != want:
                 raise Corrupt(
                     f"{folder}: tensor {name!r}, elements {span.start} to {span.stop}: blake3 is not "
                     f"{want[:16]}…; fetch the model again"

@@ -1,47 +1,20 @@
 """Whether models are those that a recipe pins, and whether their tokenizers mean the same by every number."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
-import numpy as np
 
 from consortium.errors import Corrupt, Refused
 from consortium.files import disk_errors
 from consortium.ids import Digest
-from consortium.merging.checksums import Checksums, PieceHasher, TensorChecksums
-from consortium.merging.survey import spans
+from consortium.merging.checksums import checksums_of
 from consortium.store import ref_of
-from consortium.tensors import CHUNK, WIDTH, Checkpoint, DType
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 #: of tokenizer.json: what decides which number a text becomes; padding and truncation do not
 _MEANING = ("model", "added_tokens", "normalizer", "pre_tokenizer")
-
-
-def checksums_of(folder: Path, threads: int = 2) -> Checksums:
-    """The checksums of any model folder; ``digest`` of them is what pins it. Reads all weights once."""
-    with Checkpoint(folder) as model, ThreadPoolExecutor(threads) as pool:
-
-        def piece(name: str, span: range) -> str:
-            hasher, width = PieceHasher(), WIDTH[model[name].dtype]
-            for start in range(span.start, span.stop, CHUNK):
-                raw = np.empty(min(CHUNK, span.stop - start) * width, np.uint8)
-                model.read_stored(name, start, raw)
-                hasher.update(raw.data)
-            return hasher.hexdigest()
-
-        tensors = {
-            name: TensorChecksums(
-                dtype=cast(DType, info.dtype),
-                shape=info.shape,
-                pieces=tuple(pool.map(lambda span, name=name: piece(name, span), spans(info.shape))),
-            )
-            for name, info in model.items()
-        }
-    return Checksums(tensors=tensors)
 
 
 def require_weights(name: str, folder: Path, pinned: Digest, threads: int = 2) -> None:

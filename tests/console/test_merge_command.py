@@ -14,7 +14,7 @@ from console.app import app
 from console.main import COMMANDS
 from consortium.deltas import write_delta
 from consortium.ids import Digest
-from consortium.merging.pins import checksums_of
+from consortium.merging.checksums import checksums_of
 from consortium.merging.run import merge_recipe
 from consortium.store import ref_of
 from consortium.tensor_writer import CheckpointWriter
