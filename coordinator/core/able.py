@@ -64,10 +64,9 @@ def judges(state: State, campaign: CampaignState) -> list[tuple[Site, tuple[Lang
     return found
 
 
-def coordinator_merges(state: State, campaign: CampaignState, round_: Round) -> bool:
+def coordinator_merges(state: State, round_: Round) -> bool:
     """Whether the coordinator's own worker is to merge this round, which is collected."""
     if round_.merged_by == "coordinator":
         return True
-    if round_.merge_job is None or campaign.spec.merge_at != "any":
-        return False
-    return state.jobs[round_.merge_job].is_final
+    # with ``merge_at: site`` the round ends together with its job, so this is ``any``
+    return round_.merge_job is not None and state.jobs[round_.merge_job].is_final

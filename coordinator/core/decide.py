@@ -282,7 +282,7 @@ def _(command: cm.ReportInspection, state: State, moment: Moment) -> list[ev.Any
 def _(command: cm.ReportMerge, state: State, moment: Moment) -> list[ev.AnyEvent]:
     campaign = _open_campaign(state, command.campaign)
     round_ = campaign.rounds[command.round]
-    if round_.state is not RoundState.MERGING or not coordinator_merges(state, campaign, round_):
+    if round_.state is not RoundState.MERGING or not coordinator_merges(state, round_):
         return []
     if command.manifest is None:
         return [ev.RoundFailed(campaign=command.campaign, round=command.round, reason=command.reason)]

@@ -43,7 +43,7 @@ def owed(state: State) -> tuple[Owed, ...]:
         if campaign.tokenizer is not None and campaign.head is None:
             work.append(MakeBase(campaign=name))
         for number, round_ in sorted(campaign.rounds.items()):
-            if round_.state is RoundState.MERGING and coordinator_merges(state, campaign, round_):
+            if round_.state is RoundState.MERGING and coordinator_merges(state, round_):
                 work.append(Merge(campaign=name, round=number))
             elif round_.state is RoundState.EVALUATING and _is_evaluated(state, campaign, round_):
                 work.append(Judge(campaign=name, round=number))

@@ -64,7 +64,7 @@ MUTANTS = (
     Mutant(
         "merge reported twice",
         "core/decide.py",
-        "if round_.state is not RoundState.MERGING or not coordinator_merges(state, campaign, round_):",
+        "if round_.state is not RoundState.MERGING or not coordinator_merges(state, round_):",
         "if False:",
     ),
     Mutant(
@@ -270,7 +270,7 @@ MUTANTS = (
     Mutant(
         "merge: the coordinator does a site's",
         "core/decide.py",
-        "RoundState.MERGING or not coordinator_merges(state, campaign, round_):",
+        "RoundState.MERGING or not coordinator_merges(state, round_):",
         "RoundState.MERGING:",
     ),
     Mutant(
@@ -310,14 +310,8 @@ MUTANTS = (
     Mutant(
         "merge: any means site",
         "core/able.py",
-        'if round_.merge_job is None or campaign.spec.merge_at != "any":',
-        "if True:",
-    ),
-    Mutant(
-        "merge: site means any",
-        "core/able.py",
-        'if round_.merge_job is None or campaign.spec.merge_at != "any":',
-        "if round_.merge_job is None:",
+        "return round_.merge_job is not None and state.jobs[round_.merge_job].is_final",
+        "return False",
     ),
     Mutant(
         "merge: full sites are free", "core/merging.py", "site.slots > len(state.live(site.name))", "True"
@@ -362,8 +356,8 @@ MUTANTS = (
     Mutant(
         "merge: last in the queue",
         "core/place.py",
-        "    Purpose.MERGE,\n    Purpose.GATE,\n",
-        "    Purpose.GATE,\n    Purpose.MERGE,\n",
+        "URGENCY.index(job.purpose), -steps",
+        "9 if job.purpose is Purpose.MERGE else URGENCY.index(job.purpose), -steps",
     ),
     # state
     Mutant(

@@ -177,9 +177,10 @@ def test_who_does_not_offer_any_longer_is_not_given_it() -> None:
 
 
 def test_a_merge_comes_before_everything_else_in_a_free_slot() -> None:
-    """North's slots are few; others wait for the merge."""
+    """North's rival would take the first of two, and leave the last to the rounds."""
     coordinator = collected(rivals=Rivals(specialists=True))
-    assert coordinator.sync("north", merges=True) == [f"JobLeased {A1} north"]
+    happened = coordinator.sync("north", merges=True, slots=2)
+    assert happened == ["SiteDescribed north", f"JobLeased {A1} north"]
 
 
 @pytest.mark.parametrize(
@@ -285,6 +286,16 @@ def test_any_takes_the_coordinator_where_no_site_has_a_slot() -> None:
         "; no site that merges has a free slot, so the coordinator does it"
     )
     assert coordinator.work()[0] == "VersionMade demo/v1"
+    assert first(coordinator).merge_job is None
+
+
+def test_any_does_not_wait_for_a_site_that_is_busy() -> None:
+    coordinator = given(merge_at="any")
+    for site in OWN:
+        coordinator.sync(site)
+    for site in OWN:
+        coordinator.deliver(f"demo_r1-train-{site}", merges=True, slots=0)
+    assert owed(coordinator.state) == (OwedMerge(campaign=DEMO, round=1),)
     assert first(coordinator).merge_job is None
 
 
