@@ -9,7 +9,7 @@ end: the grid costs at most 7.3e-12 per addend, some 250 times less than half an
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from consortium.errors import BadInput, Refused
 from consortium.merging import kernels
+from consortium.merging.kernels import Row
 from consortium.tensors import F32Array
 
 F64Array = npt.NDArray[np.float64]
@@ -28,18 +29,21 @@ _UNITS_MAX = 2.0**53  #: float64 holds every integer up to here
 
 
 @dataclass(frozen=True, slots=True)
-class StoredRow:
-    """A row of bfloat16 as its file has it."""
-
-    raw_N: npt.NDArray[np.uint16]
-
-
-@dataclass(frozen=True, slots=True)
 class Factors:
     """What each row is multiplied by before it is rounded to the grid, and the sum after it was added up."""
 
     per_row: tuple[float, ...]  #: at most 1 in size
     scale: float
+
+    @property
+    def in_units(self) -> tuple[float, ...]:
+        """What makes each row a number of grid units."""
+        return tuple(factor / GRID for factor in self.per_row)
+
+    @property
+    def scale_of_units(self) -> float:
+        """What makes a number of grid units the wanted sum."""
+        return GRID * self.scale
 
 
 def unit_bits(weights: Sequence[Weight]) -> int:
@@ -85,17 +89,18 @@ def require_range(peak: float, factor: float, num_rows: int, row: int) -> None:
         )
 
 
-def weighted_sum(rows_KN: Iterable[F32Array | StoredRow], factors: Factors, out_N: F64Array) -> float:
+def weighted_sum(rows_KN: Sequence[F32Array] | F32Array, factors: Factors, out_N: F64Array) -> float:
     """out = sum_k factor_k * row_k in units of the grid; returns what makes it the wanted sum when multiplied.
 
     The same bits for every order of the K rows. Raises Refused if K addends as large as the largest could
     leave the exact range, and for NaN and infinity.
     """
-    out_N.fill(0.0)
-    for row, (row_N, factor) in enumerate(zip(rows_KN, factors.per_row, strict=True)):
-        if isinstance(row_N, StoredRow):
-            peak = kernels.grid_add_bf16(out_N, row_N.raw_N, factor / GRID)
-        else:
-            peak = kernels.grid_add(out_N, row_N, factor / GRID)
-        require_range(peak, factor, len(factors.per_row), row)
-    return GRID * factors.scale
+    rows = [Row(row_N, is_relative=False) for row_N in rows_KN]
+    require_ranges(kernels.sum_rows(rows, None, factors.in_units, out_N), factors)
+    return factors.scale_of_units
+
+
+def require_ranges(peaks: Sequence[float], factors: Factors) -> None:
+    """``require_range`` of all the rows of a sum."""
+    for row, (peak, factor) in enumerate(zip(peaks, factors.per_row, strict=True)):
+        require_range(peak, factor, len(peaks), row)

@@ -95,18 +95,70 @@ KERNEL double grid_add(double *total, const float *x, double factor, i64 n) {
     return float_of((uint32_t)peak);
 }
 
-KERNEL double grid_add_bf16(double *total, const uint16_t *raw, double factor, i64 n) {
+enum { STORED = 1, RELATIVE = 2 }; /* what a row is: bfloat16 as stored; to be made relative to the base */
+
+/* A tile of each row is decoded, made relative, and added on the grid; nothing leaves the first cache. */
+INLINE void sum_tile(double *total, const void *const *rows, const uint8_t *kinds, const float *base,
+                     const double *factors, int32_t *peaks, i64 num_rows, i64 begin, i64 size) {
+    float x[TILE];
+    for (i64 i = 0; i < size; i++) total[i] = 0.0;
+    for (i64 k = 0; k < num_rows; k++) {
+        if (kinds[k] & STORED) {
+            const uint16_t *raw = (const uint16_t *)rows[k] + begin;
+            for (i64 i = 0; i < size; i++) x[i] = float_of((uint32_t)raw[i] << 16);
+        } else {
+            memcpy(x, (const float *)rows[k] + begin, (size_t)size * sizeof *x);
+        }
+        if (kinds[k] & RELATIVE)
+            for (i64 i = 0; i < size; i++) x[i] -= base[begin + i];
+        double factor = factors[k];
+        for (i64 i = 0; i < size; i++) total[i] += rint((double)x[i] * factor);
+        peaks[k] = peak_key(x, size, peaks[k]);
+    }
+}
+
+KERNEL void sum_rows(const void *const *rows, const uint8_t *kinds, const float *base, const double *factors,
+                     int32_t *peaks, i64 num_rows, double *total, i64 n) {
+    for (i64 begin = 0; begin < n; begin += TILE)
+        sum_tile(total + begin, rows, kinds, base, factors, peaks, num_rows, begin, least(TILE, n - begin));
+}
+
+KERNEL void sum_rows_onto(const void *const *rows, const uint8_t *kinds, const float *base, const double *factors,
+                          int32_t *peaks, i64 num_rows, double scale, const float *theta, float *out, i64 n) {
+    double total[TILE];
+    for (i64 begin = 0; begin < n; begin += TILE) {
+        i64 size = least(TILE, n - begin);
+        sum_tile(total, rows, kinds, base, factors, peaks, num_rows, begin, size);
+        if (theta)
+            for (i64 i = 0; i < size; i++)
+                out[begin + i] = (float)(total[i] * scale + (double)theta[begin + i]);
+        else
+            for (i64 i = 0; i < size; i++) out[begin + i] = (float)(total[i] * scale);
+    }
+}
+
+/* out = x - base in float32 of bfloat16 as stored; returns the largest key of the result. */
+KERNEL i64 subtract_bf16(const uint16_t *raw, const float *base, float *out, i64 n) {
     int32_t peak = 0;
     for (i64 begin = 0; begin < n; begin += TILE) {
         i64 size = least(TILE, n - begin);
-        for (i64 i = begin; i < begin + size; i++)
-            total[i] += rint((double)float_of((uint32_t)raw[i] << 16) * factor);
-        for (i64 i = begin; i < begin + size; i++) {
-            int32_t key = raw[i] & 0x7FFF;
-            peak = key > peak ? key : peak;
-        }
+        for (i64 i = begin; i < begin + size; i++) out[i] = float_of((uint32_t)raw[i] << 16) - base[i];
+        peak = peak_key(out + begin, size, peak);
     }
-    return float_of((uint32_t)peak << 16);
+    return peak;
+}
+
+/* ---- steps ---- */
+
+KERNEL void sgd_step(const float *theta, const double *merged, double scale, const float *before, double rate,
+                     double momentum, int nesterov, float *next, float *kept, i64 n) {
+    for (i64 i = 0; i < n; i++) {
+        double gradient = -(merged[i] * scale);
+        double velocity = before ? momentum * (double)before[i] + gradient : gradient;
+        double direction = nesterov ? gradient + momentum * velocity : velocity;
+        next[i] = (float)((double)theta[i] - rate * direction);
+        kept[i] = (float)velocity;
+    }
 }
 
 KERNEL void scale_to(const double *merged, double factor, float *out, i64 n) {

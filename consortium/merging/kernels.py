@@ -7,7 +7,7 @@ import os
 from typing import Literal
 
 from consortium.errors import BadInput
-from consortium.merging.portable import BLOCK, EVERYTHING, NOTHING, UNITS, Boundary
+from consortium.merging.portable import BLOCK, EVERYTHING, NOTHING, UNITS, Boundary, Row
 
 __all__ = [
     "BLOCK",
@@ -17,6 +17,7 @@ __all__ = [
     "UNITS",
     "WHY",
     "Boundary",
+    "Row",
     "abs_sum",
     "apply_step",
     "count_keys",
@@ -27,12 +28,15 @@ __all__ = [
     "first_non_finite",
     "gram",
     "grid_add",
-    "grid_add_bf16",
     "keep_random",
     "keep_ranked",
     "keep_window",
     "median",
     "scale_to",
+    "sgd_step",
+    "subtract_bf16",
+    "sum_rows",
+    "sum_rows_onto",
     "trimmed_mean",
     "variance",
 ]
@@ -57,12 +61,15 @@ try:
         first_non_finite,
         gram,
         grid_add,
-        grid_add_bf16,
         keep_random,
         keep_ranked,
         keep_window,
         median,
         scale_to,
+        sgd_step,
+        subtract_bf16,
+        sum_rows,
+        sum_rows_onto,
         trimmed_mean,
         variance,
     )
@@ -82,12 +89,15 @@ except ImportError as error:
         first_non_finite,
         gram,
         grid_add,
-        grid_add_bf16,
         keep_random,
         keep_ranked,
         keep_window,
         median,
         scale_to,
+        sgd_step,
+        subtract_bf16,
+        sum_rows,
+        sum_rows_onto,
         trimmed_mean,
         variance,
     )

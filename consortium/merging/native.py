@@ -6,7 +6,7 @@ here. Every array must be contiguous, of the right type and size: C would not no
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from consortium.merging.portable import (
     F32Array,
     F64Array,
     I64Array,
+    Row,
     U16Array,
     U32Array,
 )
 
 _F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
 _U16, _U32, _U64 = np.dtype(np.uint16), np.dtype(np.uint32), np.dtype(np.uint64)
-_I64 = np.dtype(np.int64)
+_I32, _I64 = np.dtype(np.int32), np.dtype(np.int64)
 _ROWS_MAX = 8192  #: rows that are sorted; C keeps at least one column of them on its stack
 _LETTERS = {
     "p": ctypes.c_void_p,
@@ -55,7 +56,10 @@ _decode_bf16 = _function("decode_bf16", "-", "ppl")
 _encode_bf16 = _function("encode_bf16", "-", "ppl")
 _first_non_finite = _function("first_non_finite", "l", "pl")
 _grid_add = _function("grid_add", "d", "ppdl")
-_grid_add_bf16 = _function("grid_add_bf16", "d", "ppdl")
+_sum_rows = _function("sum_rows", "-", "pppppl" + "pl")
+_sum_rows_onto = _function("sum_rows_onto", "-", "pppppl" + "dppl")
+_subtract_bf16 = _function("subtract_bf16", "l", "pppl")
+_sgd_step = _function("sgd_step", "-", "ppdpddippl")
 _scale_to = _function("scale_to", "-", "pdpl")
 _apply_step = _function("apply_step", "-", "ppdpl")
 _keep_window = _function("keep_window", "-", "plilil")
@@ -87,9 +91,76 @@ def grid_add(total_N: F64Array, x_N: F32Array, factor: float) -> float:
     return float(_grid_add(_at(total_N, _F64, x_N.size), _at(x_N, _F32), factor, x_N.size))
 
 
-def grid_add_bf16(total_N: F64Array, raw_N: U16Array, factor: float) -> float:
+def sum_rows(
+    rows: Sequence[Row], base_N: F32Array | None, factors: Sequence[float], total_N: F64Array
+) -> list[float]:
+    given, peaks_K = _addends(rows, base_N, factors, total_N.size)
+    _sum_rows(*given, _at(total_N, _F64), total_N.size)
+    return [float(peak) for peak in peaks_K.view(np.float32)]
+
+
+def sum_rows_onto(
+    rows: Sequence[Row],
+    base_N: F32Array | None,
+    factors: Sequence[float],
+    scale: float,
+    theta_N: F32Array | None,
+    out_N: F32Array,
+) -> list[float]:
+    size = out_N.size
+    given, peaks_K = _addends(rows, base_N, factors, size)
+    theta = None if theta_N is None else _at(theta_N, _F32, size)
+    _sum_rows_onto(*given, scale, theta, _at(out_N, _F32), size)
+    return [float(peak) for peak in peaks_K.view(np.float32)]
+
+
+def _addends(
+    rows: Sequence[Row], base_N: F32Array | None, factors: Sequence[float], size: int
+) -> tuple[tuple[Any, ...], npt.NDArray[np.int32]]:
+    peaks_K = np.zeros(len(rows), np.int32)
+    places = (ctypes.c_void_p * len(rows))()
+    kinds = (ctypes.c_uint8 * len(rows))()
+    for k, (values_N, is_relative) in enumerate(rows):
+        is_stored = values_N.dtype == _U16
+        places[k] = _at(values_N, _U16 if is_stored else _F32, size)
+        kinds[k] = is_stored + 2 * is_relative
+        assert base_N is not None or not is_relative
+    base = None if base_N is None else _at(base_N, _F32, size)
+    weights = (ctypes.c_double * len(rows))(*factors)
+    return (places, kinds, base, weights, _at(peaks_K, _I32), len(rows)), peaks_K
+
+
+def subtract_bf16(raw_N: U16Array, base_N: F32Array, out_N: F32Array) -> bool:
     size = raw_N.size
-    return float(_grid_add_bf16(_at(total_N, _F64, size), _at(raw_N, _U16), factor, size))
+    return bool(
+        _subtract_bf16(_at(raw_N, _U16), _at(base_N, _F32, size), _at(out_N, _F32, size), size) < 0x7F800000
+    )
+
+
+def sgd_step(
+    theta_N: F32Array,
+    merged_N: F64Array,
+    scale: float,
+    before_N: F32Array | None,
+    rate: float,
+    momentum: float,
+    nesterov: bool,
+    next_N: F32Array,
+    kept_N: F32Array,
+) -> None:
+    size = theta_N.size
+    _sgd_step(
+        _at(theta_N, _F32),
+        _at(merged_N, _F64, size),
+        scale,
+        None if before_N is None else _at(before_N, _F32, size),
+        rate,
+        momentum,
+        nesterov,
+        _at(next_N, _F32, size),
+        _at(kept_N, _F32, size),
+        size,
+    )
 
 
 def scale_to(merged_N: F64Array, factor: float, out_N: F32Array) -> None:

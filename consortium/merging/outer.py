@@ -12,8 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from consortium.deltas import pseudo_gradient
+from consortium.merging import kernels
 from consortium.merging.exact import F64Array
 from consortium.merging.recipe import OuterStep
+from consortium.merging.survey import scratch_rows
 from consortium.tensors import F32Array
 
 
@@ -55,3 +57,29 @@ def outer_step(
         variance_N = variance_N + square_N
     direction_N = momentum_N / (np.sqrt(variance_N) + step.tau)
     return theta_N - step.learning_rate * direction_N, (momentum_N, variance_N)
+
+
+def outer_step_into(
+    theta_N: F32Array,
+    merged_N: F64Array,
+    scale: float,
+    state_SN: Sequence[F32Array] | None,
+    step: OuterStep,
+    next_N: F32Array,
+) -> tuple[F32Array, ...]:
+    """``outer_step`` on the delta ``scale * merged``, rounded to float32: the weights into ``next_N``.
+
+    Returns the state to keep, in this thread's buffers. Momentum SGD, which gigabytes go through, is one kernel.
+    """
+    if step.optimizer == "sgd" and step.momentum != 0.0:
+        kept_N = scratch_rows("kept", 1, next_N.size)[0]
+        before_N = state_SN[0] if state_SN is not None else None
+        kernels.sgd_step(
+            *(theta_N, merged_N, scale, before_N),
+            *(step.learning_rate, step.momentum, step.nesterov),
+            *(next_N, kept_N),
+        )
+        return (kept_N,)
+    after_N, kept_SN = outer_step(theta_N, merged_N * scale, state_SN, step)
+    next_N[:] = after_N
+    return tuple(row_N.astype(np.float32) for row_N in kept_SN)

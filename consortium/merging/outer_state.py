@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 
 from consortium.errors import BadInput
-from consortium.merging.exact import F64Array
 from consortium.merging.operands import read_finite
 from consortium.merging.outer import state_names
 from consortium.merging.recipe import OuterStep
@@ -50,7 +49,7 @@ class OuterState(AbstractContextManager["OuterState"]):
             read_finite(self._before, _stored(name, row), start, out_N)
         return list(rows_SN)
 
-    def write(self, name: str, start: int, rows_SN: Sequence[F64Array]) -> None:
+    def write(self, name: str, start: int, rows_SN: Sequence[F32Array]) -> None:
         if self._after is not None:
             for row, values_N in zip(self._names, rows_SN, strict=True):
                 self._after.write(_stored(name, row), start, values_N)

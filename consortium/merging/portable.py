@@ -8,7 +8,7 @@ refused by callers, who see them by the peak that ``grid_add`` and ``elect`` ret
 NaN, and what ``elect`` finds where sums leave the exact range.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,11 +84,79 @@ def grid_add(total_N: F64Array, x_N: F32Array, factor: float) -> float:
     return _peak(x_N)
 
 
-def grid_add_bf16(total_N: F64Array, raw_N: U16Array, factor: float) -> float:
-    """``grid_add`` of bfloat16 as stored."""
-    x_N = np.empty(raw_N.size, np.float32)
-    decode_bf16(raw_N, x_N)
-    return grid_add(total_N, x_N, factor)
+class Row(NamedTuple):
+    """One of the rows that ``sum_rows`` adds.
+
+    values_N     float32, or bfloat16 as stored (uint16)
+    is_relative  whether the base is to be subtracted first, in float32
+    """
+
+    values_N: F32Array | U16Array
+    is_relative: bool
+
+
+def sum_rows(
+    rows: Sequence[Row], base_N: F32Array | None, factors: Sequence[float], total_N: F64Array
+) -> list[float]:
+    """total <- sum_k rint(x_k * factor_k) as ``grid_add`` has it; returns the largest |x| of every row."""
+    total_N.fill(0.0)
+    peaks, x_N = [], np.empty(total_N.size, np.float32)
+    for (values_N, is_relative), factor in zip(rows, factors, strict=True):
+        if values_N.dtype == np.uint16:
+            decode_bf16(values_N, x_N)  # type: ignore[arg-type]
+        else:
+            x_N[:] = values_N
+        if is_relative:
+            with np.errstate(all="ignore"):
+                x_N -= base_N  # type: ignore[arg-type]
+        peaks.append(grid_add(total_N, x_N, factor))
+    return peaks
+
+
+def sum_rows_onto(
+    rows: Sequence[Row],
+    base_N: F32Array | None,
+    factors: Sequence[float],
+    scale: float,
+    theta_N: F32Array | None,
+    out_N: F32Array,
+) -> list[float]:
+    """out <- float32(theta + scale * total), without theta if it is None; total and result as ``sum_rows``."""
+    total_N = np.empty(out_N.size)
+    peaks = sum_rows(rows, base_N, factors, total_N)
+    if theta_N is None:
+        scale_to(total_N, scale, out_N)
+    else:
+        apply_step(theta_N, total_N, scale, out_N)
+    return peaks
+
+
+def subtract_bf16(raw_N: U16Array, base_N: F32Array, out_N: F32Array) -> bool:
+    """out <- x - base in float32 of bfloat16 as stored; whether all of it is finite."""
+    decode_bf16(raw_N, out_N)
+    with np.errstate(all="ignore"):
+        out_N -= base_N
+    return bool(np.isfinite(out_N).all())
+
+
+@np.errstate(all="ignore")
+def sgd_step(
+    theta_N: F32Array,
+    merged_N: F64Array,
+    scale: float,
+    before_N: F32Array | None,
+    rate: float,
+    momentum: float,
+    nesterov: bool,
+    next_N: F32Array,
+    kept_N: F32Array,
+) -> None:
+    """``outer.outer_step`` of optimizer sgd on the delta ``scale * merged``, to float32."""
+    gradient_N = -(merged_N * scale)
+    velocity_N = gradient_N if before_N is None else momentum * before_N.astype(np.float64) + gradient_N
+    direction_N = gradient_N + momentum * velocity_N if nesterov else velocity_N
+    next_N[:] = theta_N - rate * direction_N
+    kept_N[:] = velocity_N
 
 
 @np.errstate(all="ignore")

@@ -2,16 +2,21 @@
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from consortium.errors import Refused
-from consortium.merging.exact import F64Array, Factors, StoredRow, weighted_sum
+from consortium.merging import kernels
+from consortium.merging.exact import F64Array, Factors, require_ranges
+from consortium.merging.kernels import Row
 from consortium.merging.operands import Operand, read_finite
 from consortium.merging.plan import TensorPlan
-from consortium.merging.survey import scratch_rows
+from consortium.merging.survey import CHUNK, scratch_rows
 from consortium.tensors import Checkpoint, F32Array, TensorFile, Tensors
+
+BF16Array = npt.NDArray[np.uint16]  #: as stored
 
 
 class TensorReader:
@@ -44,36 +49,57 @@ class TensorReader:
         for k, out_N in enumerate(out_KN):
             self.row(k, start, out_N)
 
+    def sum_onto(self, factors: Factors, start: int, theta_N: F32Array | None, out_N: F32Array) -> None:
+        """out = theta + the weighted sum of the rows from ``start`` on, rounded once; theta is 0 if None."""
+        rows, base_N = self._addends(start, out_N.size)
+        scale = factors.scale_of_units
+        self._require(
+            kernels.sum_rows_onto(rows, base_N, factors.in_units, scale, theta_N, out_N), factors, start
+        )
+
     def weighted_sum(self, factors: Factors, start: int, out_N: F64Array) -> float:
-        """``exact.weighted_sum`` of the rows from ``start`` on, one after the other in one buffer."""
-        row_N = scratch_rows("row", 1, out_N.size)[0]
+        """``exact.weighted_sum`` of the rows from ``start`` on."""
+        rows, base_N = self._addends(start, out_N.size)
+        self._require(kernels.sum_rows(rows, base_N, factors.in_units, out_N), factors, start)
+        return factors.scale_of_units
+
+    def _addends(self, start: int, size: int) -> tuple[list[Row], F32Array | None]:
+        """The rows, as their files have them where that will do, and the base that some are relative to."""
+        rows, base_N = [], None
+        for k, buffer_N in enumerate(scratch_rows("rows", self.num_rows, size)):
+            raw_N = self._stored(k, start, buffer_N)
+            if raw_N is None:
+                self.row(k, start, buffer_N)
+                rows.append(Row(buffer_N, is_relative=False))
+                continue
+            is_relative = self._relative and not self._sources[k][0].is_delta
+            if is_relative:
+                base_N = self.base(start, size)
+            rows.append(Row(raw_N, is_relative))
+        return rows, base_N
+
+    def _require(self, peaks: Sequence[float], factors: Factors, start: int) -> None:
         try:
-            return weighted_sum(self._each(start, row_N), factors, out_N)
+            require_ranges(peaks, factors)
         except Refused:
+            size = min(CHUNK, self.num_elements - start)
             for k in range(self.num_rows):
-                self.row(k, start, row_N)  # raises BadInput where it is not size but NaN
+                self.row(k, start, scratch_rows("row", 1, size)[0])  # raises BadInput where it is NaN
             raise
 
-    def _each(self, start: int, row_N: F32Array) -> Iterator[F32Array | StoredRow]:
-        for k in range(self.num_rows):
-            stored = self._stored_row(k, start, row_N)
-            if stored is None:
-                self.row(k, start, row_N)
-            yield row_N if stored is None else stored
-
-    def _stored_row(self, k: int, start: int, row_N: F32Array) -> StoredRow | None:
-        """A row as its file has it, not looked through, in the memory of ``row_N``; None if it must be made."""
+    def _stored(self, k: int, start: int, buffer_N: F32Array) -> BF16Array | None:
+        """A row as its file has it, in the memory of ``buffer_N``, not looked through; None if it must be made."""
         if self._with_base or self._scales is not None:
             return None
         operand, name = self._sources[k]
         file = operand.tensors
-        if not isinstance(file, TensorFile | Checkpoint) or operand.is_delta != self._relative:
+        if not isinstance(file, TensorFile | Checkpoint) or (operand.is_delta and not self._relative):
             return None
         if file[name].dtype != "BF16":
             return None
-        raw_N = row_N.view("<u2")[: row_N.size]
+        raw_N = buffer_N.view("<u2")[: buffer_N.size]
         file.read_stored(name, start, raw_N.view(np.uint8))
-        return StoredRow(raw_N)
+        return raw_N
 
     def row(self, k: int, start: int, out_N: F32Array) -> None:
         if self._with_base:
@@ -82,13 +108,23 @@ class TensorReader:
                 return
             k -= 1
         operand, name = self._sources[k]
-        read_finite(operand.tensors, name, start, out_N)
-        if operand.is_delta and not self._relative:
-            np.add(out_N, self.base(start, out_N.size), out=out_N)
-        elif self._relative and not operand.is_delta:
-            np.subtract(out_N, self.base(start, out_N.size), out=out_N)
+        if self._relative and not operand.is_delta:
+            self._difference(k, start, out_N)
+        else:
+            read_finite(operand.tensors, name, start, out_N)
+            if operand.is_delta and not self._relative:
+                np.add(out_N, self.base(start, out_N.size), out=out_N)
         if self._scales is not None and self._scales[k] != 1.0:
             out_N *= np.float32(self._scales[k])
+
+    def _difference(self, k: int, start: int, out_N: F32Array) -> None:
+        """out = row - base, in float32."""
+        base_N = self.base(start, out_N.size)
+        raw_N = self._stored(k, start, scratch_rows("stored", 1, out_N.size)[0])
+        if raw_N is not None and kernels.subtract_bf16(raw_N, base_N, out_N):
+            return
+        read_finite(self._sources[k][0].tensors, self._sources[k][1], start, out_N)
+        np.subtract(out_N, base_N, out=out_N)
 
     def base(self, start: int, size: int) -> F32Array:
         """Elements of the base, in this thread's buffer; read once for all the rows of a chunk."""

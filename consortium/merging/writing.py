@@ -18,7 +18,7 @@ from consortium.merging.checksums import Checksums, PieceHasher, TensorChecksums
 from consortium.merging.exact import F64Array
 from consortium.merging.in_order import in_order
 from consortium.merging.methods import WeightedSum
-from consortium.merging.outer import outer_step
+from consortium.merging.outer import outer_step_into
 from consortium.merging.outer_state import OuterState
 from consortium.merging.recipe import PLAIN_STEP, Recipe
 from consortium.merging.survey import chunks, scratch_rows
@@ -109,39 +109,46 @@ class _Writing:
         """Merge and write a span; returns it with the digest of its bytes."""
         hasher, name = PieceHasher(), span.name
         for start, stop in chunks(span.elements, self._work.chunk, span.width):
-            merged_N = scratch_rows("merged", 2, stop - start).reshape(-1).view(np.float64)
             next_N = scratch_rows("next", 1, stop - start)[0]
             try:
-                scale = _merge(span, start, merged_N)
+                self._merge(span, start, next_N)
             except Refused as error:
                 raise Refused(f"tensor {name!r}, elements from {start}: {error}") from error
-            self._step_to(span, start, merged_N, scale, next_N)
             stored = encode(next_N, self._dtype)
             hasher.update(stored.view(np.uint8).data)
             self._model.write_stored(name, start, stored)
         self._model.start_writeback(name, span.elements)
         return span, hasher.hexdigest()
 
-    def _step_to(self, span: Span, start: int, merged_N: F64Array, scale: float, next_N: F32Array) -> None:
-        work = self._work
-        if not work.relative and self._step == PLAIN_STEP:
+    def _merge(self, span: Span, start: int, next_N: F32Array) -> None:
+        """Merge a chunk, take the outer step, keep its state."""
+        work, reader, size = self._work, span.reader, next_N.size
+        plain = self._step == PLAIN_STEP
+        theta_N = reader.base(start, size) if work.relative or not plain else None
+        if plain and isinstance(span.merge_chunk, WeightedSum):
+            reader.sum_onto(span.merge_chunk.factors, start, theta_N, next_N)
+            return
+        merged_N = scratch_rows("merged", 2, size).reshape(-1).view(np.float64)
+        if isinstance(span.merge_chunk, WeightedSum):
+            scale = reader.weighted_sum(span.merge_chunk.factors, start, merged_N)
+        else:
+            rows_KN = scratch_rows("rows", reader.num_rows, size)
+            reader.rows(start, rows_KN)
+            scale = span.merge_chunk(rows_KN, start, merged_N)
+        if theta_N is None:
             kernels.scale_to(merged_N, scale, next_N)
-            return
-        theta_N = span.reader.base(start, next_N.size)
-        if self._step == PLAIN_STEP:
+        elif plain:
             kernels.apply_step(theta_N, merged_N, scale, next_N)
-            return
-        merged_N *= scale
-        if not work.relative:
+        else:
+            self._step_outer(span, start, theta_N, merged_N, scale, next_N)
+
+    def _step_outer(
+        self, span: Span, start: int, theta_N: F32Array, merged_N: F64Array, scale: float, next_N: F32Array
+    ) -> None:
+        if not self._work.relative:
+            merged_N *= scale
             merged_N -= theta_N
+            scale = 1.0
         before_SN = self._state.read(span.name, start, next_N.size)
-        next_N[:], kept_SN = outer_step(theta_N, merged_N, before_SN, self._step)
+        kept_SN = outer_step_into(theta_N, merged_N, scale, before_SN, self._step, next_N)
         self._state.write(span.name, start, kept_SN)
-
-
-def _merge(span: Span, start: int, out_N: F64Array) -> float:
-    if isinstance(span.merge_chunk, WeightedSum):
-        return span.reader.weighted_sum(span.merge_chunk.factors, start, out_N)
-    rows_KN = scratch_rows("rows", span.reader.num_rows, out_N.size)
-    span.reader.rows(start, rows_KN)
-    return span.merge_chunk(rows_KN, start, out_N)

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from consortium.merging import exact, kernels, portable
-from consortium.merging.kernels import EVERYTHING, NOTHING, Boundary
+from consortium.merging.kernels import EVERYTHING, NOTHING, Boundary, Row
+from consortium.merging.outer import outer_step
+from consortium.merging.recipe import OuterStep
 from consortium.tensors import F32Array
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,39 @@ big_sizes = [1, 4095, 4096, 4097, 12_345]
 row_counts = [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33]
 
 Call = Callable[[ModuleType, F32Array], list[Any]]
+
+
+def bf16_of(x_N: F32Array) -> npt.NDArray[np.uint16]:
+    """Finite bfloat16: sums and differences of what is not finite may be any NaN."""
+    raw_N = (x_N.view(np.uint32) >> 16).astype(np.uint16)
+    return np.where((raw_N & 0x7F80) == 0x7F80, np.uint16(0x3F80), raw_N)
+
+
+def base_like(rows_KN: F32Array) -> F32Array:
+    return np.linspace(-3, 3, rows_KN.shape[1], dtype=np.float32)
+
+
+def mixed(rows_KN: F32Array) -> list[Row]:
+    """Rows as a merge has them: stored or not, relative or not; small enough for their sum to be exact."""
+    tame_KN = np.clip(rows_KN, -1e3, 1e3)
+    return [
+        Row(bf16_of(row_N) if k % 2 else row_N, is_relative=k % 3 == 0) for k, row_N in enumerate(tame_KN)
+    ]
+
+
+def factors_of(rows_KN: F32Array) -> list[float]:
+    return [portable.UNITS * (k + 1) / 7 for k in range(len(rows_KN))]
+
+
+def step_of(build: ModuleType, rows_KN: F32Array, nesterov: bool) -> list[Any]:
+    theta_N, size = rows_KN[0], rows_KN.shape[1]
+    found: list[Any] = []
+    for before_N in (None, rows_KN[-1]):
+        next_N, kept_N = np.full(size, 7, np.float32), np.full(size, 7, np.float32)
+        merged_N = np.clip(rows_KN[0], -1e9, 1e9).astype(np.float64) * 2.0**36
+        build.sgd_step(theta_N, merged_N, 2.0**-36 / 3, before_N, 0.7, 0.9, nesterov, next_N, kept_N)
+        found += [next_N, kept_N]
+    return found
 
 
 def rows_of(elements: st.SearchStrategy[float] = finite) -> st.SearchStrategy[F32Array]:
@@ -106,10 +141,21 @@ CALLS: dict[str, Call] = {
     "encode_bf16": lambda b, x: into(np.uint16, lambda o: b.encode_bf16(x[0], o))(x.shape[1]),
     "first_non_finite": lambda b, x: [b.first_non_finite(x[0])],
     "grid_add": lambda b, x: grid_add(b, x, 0.37 * portable.UNITS),
-    "grid_add_bf16": lambda b, x: into(
-        np.float64,
-        lambda out_N: b.grid_add_bf16(out_N, x[0].view(np.uint16)[1::2].copy(), 0.37 * portable.UNITS),
+    "sum_rows": lambda b, x: into(
+        np.float64, lambda out_N: b.sum_rows(mixed(x), base_like(x), factors_of(x), out_N)
     )(x.shape[1]),
+    "sum_rows_onto": lambda b, x: into(
+        np.float32,
+        lambda out_N: b.sum_rows_onto(mixed(x), base_like(x), factors_of(x), 2.0**-36 / 3, x[0], out_N),
+    )(x.shape[1]),
+    "sum_rows_onto nothing": lambda b, x: into(
+        np.float32,
+        lambda out_N: b.sum_rows_onto(mixed(x), base_like(x), factors_of(x), 2.0**-36 / 3, None, out_N),
+    )(x.shape[1]),
+    "subtract_bf16": lambda b, x: into(
+        np.float32, lambda out_N: b.subtract_bf16(bf16_of(x[0]), base_like(x), out_N)
+    )(x.shape[1]),
+    "sgd_step": lambda b, x: step_of(b, x, True) + step_of(b, x, False),
     "scale_to": lambda b, x: into(
         np.float32, lambda out_N: b.scale_to(x[-1].astype(np.float64) * 1e9, 1 / 3, out_N)
     )(x.shape[1]),
@@ -431,3 +477,48 @@ def test_a_build_of_other_source_is_not_used(tmp_path: Path) -> None:
     for library in (tmp_path / "consortium/merging").glob("_kernels*"):
         library.unlink()
     assert "were not built; install again where there is a C compiler" in chosen("native", tmp_path).stderr
+
+
+def test_a_step_in_one_kernel_is_the_outer_step(build: ModuleType) -> None:
+    rng = np.random.default_rng(5)
+    theta_N, before_N = rng.standard_normal((2, 700)).astype(np.float32)
+    merged_N = np.rint(rng.standard_normal(700) * 2.0**36)
+    for state_SN in (None, [before_N]):
+        for nesterov in (True, False):
+            step = OuterStep(learning_rate=0.7, momentum=0.9, nesterov=nesterov)
+            next_N, kept_N = np.empty(700, np.float32), np.empty(700, np.float32)
+            before = None if state_SN is None else before_N
+            build.sgd_step(theta_N, merged_N, 2.0**-36 / 5, before, 0.7, 0.9, nesterov, next_N, kept_N)
+            wanted_N, (kept,) = outer_step(theta_N, merged_N * (2.0**-36 / 5), state_SN, step)
+            assert next_N.tobytes() == wanted_N.astype(np.float32).tobytes()
+            assert kept_N.tobytes() == kept.astype(np.float32).tobytes()
+
+
+def test_sums_of_rows_by_their_definition(build: ModuleType) -> None:
+    rng = np.random.default_rng(6)
+    rows_KN = rng.standard_normal((5, 1000)).astype(np.float32)
+    rows, factors, base_N = mixed(rows_KN), factors_of(rows_KN), base_like(rows_KN)
+    total_N, out_N = np.full(1000, np.nan), np.full(1000, np.nan, np.float32)
+    peaks = build.sum_rows(rows, base_N, factors, total_N)
+    assert build.sum_rows_onto(rows, base_N, factors, 0.25, base_N, out_N) == peaks
+    wanted_N, largest = np.zeros(1000), []
+    for (values_N, is_relative), factor in zip(rows, factors, strict=True):
+        x_N = values_N
+        if values_N.dtype == np.uint16:
+            x_N = (values_N.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        x_N = x_N - base_N if is_relative else x_N
+        wanted_N += np.rint(x_N.astype(np.float64) * factor)
+        largest.append(float(np.abs(x_N).max()))
+    assert total_N.tobytes() == wanted_N.tobytes() and peaks == largest
+    assert out_N.tobytes() == (wanted_N * 0.25 + base_N).astype(np.float32).tobytes()
+
+
+def test_what_is_not_finite_is_told(build: ModuleType) -> None:
+    raw_N = np.zeros(700, np.uint16)
+    base_N, out_N, total_N = np.zeros(700, np.float32), np.zeros(700, np.float32), np.zeros(700)
+    assert build.subtract_bf16(raw_N, base_N, out_N) is True
+    for bits in (0x7F80, 0xFF80, 0x7FC0, 0x7F81):
+        raw_N[699] = bits
+        assert build.subtract_bf16(raw_N, base_N, out_N) is False
+        (peak,) = build.sum_rows([Row(raw_N, False)], None, [1.0], total_N)
+        assert not peak < math.inf
