@@ -118,6 +118,7 @@ class VersionManifest(Fact):
     ingredients: tuple[Ingredient, ...] = ()  #: sorted by delta digest
     outer_state: dict[str, FileRef] = {}  #: outer optimizer's momentum, if the recipe keeps any
     initial: Initial | None = None
+    decisions: tuple[str, ...] = ()  #: what guards and robust methods did to which delta, a sentence each
 
     @property
     def digest(self) -> Digest:

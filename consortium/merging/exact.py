@@ -25,6 +25,7 @@ F64Array = npt.NDArray[np.float64]
 Weight = int | float | Fraction
 
 GRID = 2.0**-36
+_SLIGHT = 1e-8  #: of the largest weight; mergekit's bound, there absolute
 _UNITS_MAX = 2.0**53  #: float64 holds every integer up to here
 
 
@@ -59,14 +60,16 @@ def exact_factors(weights: Sequence[Weight], divisor: Weight | None, bits: int |
     """Factors for sum_k w_k x_k, divided by ``divisor`` if any: exact rationals, rounded once each.
 
     bits  the unit is 2^bits; ``unit_bits(weights)`` if None. A stored sum keeps the one it began with.
-    Raises Refused for no weights, and for a divisor of zero.
+    Raises Refused for no weights, and for a divisor that is zero, or so small that only rounding of the
+    weights can have left it.
     """
     if not weights:
         raise Refused("nothing to merge: there is no contribution; wait for one or fail the round")
     for weight in weights:
         if not math.isfinite(weight):
             raise BadInput(f"a contribution has weight {weight}; weights are finite numbers")
-    if divisor == 0:
+    slight = Fraction(_SLIGHT) * max(abs(Fraction(weight)) for weight in weights)
+    if divisor is not None and abs(Fraction(divisor)) <= slight:
         raise Refused(
             f"the weights of all {len(weights)} contributions sum to zero and cannot be normalized; "
             "give weights that do not cancel, or `normalize: false`"

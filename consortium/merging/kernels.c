@@ -31,6 +31,7 @@ enum { TILE = 512, LANES = 32, SORTED = 8192, WIDTH = 256 }; /* of arrays on the
 
 static const uint32_t SIGN = 0x7FFFFFFF; /* all bits but the sign */
 static const double UNITS = 68719476736.0; /* 2^36: of the exact grid, in one */
+static const double SLIGHT = 1024.0; /* units: a divisor below that is what rounding left of none */
 
 /* sha256 of this file when it was built: native.py refuses a build of another source. */
 const char *kernels_source(void) { return KERNELS_SOURCE; }
@@ -385,7 +386,7 @@ INLINE int32_t elect_tile(const float *rows, i64 num_rows, i64 n, const double *
         int up = (by_count ? vote[i] : sum[i]) >= 0.0;
         double weight = up ? positive[i] : negative[i];
         double units = (up ? sum[i] + sizes[i] : sum[i] - sizes[i]) * 0.5;
-        out[i] = units / (normalize && weight != 0.0 ? weight : UNITS);
+        out[i] = units / (normalize && fabs(weight) >= SLIGHT ? weight : UNITS);
     }
     return peak;
 }

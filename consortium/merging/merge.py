@@ -48,6 +48,7 @@ class MergeResult:
             recipe=digest_of_fact(self.recipe),
             ingredients=self.ingredients,
             outer_state=self.outer_state,
+            decisions=self.notes,
         )
 
 

@@ -6,6 +6,7 @@ split into chunks and any order of the rows, so it adds on the grid (``exact``),
 (``selection``), and draws by key and position (``randomness``). Papers and parameters: ``signatures``.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -103,20 +104,23 @@ def _as_they_are(s: Subject) -> Thinned:
 def _largest(s: Subject) -> Thinned:
     """Keep the floor(density * n) largest, at least one; of equals those of the lowest index."""
     count = s.survey.reader.num_elements
-    kept = [count if d >= 1 else max(1, int(d * count)) if d > 0 else 0 for d in _own(s, "density")]
-    return _windows(s, s.survey.tops(kept), [NOTHING] * len(kept))
+    kept = [
+        count if d >= 1 else min(count, max(1, int(d * count))) if d > 0 else 0 for d in _own(s, "density")
+    ]
+    tops = [top for (top,) in s.survey.tops([[k] for k in kept])]
+    return _windows(s, tops, [NOTHING] * len(kept))
 
 
 def _middling(s: Subject) -> Thinned:
     """Drop the floor(gamma * n) largest, then keep floor(density * n), fewer dropped where they do not fit."""
     count = s.survey.reader.num_elements
-    tops, without = [], []
+    counts = []
     for density, gamma in zip(_own(s, "density"), _own(s, "gamma"), strict=True):
         kept = count if density >= 1 else int(density * count)
         dropped = min(int(gamma * count), count - kept)
-        tops.append(dropped + kept)
-        without.append(dropped)
-    return _windows(s, s.survey.tops(tops), s.survey.tops(without))
+        counts.append((dropped + kept, dropped))
+    bounds = s.survey.tops(counts)
+    return _windows(s, [top for top, _ in bounds], [but for _, but in bounds])
 
 
 def _windows(s: Subject, tops: list[Boundary], without: list[Boundary]) -> Thinned:
@@ -243,10 +247,10 @@ def slerp(s: Subject) -> MergeChunk:
 def nuslerp(s: Subject) -> MergeChunk:
     """Slerp of two by their weights: of whole tensors, of lines (not flattened), or of columns (row-wise)."""
     weights = [float(weight) for weight in s.weights]
-    if s.plan.shared["nuslerp_flatten"] or len(s.plan.shape) < 2:
+    if s.plan.shared["nuslerp_flatten"] or len(s.plan.shape) < 2 or 0 in s.plan.shape:
         return combination(spherical.nuslerp(s.survey.gram(), weights))
-    grams = s.survey.column_grams(s.num_columns) if s.plan.shared["nuslerp_row_wise"] else None
-    if grams is not None:
+    if s.plan.shared["nuslerp_row_wise"]:  # along the first axis, whatever the others
+        grams = s.survey.column_grams(math.prod(s.plan.shape[1:]))
         return _by_column(np.array([spherical.nuslerp(gram_KK, weights) for gram_KK in grams]).T)
     grams = s.survey.line_grams(s.num_columns)
     return by_line(np.array([spherical.nuslerp(gram_KK, weights) for gram_KK in grams]).T, s.num_columns)
@@ -268,7 +272,7 @@ def karcher(s: Subject) -> MergeChunk:
 
 def model_stock(s: Subject) -> MergeChunk:
     """As far from the base as the deltas agree in direction."""
-    if not s.plan.shared["filter_wise"] or len(s.plan.shape) < 2:
+    if not s.plan.shared["filter_wise"] or len(s.plan.shape) < 2 or 0 in s.plan.shape:
         return combination(shrinking.model_stock(s.survey.gram()))
     grams = s.survey.line_grams(s.num_columns)
     return by_line(np.array([shrinking.model_stock(gram_KK) for gram_KK in grams]).T, s.num_columns)

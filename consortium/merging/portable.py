@@ -22,6 +22,7 @@ U32Array = npt.NDArray[np.uint32]
 
 BLOCK = 4096  #: elements whose products are added in one go; spans of a tensor are multiples of it
 LANES = 32  #: partial sums of a block: four vectors of eight float64, enough to hide an addition's latency
+SLIGHT = 2.0**10  #: units: weights that cancel but for their rounding; dividing by it would blow noise up
 UNITS = 2.0**36  #: units of the exact grid in one, see ``exact``
 
 _SIGN = np.uint32(0x7FFFFFFF)  #: all bits but the sign
@@ -233,7 +234,7 @@ def elect(
     sign     of sum_k rint(a_k), of sum_k sign(a_k) if ``by_count``; zero counts as positive
     agrees   a_k that is not zero and has that sign
     out      sum of agreeing rint(a_k) / sum of their rint(weight_k * UNITS); over UNITS instead, if not
-             ``normalize`` or if that sum is zero
+             ``normalize`` or if that sum is below ``SLIGHT``
     All sums are of integers and exact while below 2^53 (the caller checks by the peak): no order matters.
     Trimming apart, TIES (Yadav et al. 2023, arXiv:2306.01708, section 3).
     """
@@ -246,7 +247,7 @@ def elect(
     divisor_N = np.full_like(out_N, UNITS)
     if normalize:
         weight_N = _sum_rows(np.where(agrees_KN, np.rint(weights_K * UNITS)[:, None], 0.0))
-        np.copyto(divisor_N, weight_N, where=weight_N != 0)
+        np.copyto(divisor_N, weight_N, where=np.abs(weight_N) >= SLIGHT)
     out_N /= divisor_N
     return _peak(rows_KN)
 

@@ -1,132 +1,243 @@
-"""Where the k largest elements of a tensor end: exactly, without sorting or holding it.
+"""Where the k largest elements of a tensor's rows end: exactly, without sorting or holding them.
 
-A sample says near which key the boundary lies, and how wide to look. One pass then counts the keys near it,
-each key on its own, per segment of the tensor, and reading a part of the one segment in which they end
-settles equal keys, of which differences of bfloat16 models have millions. Where the sample misled, or was
-too vague to count keys one by one, counting begins again with what is known: from nothing, two passes do.
+Rows are the same tensor of several models; all their boundaries are found together, so that what the rows
+share (the base) is read once. A sample says near which key each boundary lies, and how wide to look. One pass
+then counts the keys near it, each key on its own, per segment of the tensor, and reading a part of the one
+segment in which they end settles equal keys, of which differences of bfloat16 models have millions. Where the
+sample misled, or was too vague to count keys one by one, counting begins again with what is known: from
+nothing, two passes do.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
 from consortium.merging.kernels import EVERYTHING, NOTHING, Boundary, count_keys
-from consortium.merging.portable import F32Array, U32Array
+from consortium.merging.portable import F32Array, I64Array, U32Array
 
-#: Fills an array with the elements ``start ..`` of a tensor; they must be finite.
-Read = Callable[[int, F32Array], None]
+#: (row, start, size): these elements of a row, finite; the memory may be that of the thread's last call, and is
+#: the caller's to overwrite
+Read = Callable[[int, int, int], F32Array]
 
 _Span = tuple[int, int]  #: start and stop: of elements, or of keys
 
 _KEYS: _Span = (0, 1 << 31)  #: a key is a float32 without its sign
-_SAMPLE_WHOLE = 1 << 17  #: elements up to which the sample is the tensor
+_SIGN = np.uint32(_KEYS[1] - 1)
+_HELD = 1 << 17  #: elements of a row that is held and partitioned
 _SLICE = 2048  #: elements of the sample lie together to spare reads; neighbours are alike, so not too many
 _SLICES_MIN, _SLICES_MAX = 32, 256
+_SAMPLES = 1 << 21  #: elements of the samples held at a time, of several rows
+_COARSE = 14  #: bits of a key that the sample does not resolve: a 512th of the element, less than its error
 _ERRORS = 4.0  #: standard errors to either side of the sample's boundary; once in ten thousand it lies beyond
-_BINS = 1 << 19  #: keys counted at a time
-_COUNTERS = 1 << 20  #: of four bytes: the fewer bins, the more segments
+_BINS = 1 << 19  #: keys counted at a time for one boundary
+_COUNTERS = 1 << 22  #: of four bytes, at a time; the fewer bins, the more boundaries and segments
 
 
-def top_boundary(read: Read, count: int, k: int, chunk: int = 1 << 16) -> Boundary:
-    """The boundary of the k elements that are largest by |x|, of equal ones those of lowest index.
+@dataclass(slots=True)
+class _Quest:
+    """The search for one boundary, which very probably is among the keys ``low .. high - 1``."""
 
-    count  elements of the tensor
-    k      0 .. count
-    chunk  elements read at a time; changes speed and memory, not the result
-    The boundary's index is that of the last equal element in the top, without limit if all equal ones are.
-    Memory: 8 MiB to count, a chunk.
+    row: int
+    k: int
+    low: int
+    high: int
+
+    @property
+    def shift(self) -> int:
+        """Bits of a key that are not resolved."""
+        return max(0, (self.high - self.low - 1).bit_length() - _BINS.bit_length() + 1)
+
+    @property
+    def num_bins(self) -> int:
+        return ((self.high - self.low - 1) >> self.shift) + 1
+
+
+def top_boundaries(
+    read: Read, count: int, wanted: Sequence[Sequence[int]], pool: ThreadPoolExecutor, chunk: int = 1 << 17
+) -> list[list[Boundary]]:
+    """For every row the boundaries of the k elements that are largest by |x|, of equal ones of lowest index.
+
+    count   elements of a row
+    wanted  for every row some k, each 0 .. count
+    pool    whose threads read and count segments of the tensor; not to be called from one of them
+    chunk   elements read at a time; changes speed and memory, not the result
+    A boundary's index is that of the last equal element in the top, without limit if all equal ones are.
+    Memory: 16 MiB to count, what ``read`` needs.
     """
-    assert 0 <= k <= count, f"k={k} of {count} elements"
-    if k == 0:
-        return NOTHING
-    if k == count:
-        return EVERYTHING
-    source = _Source(read, chunk)
-    low, high = _bracket(read, count, k)
-    while True:
-        shift = max(0, (high - low - 1).bit_length() - _BINS.bit_length() + 1)
-        num_bins = ((high - low - 1) >> shift) + 1
-        segments = _split(count, chunk, _COUNTERS // num_bins)
-        counts_SB = np.zeros((len(segments), num_bins), np.uint32)
-        above = sum(source.count(*both, low, shift) for both in zip(segments, counts_SB, strict=True))
-        reached_B = counts_SB.sum(axis=0, dtype=np.int64)[::-1]  # from the topmost bin down
-        np.cumsum(reached_B, out=reached_B)
-        if not above < k <= above + reached_B[-1]:
-            low, high = _KEYS
-            continue
-        place = int(np.searchsorted(reached_B, k - above))
-        bin = num_bins - 1 - place
-        low += bin << shift
-        high = low + (1 << shift)
-        if shift == 0:
+    found: dict[tuple[int, int], Boundary] = {}
+    ranks: dict[int, list[int]] = {}
+    for row, ks in enumerate(wanted):
+        for k in sorted(set(ks)):
+            assert 0 <= k <= count, f"k={k} of {count} elements"
+            if 0 < k < count:
+                ranks.setdefault(row, []).append(k)
+            else:
+                found[row, k] = EVERYTHING if k else NOTHING
+    if count <= _HELD:
+        for row, ks in ranks.items():
+            found.update({(row, k): top for k, top in zip(ks, _held(read(row, 0, count), ks), strict=True)})
+    else:
+        source = _Source(read, count, chunk, pool)
+        quests = source.quests(ranks)
+        while quests:
+            batch = _batch(quests)
+            quests = quests[len(batch) :]
+            for quest, top in zip(batch, source.count(batch), strict=True):
+                if top is None:
+                    quests.append(quest)
+                else:
+                    found[quest.row, quest.k] = top
+    return [[found[row, k] for k in ks] for row, ks in enumerate(wanted)]
+
+
+def _held(x_N: F32Array, ks: Sequence[int]) -> list[Boundary]:
+    keys_N = x_N.view(np.uint32) & _SIGN
+    partitioned_N = np.partition(keys_N, [keys_N.size - k for k in ks])
+    return [_among(keys_N, int(partitioned_N[keys_N.size - k]), k) for k in ks]
+
+
+def _among(keys_N: U32Array, bits: int, k: int) -> Boundary:
+    equal_N = np.flatnonzero(keys_N == bits)
+    number = k - int(np.count_nonzero(keys_N > bits))
+    return Boundary(bits, EVERYTHING.index if number == equal_N.size else int(equal_N[number - 1]))
+
+
+def _batch(quests: Sequence[_Quest]) -> list[_Quest]:
+    """The first of them, as many as can be counted at a time in two segments, those of a row together."""
+    total, batch = 0, list[_Quest]()
+    for quest in quests:
+        total += 2 * quest.num_bins
+        if total > _COUNTERS:
             break
-    surplus = above + int(reached_B[place]) - k
-    if not surplus:
-        return Boundary(low, EVERYTHING.index)
-    equal_S = counts_SB[:, bin].astype(np.int64)
-    before_S = equal_S.cumsum() - equal_S
-    wanted = int(equal_S.sum()) - surplus
-    segment = int(np.flatnonzero(before_S < wanted)[-1])
-    return Boundary(low, source.find(segments[segment], low, wanted - int(before_S[segment])))
+        batch.append(quest)
+    return batch
 
 
 class _Source:
-    """The tensor, read in pieces into one buffer."""
+    """A tensor's rows, read in pieces."""
 
-    def __init__(self, read: Read, chunk: int) -> None:
-        self._read = read
-        self._buffer_N = np.empty(chunk, np.float32)
+    def __init__(self, read: Read, count: int, chunk: int, pool: ThreadPoolExecutor) -> None:
+        self._read, self._size, self._chunk, self._pool = read, count, chunk, pool
 
-    def count(self, span: _Span, counts_B: U32Array, low: int, shift: int) -> int:
-        return sum(count_keys(x_N, low, shift, counts_B) for _, x_N in self._pieces(span))
+    def quests(self, ranks: dict[int, list[int]]) -> list[_Quest]:
+        """Where to look for the boundaries, judged by slices spread evenly."""
+        slices = min(max(self._size >> 16, _SLICES_MIN), _SLICES_MAX)
+        together = max(1, _SAMPLES // (slices * _SLICE))
+        rows = list(ranks)
+        found = []
+        for group in (rows[first : first + together] for first in range(0, len(rows), together)):
+            sample_KSL = np.empty((len(group), slices, _SLICE), np.float32)
 
-    def find(self, span: _Span, key: int, number: int) -> int:
-        """The index of the ``number``-th element, counted from one, that has this key."""
-        for start, x_N in self._pieces(span):
-            places = np.flatnonzero(x_N.view(np.uint32) & np.uint32(0x7FFFFFFF) == key)
+            def fill(numbers: range, group: list[int] = group, sample_KSL: F32Array = sample_KSL) -> None:
+                for number in numbers:
+                    start = number * (self._size - _SLICE) // (slices - 1)
+                    for row, sample_SL in zip(group, sample_KSL, strict=True):
+                        sample_SL[number] = self._read(row, start, _SLICE)
+
+            def judge(row: int, sample_SL: F32Array) -> list[_Quest]:
+                return _quests(row, sample_SL, self._size, ranks[row])
+
+            list(self._pool.map(fill, (range(first, slices, 4) for first in range(4))))
+            found += [quest for of_row in self._pool.map(judge, group, sample_KSL) for quest in of_row]
+        return found
+
+    def count(self, quests: list[_Quest]) -> list[Boundary | None]:
+        """One pass: the boundaries that it settles; the others' quests know better where to look."""
+        num_bins = sum(quest.num_bins for quest in quests)
+        # the more segments, the less to read again for equal keys, but the more counters to add
+        worthwhile = math.isqrt(self._size * len(quests) // num_bins)
+        segments = self._segments(max(2, min(worthwhile, _COUNTERS // num_bins) & ~1))
+        counts = [np.zeros((len(segments), quest.num_bins), np.uint32) for quest in quests]
+        above_SQ = np.zeros((len(segments), len(quests)), np.int64)
+        by_row = [(row, list(of_row)) for row, of_row in groupby(range(len(quests)), lambda q: quests[q].row)]
+
+        def count(segment: int) -> None:
+            for start, size in self._pieces(segments[segment]):
+                for row, of_row in by_row:
+                    x_N = self._read(row, start, size)
+                    for q in of_row:
+                        quest, counts_B = quests[q], counts[q][segment]
+                        above_SQ[segment, q] += count_keys(x_N, quest.low, quest.shift, counts_B)
+
+        def settle(quest: _Quest, counts_SB: U32Array, above_S: I64Array) -> Boundary | None:
+            return self._settle(quest, counts_SB, int(above_S.sum()), segments)
+
+        list(self._pool.map(count, range(len(segments))))
+        return list(self._pool.map(settle, quests, counts, above_SQ.T))
+
+    def _settle(
+        self, quest: _Quest, counts_SB: U32Array, above: int, segments: list[_Span]
+    ) -> Boundary | None:
+        reached_B = counts_SB.sum(axis=0, dtype=np.int64)[::-1]  # from the topmost bin down
+        np.cumsum(reached_B, out=reached_B)
+        if not above < quest.k <= above + reached_B[-1]:
+            quest.low, quest.high = _KEYS
+            return None
+        place = int(np.searchsorted(reached_B, quest.k - above))
+        bin, shift = reached_B.size - 1 - place, quest.shift
+        quest.low += bin << shift
+        quest.high = quest.low + (1 << shift)
+        if shift:
+            return None
+        surplus = above + int(reached_B[place]) - quest.k
+        if not surplus:
+            return Boundary(quest.low, EVERYTHING.index)
+        equal_S = counts_SB[:, bin].astype(np.int64)
+        before_S = equal_S.cumsum() - equal_S
+        number = int(equal_S.sum()) - surplus
+        segment = int(np.flatnonzero(before_S < number)[-1])
+        return Boundary(quest.low, self._find(quest, segments[segment], number - int(before_S[segment])))
+
+    def _find(self, quest: _Quest, span: _Span, number: int) -> int:
+        """The index of the ``number``-th element, counted from one, that has the key ``quest.low``."""
+        for start, size in self._pieces(span):
+            x_N = self._read(quest.row, start, size)
+            places = np.flatnonzero(x_N.view(np.uint32) & _SIGN == quest.low)
             if number <= places.size:
                 return start + int(places[number - 1])
             number -= places.size
-        raise AssertionError(f"the tensor changed while it was read: {number} elements of key {key} are gone")
+        raise AssertionError(
+            f"row {quest.row} changed while it was read: {number} of key {quest.low} are gone"
+        )
 
-    def _pieces(self, span: _Span) -> Iterator[tuple[int, F32Array]]:
-        for start in range(*span, self._buffer_N.size):
-            x_N = self._buffer_N[: span[1] - start]
-            self._read(start, x_N)
-            yield start, x_N
+    def _pieces(self, span: _Span) -> Iterator[tuple[int, int]]:
+        return ((start, min(self._chunk, span[1] - start)) for start in range(*span, self._chunk))
+
+    def _segments(self, most: int) -> list[_Span]:
+        """At most so many, of whole chunks, alike in length."""
+        length = math.ceil(math.ceil(self._size / self._chunk) / most) * self._chunk
+        return [(start, min(start + length, self._size)) for start in range(0, self._size, length)]
 
 
-def _bracket(read: Read, count: int, k: int) -> _Span:
-    """Keys among which the k-th largest element's very probably is, judged by slices spread evenly.
+def _quests(row: int, sample_SL: F32Array, count: int, ks: Sequence[int]) -> list[_Quest]:
+    """Keys among which the k-th largest elements' very probably are.
 
     Slices differ more than their elements would by chance (a row of an embedding may hardly have moved), so
     the standard error is that of their counts, as in cluster sampling (Cochran 1977, chapter 9).
     """
-    if count <= _SAMPLE_WHOLE:
-        slices, length = 1, count
-    else:
-        slices, length = min(max(count >> 16, _SLICES_MIN), _SLICES_MAX), _SLICE
-    sample_SL = np.empty((slices, length), np.float32)
-    for number, slice_L in enumerate(sample_SL):
-        read(number * (count - length) // max(slices - 1, 1), slice_L)
-    keys_SL = sample_SL.view(np.uint32)
-    keys_SL &= np.uint32(0x7FFFFFFF)
-    keys = keys_SL.reshape(-1).copy()
-    rank = keys.size - (keys.size * k + count - 1) // count  # ascending, of the sample's boundary
-    keys.partition(rank)
-    margin = 0
-    if slices > 1:
-        above_S = np.count_nonzero(keys_SL > keys[rank], axis=1)
-        margin = 1 + int(_ERRORS * (slices * float(np.var(above_S, ddof=1))) ** 0.5 + _ERRORS)
-    first, last = max(rank - margin, 0), min(rank + margin, keys.size - 1)
-    keys.partition((first, last))
-    low = int(keys[first]) if rank >= margin else _KEYS[0]
-    high = int(keys[last]) + 1 if rank + margin < keys.size else _KEYS[1]
-    return low, high
+    counts_B = np.zeros(_KEYS[1] >> _COARSE, np.uint32)
+    count_keys(sample_SL.reshape(-1), 0, _COARSE, counts_B)
+    reached_B = np.cumsum(counts_B[::-1], dtype=np.int64)  # from the topmost bin down
+    keys_SL = sample_SL.view(np.uint32) & _SIGN
 
+    def start_of(rank: int) -> int:
+        """Of the bin in which is the sample's element of this rank, counted from one, from the largest."""
+        return (counts_B.size - 1 - int(np.searchsorted(reached_B, rank))) << _COARSE
 
-def _split(count: int, chunk: int, most: int) -> list[_Span]:
-    """At most so many segments, of whole chunks, alike in length."""
-    length = math.ceil(math.ceil(count / chunk) / most) * chunk
-    return [(start, min(start + length, count)) for start in range(0, count, length)]
+    def spread(key: int) -> float:
+        return float(np.var(np.count_nonzero(keys_SL >= key, axis=1), ddof=1))
+
+    quests = []
+    for k in ks:
+        rank = (sample_SL.size * k + count - 1) // count
+        key = start_of(rank)
+        variance = max(spread(key), spread(key + (1 << _COARSE)))
+        margin = 1 + int(_ERRORS * (len(sample_SL) * variance) ** 0.5 + _ERRORS)
+        low = start_of(rank + margin) if rank + margin <= sample_SL.size else _KEYS[0]
+        high = start_of(rank - margin) + (1 << _COARSE) if rank > margin else _KEYS[1]
+        quests.append(_Quest(row, k, low, high))
+    return quests

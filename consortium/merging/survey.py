@@ -17,7 +17,7 @@ import numpy as np
 from consortium.merging import kernels
 from consortium.merging.exact import F64Array
 from consortium.merging.kernels import Boundary
-from consortium.merging.selection import top_boundary
+from consortium.merging.selection import top_boundaries
 from consortium.tensors import F32Array
 
 BLOCK = 4096  #: elements of one block; chunks are made of whole blocks
@@ -61,16 +61,15 @@ class Survey:
         gram_KK.T[np.triu_indices(len(gram_KK))] = pairs_P
         return gram_KK
 
-    def tops(self, counts: Sequence[int]) -> list[Boundary]:
-        """For every row, where its ``counts[k]`` largest elements begin."""
-        reader = self.reader
+    def tops(self, counts: Sequence[Sequence[int]]) -> list[list[Boundary]]:
+        """For every row, where its ``k`` largest elements end, for every k of ``counts[row]``."""
 
-        def top(k: int) -> Boundary:
-            return top_boundary(
-                lambda start, out_N: reader.row(k, start, out_N), reader.num_elements, counts[k]
-            )
+        def read(row: int, start: int, size: int) -> F32Array:
+            row_N: F32Array = scratch_rows("top", 1, size)[0]
+            self.reader.row(row, start, row_N)
+            return row_N
 
-        return list(self.pool.map(top, range(reader.num_rows)))
+        return top_boundaries(read, self.reader.num_elements, counts, self.pool, self.chunk)
 
     def kept_shares(self, tops: Sequence[Boundary], without: Sequence[Boundary]) -> list[float]:
         """For every row, its L1 norm over that of what it keeps: 1 where either is next to nothing."""
@@ -91,14 +90,14 @@ class Survey:
         return sum(map(sum, counts))
 
     def variance_top(self, count: int) -> Boundary:
-        """Where the ``count`` elements that differ most between the rows begin."""
+        """Where the ``count`` elements end that differ most between the rows."""
 
-        def read(start: int, out_N: F32Array) -> None:
-            rows_KN = scratch_rows("rows", self.reader.num_rows, out_N.size)
+        def read(_: int, start: int, size: int) -> F32Array:
+            rows_KN = scratch_rows("rows", self.reader.num_rows, size)
             self.reader.rows(start, rows_KN)
-            kernels.variance(rows_KN, out_N)
+            return _variance(rows_KN)
 
-        return top_boundary(read, self.reader.num_elements, count)
+        return top_boundaries(read, self.reader.num_elements, [[count]], self.pool, self.chunk)[0][0]
 
     def energies(self, top: Boundary | None) -> list[float]:
         """For every row the sum of squares, of the elements that differ most if ``top`` says which."""

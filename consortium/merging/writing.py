@@ -32,6 +32,8 @@ _DTYPES: dict[str, DType] = {"float32": "F32", "bfloat16": "BF16", "float16": "F
 
 Progress = Callable[[int, int], None]
 
+_FLOAT16_END = 65520.0  #: from here on float16 rounds to infinity
+
 
 class ToWrite(Protocol):
     """What ``write_model`` needs to know of a merge."""
@@ -114,6 +116,8 @@ class _Writing:
                 self._merge(span, start, next_N)
             except Refused as error:
                 raise Refused(f"tensor {name!r}, elements from {start}: {error}") from error
+            if self._dtype == "F16":
+                _require_float16(next_N, name, start)
             stored = encode(next_N, self._dtype)
             hasher.update(stored.view(np.uint8).data)
             self._model.write_stored(name, start, stored)
@@ -152,3 +156,12 @@ class _Writing:
         before_SN = self._state.read(span.name, start, next_N.size)
         kept_SN = outer_step_into(theta_N, merged_N, scale, before_SN, self._step, next_N)
         self._state.write(span.name, start, kept_SN)
+
+
+def _require_float16(values_N: F32Array, name: str, start: int) -> None:
+    at = int(np.argmax(np.abs(values_N)))
+    if abs(values_N[at]) >= _FLOAT16_END:
+        raise Refused(
+            f"tensor {name!r} is {values_N[at]} at element {start + at}, which float16 cannot hold (65504 at most); "
+            "write bfloat16 or float32"
+        )

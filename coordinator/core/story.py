@@ -118,7 +118,8 @@ def sentence(event: ev.AnyEvent) -> str:
                 f" from {len(event.manifest.ingredients)} contribution(s)" if event.role != "initial" else ""
             )
             where = f" at {event.merged_by}" if event.merged_by else ""
-            return f"{event.name} ({short(event.version)}) made{made_of}{where}: {event.reason}"
+            decided = "".join(f"; {sentence}" for sentence in event.manifest.decisions)
+            return f"{event.name} ({short(event.version)}) made{made_of}{where}: {event.reason}{decided}"
         case ev.RoundOpened():
             return f"round {event.round} opened on {short(event.base)}: {event.reason}"
         case ev.JobPlanned():

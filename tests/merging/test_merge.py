@@ -237,3 +237,29 @@ def test_a_killed_merge_leaves_no_model_and_the_next_one_cleans_up(
     assert list(tmp_path.glob(".out.*")) == []
     undisturbed = merge(base_dir, inputs, None, DILOCO, tmp_path / "undisturbed")
     assert undisturbed == result
+
+
+def test_weights_that_cancel_but_for_rounding_blow_nothing_up(
+    tmp_path: Path, base_dir: Path, delta: Callable, load: Callable
+) -> None:
+    inputs = [
+        replace(delta(seed), settings={"weight": (Setting(value=value),)})
+        for seed, value in enumerate((0.1, 0.2, -0.3))
+    ]
+    merge(
+        base_dir,
+        inputs,
+        None,
+        replace_fact(PLAIN_AVERAGE, method="ties", weights="uniform"),
+        tmp_path / "out",
+    )
+    assert max(np.abs(array).max() for array in load(tmp_path / "out").values()) < 10
+
+
+def test_what_float16_cannot_hold_is_refused(tmp_path: Path, base_dir: Path, delta: Callable) -> None:
+    large = rewrite(delta(1, dtype="fp32"), tmp_path / "large", scale=np.array(65515.0))
+    larger = rewrite(delta(1, dtype="fp32"), tmp_path / "larger", scale=np.array(65530.0))
+    recipe = replace_fact(PLAIN_AVERAGE, dtype="float16")
+    merge(base_dir, [large], None, recipe, tmp_path / "out")
+    with pytest.raises(Refused, match=r"tensor 'scale' is 655\d\d.* at element 0, which float16 cannot hold"):
+        merge(base_dir, [larger], None, recipe, tmp_path / "other")

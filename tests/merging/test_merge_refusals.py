@@ -151,7 +151,7 @@ def test_another_tokenizer(tmp_path: Path, models: list[Path], refusal: Callable
     [
         ("linear", (0.5, -0.25, -0.25)),
         ("linear", (0.0, 0.0, 0.0)),
-        ("task_arithmetic", (0.5, 0.25, -0.75)),
+        ("task_arithmetic", (0.1, 0.2, -0.3)),
         ("ties", (0.0, 0.0, 0.0)),
         ("multislerp", (1.0, 1.0, -2.0)),
         ("norm_preserving", (0.0, 0.0, 0.0)),
