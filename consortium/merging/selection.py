@@ -2,10 +2,10 @@
 
 Rows are the same tensor of several models; all their boundaries are found together, so that what the rows
 share (the base) is read once. A sample says near which key each boundary lies, and how wide to look. One pass
-then counts the keys near it, each key on its own, per segment of the tensor, and reading a part of the one
-segment in which they end settles equal keys, of which differences of bfloat16 models have millions. Where the
-sample misled, or was too vague to count keys one by one, counting begins again with what is known: from
-nothing, two passes do.
+then counts the keys near it, each key on its own, per segment of the tensor. Of equal keys differences of
+bfloat16 models have millions: the counts of those that the sample saw are noted part by part, and reading
+the one part (of a key it did not see: the segment) in which they end settles them. Where the sample misled, or
+was too vague to count keys one by one, counting begins again with what is known: from nothing, two passes do.
 """
 
 import math
@@ -33,7 +33,10 @@ _SLICES_MIN, _SLICES_MAX = 32, 256
 _SAMPLES = 1 << 21  #: elements of the samples held at a time, of several rows
 _COARSE = 14  #: bits of a key that the sample does not resolve: a 512th of the element, less than its error
 _ERRORS = 4.0  #: standard errors to either side of the sample's boundary; once in ten thousand it lies beyond
-_BINS = 1 << 19  #: keys counted at a time for one boundary
+_BINS = 1 << 20  #: keys counted one by one for one boundary
+_BINS_BITS = 16  #: if there are more, one of so many bits' bins is found first
+_NOTED = 1024  #: keys of the sample, for one boundary; usually it saw some hundred
+_PARTS = 128  #: of a tensor
 _COUNTERS = 1 << 22  #: of four bytes, at a time; the fewer bins, the more boundaries and segments
 
 
@@ -45,15 +48,25 @@ class _Quest:
     k: int
     low: int
     high: int
+    seen_M: U32Array  #: keys of the sample that are among them
 
     @property
     def shift(self) -> int:
         """Bits of a key that are not resolved."""
-        return max(0, (self.high - self.low - 1).bit_length() - _BINS.bit_length() + 1)
+        width = self.high - self.low
+        return 0 if width <= _BINS else (width - 1).bit_length() - _BINS_BITS
 
     @property
     def num_bins(self) -> int:
         return ((self.high - self.low - 1) >> self.shift) + 1
+
+    @property
+    def noted_M(self) -> U32Array:
+        """The bins whose counts are noted part by part."""
+        if self.shift:
+            return self.seen_M[:0]
+        seen_M = self.seen_M[(self.seen_M >= self.low) & (self.seen_M < self.high)]
+        return seen_M - np.uint32(self.low)
 
 
 def top_boundaries(
@@ -107,14 +120,37 @@ def _among(keys_N: U32Array, bits: int, k: int) -> Boundary:
 
 
 def _batch(quests: Sequence[_Quest]) -> list[_Quest]:
-    """The first of them, as many as can be counted at a time in two segments, those of a row together."""
-    total, batch = 0, list[_Quest]()
-    for quest in quests:
-        total += 2 * quest.num_bins
-        if total > _COUNTERS:
+    """The first of them, as many rows' as can be counted at a time in two segments."""
+    batch: list[_Quest] = []
+    for _, of_row in groupby(quests, lambda quest: quest.row):
+        more = [*batch, *of_row]
+        if batch and 2 * sum(quest.num_bins for quest in more) > _COUNTERS:
             break
-        batch.append(quest)
+        batch = more
     return batch
+
+
+class _Tally:
+    """What one pass counts for one boundary."""
+
+    def __init__(self, quest: _Quest, num_segments: int) -> None:
+        self.quest = quest
+        self.counts_SB = np.zeros((num_segments, quest.num_bins), np.uint32)
+        self.above_S = np.zeros(num_segments, np.int64)
+        self.noted_M = quest.noted_M
+        self.reached_PM = np.zeros((_PARTS, self.noted_M.size), np.uint32)  #: the segment's counts so far
+
+    def add(self, x_N: F32Array, segment: int, part: int) -> None:
+        counts_B = self.counts_SB[segment]
+        self.above_S[segment] += count_keys(x_N, self.quest.low, self.quest.shift, counts_B)
+        self.reached_PM[part] = counts_B[self.noted_M]
+
+
+def _place(counts_S: I64Array, number: int) -> tuple[int, int]:
+    """In which part the ``number``-th element is, and the how manieth of it; counted from one."""
+    before_S = counts_S.cumsum() - counts_S
+    place = int(np.flatnonzero(before_S < number)[-1])
+    return place, number - int(before_S[place])
 
 
 class _Source:
@@ -122,6 +158,7 @@ class _Source:
 
     def __init__(self, read: Read, count: int, chunk: int, pool: ThreadPoolExecutor) -> None:
         self._read, self._size, self._chunk, self._pool = read, count, chunk, pool
+        self._part = -(-count // (chunk * _PARTS)) * chunk
 
     def quests(self, ranks: dict[int, list[int]]) -> list[_Quest]:
         """Where to look for the boundaries, judged by slices spread evenly."""
@@ -151,28 +188,25 @@ class _Source:
         # the more segments, the less to read again for equal keys, but the more counters to add
         worthwhile = math.isqrt(self._size * len(quests) // num_bins)
         segments = self._segments(max(2, min(worthwhile, _COUNTERS // num_bins) & ~1))
-        counts = [np.zeros((len(segments), quest.num_bins), np.uint32) for quest in quests]
-        above_SQ = np.zeros((len(segments), len(quests)), np.int64)
-        by_row = [(row, list(of_row)) for row, of_row in groupby(range(len(quests)), lambda q: quests[q].row)]
+        tallies = [_Tally(quest, len(segments)) for quest in quests]
+        by_row = [(row, list(of_row)) for row, of_row in groupby(tallies, lambda tally: tally.quest.row)]
 
         def count(segment: int) -> None:
             for start, size in self._pieces(segments[segment]):
                 for row, of_row in by_row:
                     x_N = self._read(row, start, size)
-                    for q in of_row:
-                        quest, counts_B = quests[q], counts[q][segment]
-                        above_SQ[segment, q] += count_keys(x_N, quest.low, quest.shift, counts_B)
+                    for tally in of_row:
+                        tally.add(x_N, segment, start // self._part)
 
-        def settle(quest: _Quest, counts_SB: U32Array, above_S: I64Array) -> Boundary | None:
-            return self._settle(quest, counts_SB, int(above_S.sum()), segments)
+        def settle(tally: _Tally) -> Boundary | None:
+            return self._settle(tally, segments)
 
         list(self._pool.map(count, range(len(segments))))
-        return list(self._pool.map(settle, quests, counts, above_SQ.T))
+        return list(self._pool.map(settle, tallies))
 
-    def _settle(
-        self, quest: _Quest, counts_SB: U32Array, above: int, segments: list[_Span]
-    ) -> Boundary | None:
-        reached_B = counts_SB.sum(axis=0, dtype=np.int64)[::-1]  # from the topmost bin down
+    def _settle(self, tally: _Tally, segments: list[_Span]) -> Boundary | None:
+        quest, above = tally.quest, int(tally.above_S.sum())
+        reached_B = tally.counts_SB.sum(axis=0, dtype=np.int64)[::-1]  # from the topmost bin down
         np.cumsum(reached_B, out=reached_B)
         if not above < quest.k <= above + reached_B[-1]:
             quest.low, quest.high = _KEYS
@@ -186,11 +220,18 @@ class _Source:
         surplus = above + int(reached_B[place]) - quest.k
         if not surplus:
             return Boundary(quest.low, EVERYTHING.index)
-        equal_S = counts_SB[:, bin].astype(np.int64)
-        before_S = equal_S.cumsum() - equal_S
+        equal_S = tally.counts_SB[:, bin].astype(np.int64)
         number = int(equal_S.sum()) - surplus
-        segment = int(np.flatnonzero(before_S < number)[-1])
-        return Boundary(quest.low, self._find(quest, segments[segment], number - int(before_S[segment])))
+        segment, number = _place(equal_S, number)
+        start, stop = segments[segment]
+        noted = np.flatnonzero(tally.noted_M == bin)
+        if noted.size:
+            reached_P = tally.reached_PM[start // self._part : -(-stop // self._part), noted[0]].astype(
+                np.int64
+            )
+            part, number = _place(np.concatenate([reached_P[:1], reached_P[1:] - reached_P[:-1]]), number)
+            start += part * self._part
+        return Boundary(quest.low, self._find(quest, (start, stop), number))
 
     def _find(self, quest: _Quest, span: _Span, number: int) -> int:
         """The index of the ``number``-th element, counted from one, that has the key ``quest.low``."""
@@ -208,8 +249,8 @@ class _Source:
         return ((start, min(self._chunk, span[1] - start)) for start in range(*span, self._chunk))
 
     def _segments(self, most: int) -> list[_Span]:
-        """At most so many, of whole chunks, alike in length."""
-        length = math.ceil(math.ceil(self._size / self._chunk) / most) * self._chunk
+        """At most so many, of whole parts, alike in length."""
+        length = -(-self._size // (self._part * most)) * self._part
         return [(start, min(start + length, self._size)) for start in range(0, self._size, length)]
 
 
@@ -239,5 +280,6 @@ def _quests(row: int, sample_SL: F32Array, count: int, ks: Sequence[int]) -> lis
         margin = 1 + int(_ERRORS * (len(sample_SL) * variance) ** 0.5 + _ERRORS)
         low = start_of(rank + margin) if rank + margin <= sample_SL.size else _KEYS[0]
         high = start_of(rank - margin) + (1 << _COARSE) if rank > margin else _KEYS[1]
-        quests.append(_Quest(row, k, low, high))
+        seen_M = np.unique(keys_SL[(keys_SL >= low) & (keys_SL < high)])[:_NOTED].copy()
+        quests.append(_Quest(row, k, low, high, seen_M))
     return quests

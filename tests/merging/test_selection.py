@@ -1,6 +1,8 @@
-"""The boundary of a tensor's top: exactly k elements, whatever the tensor, the ties and the chunks."""
+"""The boundaries of rows' tops: exactly k elements, whatever the rows, the ties, the chunks and the threads."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,20 +12,37 @@ from hypothesis.extra import numpy as hnp
 
 from consortium.merging import selection
 from consortium.merging.kernels import EVERYTHING, NOTHING, Boundary, keep_window
-from consortium.merging.selection import top_boundary
+from consortium.merging.selection import top_boundaries
 from consortium.tensors import F32Array
 
 
 class Tensor:
-    """A tensor to read from, and how much was read."""
+    """Rows to read from, and how many elements were read of each."""
 
-    def __init__(self, x_N: F32Array) -> None:
-        self.x_N, self.num_read = x_N, 0
+    def __init__(self, *rows: F32Array) -> None:
+        self.rows, self.num_read = rows, Counter[int]()
 
-    def read(self, start: int, out_N: F32Array) -> None:
-        assert 0 <= start <= start + out_N.size <= self.x_N.size
-        out_N[:] = self.x_N[start : start + out_N.size]
-        self.num_read += out_N.size
+    def read(self, row: int, start: int, size: int) -> F32Array:
+        assert 0 <= start < start + size <= self.rows[row].size
+        self.num_read[row] += size
+        return self.rows[row][start : start + size].copy()
+
+
+@pytest.fixture(scope="module", params=[1, 2, 5])
+def pool(request: pytest.FixtureRequest) -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(request.param) as threads:
+        yield threads
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[ThreadPoolExecutor]:
+    """One thread, so that reads can be counted."""
+    with ThreadPoolExecutor(1) as thread:
+        yield thread
+
+
+def by_sorting(tensor: Tensor, wanted: Sequence[Sequence[int]]) -> list[list[Boundary]]:
+    return [[sorted_boundary(x_N, k) for k in ks] for x_N, ks in zip(tensor.rows, wanted, strict=True)]
 
 
 def sorted_boundary(x_N: F32Array, k: int) -> Boundary:
@@ -74,11 +93,15 @@ TENSORS: dict[str, Callable[[], F32Array]] = {
 }
 
 
+KS = (0, 1, 2, 57_000, MANY // 5, MANY // 2, int(0.93 * MANY), MANY - 1, MANY)
+
+
 @pytest.mark.parametrize("name", TENSORS)
-def test_a_plain_sort_agrees(name: str) -> None:
-    x_N = TENSORS[name]()
-    for k in (0, 1, 2, 57_000, MANY // 5, MANY // 2, int(0.93 * MANY), MANY - 1, MANY):
-        assert top_boundary(Tensor(x_N).read, MANY, k) == sorted_boundary(x_N, k), k
+def test_a_plain_sort_agrees(name: str, alone: ThreadPoolExecutor) -> None:
+    tensor = Tensor(TENSORS[name]())
+    expected = by_sorting(tensor, [KS])
+    assert top_boundaries(tensor.read, MANY, [KS], alone) == expected
+    assert [top_boundaries(tensor.read, MANY, [[k]], alone)[0][0] for k in KS] == expected[0]
 
 
 @settings(max_examples=200, deadline=None)
@@ -93,13 +116,18 @@ def test_a_plain_sort_agrees(name: str) -> None:
     ),
     st.data(),
 )
-def test_exactly_k_remain_of_any_small_tensor(x_N: F32Array, data: st.DataObject) -> None:
+def test_exactly_k_remain_of_any_small_tensor(
+    alone: ThreadPoolExecutor, x_N: F32Array, data: st.DataObject
+) -> None:
     k = data.draw(st.integers(0, x_N.size))
-    chunk = data.draw(st.integers(1, 64))
+    others = data.draw(st.lists(st.integers(0, x_N.size), max_size=3))
 
-    top = top_boundary(Tensor(x_N).read, x_N.size, k, chunk)
+    [[top, *rest], backwards] = top_boundaries(
+        Tensor(x_N, x_N[::-1]).read, x_N.size, [[k, *others], others], alone
+    )
 
-    assert top == sorted_boundary(x_N, k)
+    assert [top, *rest] == [sorted_boundary(x_N, one) for one in (k, *others)]
+    assert backwards == [sorted_boundary(x_N[::-1].copy(), one) for one in others]
     marks_N = np.arange(1, x_N.size + 1, dtype=np.float32)
     keys_N = x_N.view(np.uint32) & np.uint32(0x7FFFFFFF)
     kept_N = x_N.copy()
@@ -110,28 +138,57 @@ def test_exactly_k_remain_of_any_small_tensor(x_N: F32Array, data: st.DataObject
     assert kept_N.tobytes() == expected_N.tobytes()
 
 
+def test_rows_of_every_kind_are_settled_together(pool: ThreadPoolExecutor) -> None:
+    tensor = Tensor(*(make() for make in TENSORS.values()))
+    wanted = [[MANY // 5, k, MANY // 5] for k in range(0, MANY, MANY // (len(TENSORS) - 1))]
+    assert top_boundaries(tensor.read, MANY, wanted, pool) == by_sorting(tensor, wanted)
+
+
+@pytest.mark.parametrize("count", [1, 2, (1 << 17) - 1, 1 << 17, (1 << 17) + 1])
+def test_held_or_streamed_is_the_same(count: int, alone: ThreadPoolExecutor) -> None:
+    tensor = Tensor(in_bf16(normal(count)), np.ones(count, np.float32))
+    wanted = [[count // 3, count - 1, 0, count]] * 2
+    assert top_boundaries(tensor.read, count, wanted, alone) == by_sorting(tensor, wanted)
+
+
+def test_no_rows_or_no_elements(alone: ThreadPoolExecutor) -> None:
+    empty = np.empty(0, np.float32)
+    assert top_boundaries(Tensor().read, MANY, [], alone) == []
+    assert top_boundaries(Tensor(empty).read, 0, [[0]], alone) == [[NOTHING]]
+
+
 @pytest.mark.parametrize("chunk", [1000, 4096, 65536, 2_000_000])
-def test_chunks_do_not_matter(chunk: int) -> None:
-    x_N = TENSORS["difference of bfloat16"]()
-    assert top_boundary(Tensor(x_N).read, MANY, 123_457, chunk) == sorted_boundary(x_N, 123_457)
+def test_chunks_and_threads_do_not_matter(chunk: int, pool: ThreadPoolExecutor) -> None:
+    tensor, wanted = Tensor(TENSORS["difference of bfloat16"]()), [[123_457, 1234]]
+    assert top_boundaries(tensor.read, MANY, wanted, pool, chunk) == by_sorting(tensor, wanted)
 
 
 @pytest.mark.parametrize(
     ("name", "reads_max"), [("normal", 1.4), ("difference of bfloat16", 1.4), ("growing rows", 2.4)]
 )
-def test_what_can_be_expected_needs_one_pass(name: str, reads_max: float) -> None:
-    tensor = Tensor(TENSORS[name]())
-    top_boundary(tensor.read, MANY, MANY // 5)
-    assert tensor.num_read <= reads_max * MANY
+def test_what_can_be_expected_needs_one_pass(name: str, reads_max: float, alone: ThreadPoolExecutor) -> None:
+    tensor = Tensor(*[TENSORS[name]()] * 3)
+    top_boundaries(tensor.read, MANY, [[MANY // 5, MANY // 100]] * 3, alone)
+    assert max(tensor.num_read.values()) <= reads_max * MANY
 
 
-def test_a_sample_that_misleads_costs_two_more_passes_and_no_bit() -> None:
-    tensor = Tensor(burst(MANY))
-    assert top_boundary(tensor.read, MANY, 20_000) == sorted_boundary(tensor.x_N, 20_000)
-    assert 2 * MANY < tensor.num_read <= 3.4 * MANY
+def test_a_sample_that_misleads_costs_two_more_passes_and_no_bit(alone: ThreadPoolExecutor) -> None:
+    tensor, wanted = Tensor(burst(MANY), normal(MANY)), [[20_000], [20_000]]
+    assert top_boundaries(tensor.read, MANY, wanted, alone) == by_sorting(tensor, wanted)
+    assert 2 * MANY < tensor.num_read[0] <= 3.4 * MANY
+    assert tensor.num_read[1] <= 1.4 * MANY
 
 
-def test_a_vague_sample_is_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    x_N = in_bf16(normal(MANY))
+def test_few_counters_take_rows_in_turn(monkeypatch: pytest.MonkeyPatch, pool: ThreadPoolExecutor) -> None:
+    """As with many rows: neither counters nor samples of all fit."""
+    tensor = Tensor(*(in_bf16(normal(MANY, row)) for row in range(5)))
+    wanted = [[MANY // 5 + row, MANY // 100] for row in range(5)]
+    monkeypatch.setattr(selection, "_COUNTERS", 1 << 20)
+    monkeypatch.setattr(selection, "_SAMPLES", 1 << 17)
+    assert top_boundaries(tensor.read, MANY, wanted, pool) == by_sorting(tensor, wanted)
+
+
+def test_a_vague_sample_is_no_harm(monkeypatch: pytest.MonkeyPatch, pool: ThreadPoolExecutor) -> None:
+    tensor, wanted = Tensor(in_bf16(normal(MANY))), [[300_001, 5]]
     monkeypatch.setattr(selection, "_ERRORS", 1e9)
-    assert top_boundary(Tensor(x_N).read, MANY, 300_001) == sorted_boundary(x_N, 300_001)
+    assert top_boundaries(tensor.read, MANY, wanted, pool) == by_sorting(tensor, wanted)
