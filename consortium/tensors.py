@@ -111,6 +111,10 @@ class Tensors(Mapping[str, TensorInfo]):
         Raises Corrupt if the file became shorter, Unavailable if the disk fails.
         """
 
+    def place(self, name: str) -> tuple[int, TensorInfo] | None:
+        """The open file in which a tensor lies as its info says; None if it has to be made."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the files; after this nothing can be read."""
@@ -181,6 +185,9 @@ class TensorFile(Tensors):
         with disk_errors(self.path):
             _fill(self._file, info.offset + start * WIDTH[info.dtype], out, self.label)
 
+    def place(self, name: str) -> tuple[int, TensorInfo] | None:
+        return self._file, self._tensors[name]
+
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
@@ -250,6 +257,9 @@ class Checkpoint(Tensors):
 
     def read_stored(self, name: str, start: int, out: npt.NDArray[np.uint8]) -> None:
         self._place[name].read_stored(name, start, out)
+
+    def place(self, name: str) -> tuple[int, TensorInfo] | None:
+        return self._place[name].place(name)
 
     def close(self) -> None:
         for file in self._files:

@@ -8,9 +8,13 @@
  * Bits: to be built without -ffast-math and without contraction (-ffp-contract=off), with rounding to
  * nearest. Byte order: little-endian, which native.py checks.
  */
+#define _FILE_OFFSET_BITS 64
+#define _POSIX_C_SOURCE 200809L
+#include <errno.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#include <unistd.h>
 
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
 #define CHOOSES /* at load time, which build of a function runs */
@@ -27,7 +31,7 @@
 
 typedef int64_t i64;
 
-enum { TILE = 512, LANES = 32, SORTED = 8192, WIDTH = 256 }; /* of arrays on the stack, up to 32 KiB */
+enum { TILE = 512, LANES = 32, SORTED = 8192, WIDTH = 256, MOST_FILES = 256 }; /* of arrays on the stack, up to 32 KiB */
 
 static const uint32_t SIGN = 0x7FFFFFFF; /* all bits but the sign */
 static const double UNITS = 68719476736.0; /* 2^36: of the exact grid, in one */
@@ -67,11 +71,13 @@ KERNEL void decode_bf16(const uint16_t *raw, uint32_t *out, i64 n) {
     for (i64 i = 0; i < n; i++) out[i] = (uint32_t)raw[i] << 16;
 }
 
+INLINE uint16_t bf16_of(uint32_t bits) {
+    uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    return (uint16_t)((bits & SIGN) > 0x7F800000 ? (bits >> 16) | 0x40 : rounded);
+}
+
 KERNEL void encode_bf16(const uint32_t *x, uint16_t *out, i64 n) {
-    for (i64 i = 0; i < n; i++) {
-        uint32_t bits = x[i], rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-        out[i] = (uint16_t)((bits & SIGN) > 0x7F800000 ? (bits >> 16) | 0x40 : rounded);
-    }
+    for (i64 i = 0; i < n; i++) out[i] = bf16_of(x[i]);
 }
 
 KERNEL i64 first_non_finite(const float *x, i64 n) {
@@ -147,6 +153,97 @@ KERNEL i64 subtract_bf16(const uint16_t *raw, const float *base, float *out, i64
         peak = peak_key(out + begin, size, peak);
     }
     return peak;
+}
+
+/* ---- files: what would take Python a call for every row and step, in pieces that stay in the second cache ---- */
+
+enum { PIECE = 1 << 15 }; /* elements */
+
+typedef struct {
+    i64 offset; /* of the first element, in bytes */
+    int32_t file; /* a descriptor; -1: there is none */
+    int32_t kind;
+} source;
+
+INLINE int read_fully(int file, char *to, size_t size, i64 offset) {
+    while (size) {
+        ssize_t count = pread(file, to, size, (off_t)offset);
+        if (count < 0 && errno == EINTR) continue;
+        if (count <= 0) return 0;
+        to += count, offset += count, size -= (size_t)count;
+    }
+    return 1;
+}
+
+INLINE size_t width_of(const source *from) { return from->kind & STORED ? 2 : 4; }
+
+INLINE int read_piece(const source *from, void *raw, i64 begin, i64 size) {
+    size_t width = width_of(from);
+    return read_fully(from->file, raw, (size_t)size * width, from->offset + begin * (i64)width);
+}
+
+/* As float32; returns whether all of it was there and is finite. `out` may not be `raw`. */
+INLINE int load_piece(const source *from, void *raw, float *out, i64 begin, i64 size) {
+    if (from->kind & STORED) {
+        if (!read_piece(from, raw, begin, size)) return 0;
+        for (i64 i = 0; i < size; i++) out[i] = float_of((uint32_t)((uint16_t *)raw)[i] << 16);
+    } else if (!read_piece(from, out, begin, size)) {
+        return 0;
+    }
+    return peak_key(out, size, 0) < 0x7F800000;
+}
+
+/* sum_rows_onto of rows that lie in files, the base among them; out is bfloat16 or float32.
+ * raw has room for 4 * PIECE * (num_rows + 1) bytes. Returns whether every byte could be read and the base is
+ * finite; what the peaks say of the rows is the caller's to judge. */
+KERNEL int sum_files_onto(const source *rows, i64 num_rows, const source *base, const double *factors, int32_t *peaks,
+                          double scale, int onto_base, int stored, void *out, i64 n, char *raw) {
+    const void *places[MOST_FILES];
+    uint8_t kinds[MOST_FILES];
+    float *theta = (float *)(raw + 4 * PIECE * num_rows), next[TILE];
+    double total[TILE];
+    for (i64 begin = 0; begin < n; begin += PIECE) {
+        i64 size = least(PIECE, n - begin);
+        if (base->file >= 0 && !load_piece(base, raw, theta, begin, size)) return 0;
+        for (i64 k = 0; k < num_rows; k++) {
+            places[k] = raw + 4 * PIECE * k;
+            kinds[k] = (uint8_t)rows[k].kind;
+            if (!read_piece(&rows[k], raw + 4 * PIECE * k, begin, size)) return 0;
+        }
+        for (i64 at = 0; at < size; at += TILE) {
+            i64 tile = least(TILE, size - at);
+            sum_tile(total, places, kinds, theta, factors, peaks, num_rows, at, tile);
+            if (onto_base)
+                for (i64 i = 0; i < tile; i++) next[i] = (float)(total[i] * scale + (double)theta[at + i]);
+            else
+                for (i64 i = 0; i < tile; i++) next[i] = (float)(total[i] * scale);
+            if (stored) {
+                uint16_t *to = (uint16_t *)out + begin + at;
+                for (i64 i = 0; i < tile; i++) to[i] = bf16_of(bits_of(next[i]));
+            } else {
+                memcpy((float *)out + begin + at, next, (size_t)tile * sizeof *next);
+            }
+        }
+    }
+    return 1;
+}
+
+/* Rows that lie in files as float32, relative ones less the base, which is left in `theta` (n elements).
+ * Returns whether every byte could be read and everything is finite. */
+KERNEL int read_rows(const source *rows, i64 num_rows, const source *base, float *out, float *theta, i64 n, char *raw) {
+    for (i64 begin = 0; begin < n; begin += PIECE) {
+        i64 size = least(PIECE, n - begin);
+        if (base->file >= 0 && !load_piece(base, raw, theta + begin, begin, size)) return 0;
+        for (i64 k = 0; k < num_rows; k++) {
+            float *x = out + k * n + begin;
+            if (!load_piece(&rows[k], raw, x, begin, size)) return 0;
+            if (rows[k].kind & RELATIVE) {
+                for (i64 i = 0; i < size; i++) x[i] -= theta[begin + i];
+                if (peak_key(x, size, 0) >= 0x7F800000) return 0;
+            }
+        }
+    }
+    return 1;
 }
 
 /* ---- steps ---- */

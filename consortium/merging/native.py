@@ -8,7 +8,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ from consortium.merging.portable import (
 _F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
 _U16, _U32, _U64 = np.dtype(np.uint16), np.dtype(np.uint32), np.dtype(np.uint64)
 _I32, _I64 = np.dtype(np.int32), np.dtype(np.int64)
+_SOURCE = np.dtype([("offset", np.int64), ("file", np.int32), ("kind", np.int32)])
+_PIECE_BYTES = 4 << 15  # as kernels.c reads
+FILES_MAX = 256  # as kernels.c has room for
 _ROWS_MAX = 8192  #: rows that are sorted; C keeps at least one column of them on its stack
 _LETTERS = {
     "p": ctypes.c_void_p,
@@ -58,6 +61,8 @@ _first_non_finite = _function("first_non_finite", "l", "pl")
 _grid_add = _function("grid_add", "d", "ppdl")
 _sum_rows = _function("sum_rows", "-", "pppppl" + "pl")
 _sum_rows_onto = _function("sum_rows_onto", "-", "pppppl" + "dppl")
+_sum_files_onto = _function("sum_files_onto", "i", "plpppdiiplp")
+_read_rows = _function("read_rows", "i", "plppplp")
 _subtract_bf16 = _function("subtract_bf16", "l", "pppl")
 _sgd_step = _function("sgd_step", "-", "ppdpddippl")
 _scale_to = _function("scale_to", "-", "pdpl")
@@ -128,6 +133,74 @@ def _addends(
     base = None if base_N is None else _at(base_N, _F32, size)
     weights = (ctypes.c_double * len(rows))(*factors)
     return (places, kinds, base, weights, _at(peaks_K, _I32), len(rows)), peaks_K
+
+
+class FileRow(NamedTuple):
+    """A row that lies in a file: descriptor, offset of its first element in bytes, bfloat16 or float32."""
+
+    file: int
+    offset: int
+    is_bf16: bool
+    is_relative: bool
+
+
+_NO_BASE = FileRow(-1, 0, False, False)
+
+
+def sum_files_onto(
+    rows: Sequence[FileRow],
+    base: FileRow | None,
+    factors: Sequence[float],
+    scale: float,
+    onto_base: bool,
+    out_N: F32Array | U16Array,
+) -> list[float] | None:
+    """``sum_rows_onto`` of rows in files; out in float32, or bfloat16 as stored if it is uint16.
+
+    Returns the peaks; None if a byte could not be read, or the base is not finite.
+    """
+    peaks_K = np.zeros(len(rows), np.int32)
+    stored = out_N.dtype == _U16
+    is_read = _sum_files_onto(
+        *_sources(rows, base),
+        (ctypes.c_double * len(rows))(*factors),
+        _at(peaks_K, _I32),
+        *(scale, onto_base, stored),
+        *(_at(out_N, _U16 if stored else _F32), out_N.size, _raw(len(rows) + 1)),
+    )
+    return [float(peak) for peak in peaks_K.view(np.float32)] if is_read else None
+
+
+def read_rows(rows: Sequence[FileRow], base: FileRow | None, out_KN: F32Array, base_N: F32Array) -> bool:
+    """Fill ``out_KN`` with rows in files, relative ones less the base, and ``base_N`` with the base, if any.
+
+    Returns whether every byte could be read and all is finite.
+    """
+    size = out_KN.shape[1]
+    assert len(rows) == len(out_KN)
+    return bool(
+        _read_rows(
+            *_sources(rows, base), _at(out_KN, _F32), _at(base_N, _F32, size), size, _raw(len(rows) + 1)
+        )
+    )
+
+
+def _sources(rows: Sequence[FileRow], base: FileRow | None) -> tuple[Any, int, Any]:
+    assert len(rows) <= FILES_MAX and (base is not None or not any(row.is_relative for row in rows))
+    given = [*rows, base or _NO_BASE]
+    table = np.array([(row.offset, row.file, row.is_bf16 + 2 * row.is_relative) for row in given], _SOURCE)
+    first = table.ctypes.data
+    keeping = ctypes.c_void_p(first)
+    keeping.table = table  # type: ignore[attr-defined]  # as long as C looks at it
+    return keeping, len(rows), first + _SOURCE.itemsize * len(rows)
+
+
+def _raw(pieces: int) -> int:
+    """The address of this thread's room for pieces of as many rows."""
+    room: npt.NDArray[np.uint8] | None = getattr(_local, "room", None)
+    if room is None or room.size < pieces * _PIECE_BYTES:
+        room = _local.room = np.empty(pieces * _PIECE_BYTES, np.uint8)
+    return room.ctypes.data
 
 
 def subtract_bf16(raw_N: U16Array, base_N: F32Array, out_N: F32Array) -> bool:

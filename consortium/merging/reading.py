@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,13 @@ from consortium.merging.kernels import Row
 from consortium.merging.operands import Operand, read_finite
 from consortium.merging.plan import TensorPlan
 from consortium.merging.survey import CHUNK, scratch_rows
-from consortium.tensors import Checkpoint, F32Array, TensorFile, Tensors
+from consortium.tensors import WIDTH, Checkpoint, DType, F32Array, TensorFile, TensorInfo, Tensors
+
+if kernels.CHOSEN == "native":
+    from consortium.merging import native
 
 BF16Array = npt.NDArray[np.uint16]  #: as stored
+StoredArray = BF16Array | F32Array
 
 
 class TensorReader:
@@ -44,10 +49,34 @@ class TensorReader:
         self._scales = [scales[position] for position, _ in plan.sources] if scales else None
         self._relative, self._with_base = relative, with_base
         self.num_rows = len(self._sources) + with_base
+        self._files = None if with_base or self._scales else self._all_in_files()
 
     def rows(self, start: int, out_KN: F32Array) -> None:
-        for k, out_N in enumerate(out_KN):
+        if self._files is not None:
+            base_N = scratch_rows("base", 1, out_KN.shape[1])[0]
+            _local.held = None
+            rows, base = self._files.at(start)
+            if native.read_rows(rows, base, out_KN, base_N):
+                _local.held = (self, start, base_N.size) if base else None
+                return
+        for k, out_N in enumerate(out_KN):  # or to find out what is wrong
             self.row(k, start, out_N)
+
+    def sum_files(self, factors: Factors, span: range, onto_base: bool, dtype: DType) -> StoredArray | None:
+        """A whole span of theta + the weighted sum, as it is stored, in this thread's buffer, if that can be had.
+
+        None where inputs have to be made, not read, and where anything is wrong: ``sum_onto`` says what.
+        """
+        if self._files is None or dtype == "F16":
+            return None
+        buffer_N = scratch_rows("stored span", 1, len(span))[0]
+        out_N: StoredArray = buffer_N if dtype == "F32" else buffer_N.view("<u2")[: len(span)]
+        rows, base = self._files.at(span.start)
+        peaks = native.sum_files_onto(rows, base, factors.in_units, factors.scale_of_units, onto_base, out_N)
+        if peaks is None:
+            return None
+        require_ranges(peaks, factors)
+        return out_N
 
     def sum_onto(self, factors: Factors, start: int, theta_N: F32Array | None, out_N: F32Array) -> None:
         """out = theta + the weighted sum of the rows from ``start`` on, rounded once; theta is 0 if None."""
@@ -101,6 +130,21 @@ class TensorReader:
         file.read_stored(name, start, raw_N.view(np.uint8))
         return raw_N
 
+    def _all_in_files(self) -> "_Files | None":
+        if kernels.CHOSEN != "native" or len(self._sources) > native.FILES_MAX:
+            return None
+        rows, base = [], None
+        if self._base is not None and self._base_name is not None and (self._relative or self._with_base):
+            base = self._base.place(self._base_name)
+        for operand, name in self._sources:
+            place = operand.tensors.place(name)
+            if place is None or place[1].dtype == "F16" or (operand.is_delta and not self._relative):
+                return None
+            rows.append((*place, self._relative and not operand.is_delta))
+        if base is not None and base[1].dtype == "F16":
+            return None
+        return _Files(rows, base)
+
     def row(self, k: int, start: int, out_N: F32Array) -> None:
         if self._with_base:
             if k == 0:
@@ -135,6 +179,24 @@ class TensorReader:
             read_finite(self._base, self._base_name, start, theta_N)
             _local.held = (self, start, size)
         return theta_N
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Where the rows lie: file, tensor, whether relative to the base; and where the base lies."""
+
+    rows: Sequence[tuple[int, TensorInfo, bool]]
+    base: tuple[int, TensorInfo] | None
+
+    def at(self, start: int) -> tuple[list["native.FileRow"], "native.FileRow | None"]:
+        """The same from element ``start`` on."""
+        rows = [_file_row(file, info, is_relative, start) for file, info, is_relative in self.rows]
+        return rows, _file_row(*self.base, False, start) if self.base else None
+
+
+def _file_row(file: int, info: TensorInfo, is_relative: bool, start: int) -> "native.FileRow":
+    offset = info.offset + start * WIDTH[info.dtype]
+    return native.FileRow(file, offset, info.dtype == "BF16", is_relative)
 
 
 _local = threading.local()

@@ -20,6 +20,7 @@ from consortium.merging.in_order import in_order
 from consortium.merging.methods import WeightedSum
 from consortium.merging.outer import outer_step_into
 from consortium.merging.outer_state import OuterState
+from consortium.merging.reading import StoredArray
 from consortium.merging.recipe import PLAIN_STEP, Recipe
 from consortium.merging.survey import chunks, scratch_rows
 from consortium.merging.work import Span
@@ -110,6 +111,12 @@ class _Writing:
     def span(self, span: Span) -> tuple[Span, str]:
         """Merge and write a span; returns it with the digest of its bytes."""
         hasher, name = PieceHasher(), span.name
+        stored_span = self._sum_files(span)
+        if stored_span is not None:
+            hasher.update(stored_span.view(np.uint8).data)
+            self._model.write_stored(name, span.elements.start, stored_span)
+            self._model.start_writeback(name, span.elements)
+            return span, hasher.hexdigest()
         for start, stop in chunks(span.elements, self._work.chunk, span.width):
             next_N = scratch_rows("next", 1, stop - start)[0]
             try:
@@ -123,6 +130,16 @@ class _Writing:
             self._model.write_stored(name, start, stored)
         self._model.start_writeback(name, span.elements)
         return span, hasher.hexdigest()
+
+    def _sum_files(self, span: Span) -> StoredArray | None:
+        """The whole span at once, where it is no more than a sum of what lies in files: most merges."""
+        if self._step != PLAIN_STEP or not isinstance(span.merge_chunk, WeightedSum):
+            return None
+        factors = span.merge_chunk.factors
+        try:
+            return span.reader.sum_files(factors, span.elements, self._work.relative, self._dtype)
+        except Refused:
+            return None  # what follows says where
 
     def _merge(self, span: Span, start: int, next_N: F32Array) -> None:
         """Merge a chunk, take the outer step, keep its state."""

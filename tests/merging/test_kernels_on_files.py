@@ -1,0 +1,108 @@
+"""Kernels that read files themselves give what reading first and computing then gives; what is odd they leave alone."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from consortium.merging import kernels, portable
+from consortium.merging.kernels import Row
+
+if kernels.CHOSEN != "native":
+    pytest.skip(kernels.WHY, allow_module_level=True)
+
+from consortium.merging import native
+from consortium.merging.native import FileRow
+
+N = 2 * (1 << 15) + 777  # more than two pieces, and a short tile
+FACTORS = [portable.UNITS * factor for factor in (0.5, -1.0, 0.3, 1.0)]
+SCALE = 2.0**-36 / 3
+
+
+class Files:
+    """Four rows and a base, one after the other in one file, at odd places."""
+
+    def __init__(self, path: Path) -> None:
+        rng = np.random.default_rng(3)
+        wide = rng.standard_normal((5, N)).astype(np.float32)
+        self.rows = [Row(values, k in (0, 2)) for k, values in enumerate(map(stored, wide[:4], (1, 0, 0, 1)))]
+        self.base_N = wide[4]
+        places, data = [], b"header"
+        for values in (*(row.values_N for row in self.rows), self.base_N):
+            data += b"." * (-len(data) % values.itemsize)
+            places.append(len(data))
+            data += values.tobytes()
+        path.write_bytes(data)
+        self.path, self.file = path, os.open(path, os.O_RDONLY)
+        self.places = [
+            FileRow(self.file, at, row.values_N.dtype == np.uint16, row.is_relative)
+            for at, row in zip(places, self.rows, strict=False)
+        ]
+        self.base = FileRow(self.file, places[-1], False, False)
+
+    def overwrite(self, at: int, data: bytes) -> None:
+        with self.path.open("r+b") as file:
+            file.seek(at)
+            file.write(data)
+
+
+def stored(values_N: np.ndarray, as_bf16: int) -> np.ndarray:
+    return (values_N.view(np.uint32) >> 16).astype(np.uint16) if as_bf16 else values_N
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Files]:
+    made = Files(tmp_path / "rows")
+    yield made
+    os.close(made.file)
+
+
+@pytest.mark.parametrize("size", [1, 511, 1 << 15, N])
+@pytest.mark.parametrize("onto_base", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_sums(files: Files, size: int, onto_base: bool, dtype: type[np.generic]) -> None:
+    out_N, wanted_N = np.zeros(size, dtype), np.zeros(size, np.float32)
+    base_N = files.base_N[:size]
+    rows = [Row(row.values_N[:size], row.is_relative) for row in files.rows]
+    peaks = portable.sum_rows_onto(rows, base_N, FACTORS, SCALE, base_N if onto_base else None, wanted_N)
+    assert native.sum_files_onto(files.places, files.base, FACTORS, SCALE, onto_base, out_N) == peaks
+    if dtype is np.uint16:
+        encoded_N = np.zeros(size, np.uint16)
+        portable.encode_bf16(wanted_N, encoded_N)
+        wanted_N = encoded_N
+    assert out_N.tobytes() == wanted_N.tobytes()
+
+
+@pytest.mark.parametrize("size", [1, 511, 1 << 15, N])
+def test_rows(files: Files, size: int) -> None:
+    out_KN, base_N = np.zeros((4, size), np.float32), np.zeros(size, np.float32)
+    assert native.read_rows(files.places, files.base, out_KN, base_N)
+    assert base_N.tobytes() == files.base_N[:size].tobytes()
+    for row, out_N in zip(files.rows, out_KN, strict=True):
+        wanted_N = row.values_N[:size]
+        if wanted_N.dtype == np.uint16:
+            wanted_N = (wanted_N.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        assert out_N.tobytes() == (wanted_N - base_N if row.is_relative else wanted_N).tobytes()
+
+
+def test_a_file_that_ends_too_soon_is_no_crash(files: Files) -> None:
+    os.truncate(files.path, files.base.offset + 4 * N - 1)
+    out_N = np.zeros(N, np.float32)
+    assert native.sum_files_onto(files.places, files.base, FACTORS, SCALE, True, out_N) is None
+    assert not native.read_rows(files.places, files.base, np.zeros((4, N), np.float32), out_N)
+    closed = [place._replace(file=10_000, is_relative=False) for place in files.places]
+    assert native.sum_files_onto(closed, None, FACTORS, SCALE, False, out_N) is None
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0])
+def test_what_is_not_finite_is_told(files: Files, bits: int) -> None:
+    out_N, rows_KN = np.zeros(N, np.float32), np.zeros((4, N), np.float32)
+    at = files.places[3].offset + 2 * (N - 1)
+    files.overwrite(at, bits.to_bytes(2, "little"))
+    peaks = native.sum_files_onto(files.places, files.base, FACTORS, SCALE, True, out_N)
+    assert peaks is not None and not peaks[3] < float("inf")
+    assert not native.read_rows(files.places, files.base, rows_KN, out_N)
+    files.overwrite(files.base.offset, (bits << 16).to_bytes(4, "little"))
+    assert native.sum_files_onto(files.places, files.base, FACTORS, SCALE, True, out_N) is None
