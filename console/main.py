@@ -10,6 +10,8 @@ COMMANDS = (home, site, administration, looking, merging, auditing)  # importing
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its code."""
+    # NumPy's BLAS would start a thread for every core, and we never call it
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # gRPC's own lines would stand between our JSON lines; GRPC_VERBOSITY=ERROR brings them back
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     app(prog_name="sprachbund")

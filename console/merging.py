@@ -1,6 +1,7 @@
 """The command that merges models by a recipe, as ``mergekit-yaml`` takes it, with or without a consortium."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -330,6 +331,9 @@ def _threads() -> int:
 @contextlib.contextmanager
 def _progress(verb: str, work: "Ready", quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr: bytes of the inputs, how fast, how long, how long still."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -350,6 +354,6 @@ def _progress(verb: str, work: "Ready", quiet: bool) -> Iterator[Callable[[int, 
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task(verb, total=work.input_bytes)
         yield lambda done, total: bar.update(task, completed=work.input_bytes * done // max(total, 1))
