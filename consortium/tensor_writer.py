@@ -178,16 +178,26 @@ class CheckpointWriter:
 
 
 def plan_shards(shapes: Shapes, dtype: DType, shard_bytes: int) -> dict[str, list[str]]:
-    """File -> its tensors: sorted by name, each file filled until the next tensor would exceed the cap."""
+    """File -> its tensors, sorted by name: as few files as the cap allows, of about the same size.
+
+    Even files are written by two threads side by side; one full file and a rest are not.
+    """
+    sizes = {name: math.prod(shapes[name]) * WIDTH[dtype] for name in sorted(shapes)}
+    rest = sum(sizes.values())
+    wanted = max(1, -(-rest // shard_bytes))
     shards: list[list[str]] = [[]]
-    room = shard_bytes
-    for name in sorted(shapes):
-        size = math.prod(shapes[name]) * WIDTH[dtype]
-        if shards[-1] and size > room:
+    filled = 0
+    for name, size in sizes.items():
+        even = (filled + rest) / max(
+            1, wanted - len(shards) + 1
+        )  # what this file and those to come would hold
+        too_full = filled + size > shard_bytes or (filled + size / 2 > even and len(shards) < wanted)
+        if shards[-1] and too_full:
             shards.append([])
-            room = shard_bytes
+            filled = 0
         shards[-1].append(name)
-        room -= size
+        filled += size
+        rest -= size
     if len(shards) == 1:
         return {SINGLE_FILE: shards[0]}
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}

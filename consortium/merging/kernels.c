@@ -581,6 +581,70 @@ KERNEL void variance(const float *rows, i64 num_rows, i64 n, float *out) {
     }
 }
 
+/* ---- whole merges of files, in pieces of which all rows stay in the second cache ---- */
+
+enum { SMALL = 1 << 14, WINDOW = 1, RANDOM = 2, ELECT = 0, MEDIAN = 1 };
+
+typedef struct { /* how a row is thinned out, see keep_window and keep_random */
+    i64 top_index, without_index;
+    uint64_t key;
+    uint32_t top_bits, without_bits, threshold;
+    int32_t how;
+} thinning;
+
+INLINE i64 limit_of(uint32_t bits, i64 index, i64 start, i64 size) {
+    i64 limit = index - start + 1;
+    return bits > SIGN || limit < 0 ? 0 : least(limit, size);
+}
+
+INLINE int32_t key_of(uint32_t bits) { return (int32_t)(bits > SIGN ? SIGN : bits); }
+
+INLINE void thin_out(const thinning *how, uint32_t *x, i64 start, i64 size) {
+    if (how->how == WINDOW)
+        keep_window(x, size, key_of(how->top_bits), limit_of(how->top_bits, how->top_index, start, size),
+                    key_of(how->without_bits), limit_of(how->without_bits, how->without_index, start, size));
+    else if (how->how == RANDOM)
+        keep_random(x, size, start, how->key, how->threshold);
+}
+
+/* Rows of files, the base among them, from element `start` of their tensor on: thinned out, then elected or their
+ * median; out = scale * that (+ base), as bfloat16 or float32. raw has room for 4 * SMALL * (num_rows + 4) bytes.
+ * Returns whether every byte could be read and everything is finite; `peak` is that of elect. */
+KERNEL int merge_files_onto(const source *rows, i64 num_rows, const source *base, const thinning *thin, i64 start,
+                            int op, const double *factors, const double *weights, int normalize, double scale,
+                            int onto_base, int stored, void *out, i64 n, char *raw, double *peak) {
+    float *x = (float *)raw, *theta = x + SMALL * num_rows;
+    double *merged = (double *)(theta + SMALL);
+    void *read = merged + SMALL;
+    *peak = 0.0;
+    for (i64 begin = 0; begin < n; begin += SMALL) {
+        i64 size = least(SMALL, n - begin);
+        if (base->file >= 0 && !load_piece(base, read, theta, begin, size)) return 0;
+        for (i64 k = 0; k < num_rows; k++) {
+            float *row = x + k * size;
+            if (!load_piece(&rows[k], read, row, begin, size)) return 0;
+            if (rows[k].kind & RELATIVE) {
+                for (i64 i = 0; i < size; i++) row[i] -= theta[i];
+                if (peak_key(row, size, 0) >= 0x7F800000) return 0;
+            }
+            thin_out(&thin[k], (uint32_t *)row, start + begin, size);
+        }
+        if (op == MEDIAN) {
+            median(x, num_rows, size, merged);
+        } else {
+            double found = elect(x, num_rows, size, factors, weights, merged, 0, normalize);
+            *peak = found > *peak ? found : *peak;
+        }
+        for (i64 i = 0; i < size; i++)
+            x[i] = (float)(onto_base ? merged[i] * scale + (double)theta[i] : merged[i] * scale);
+        if (stored)
+            encode_bf16((uint32_t *)x, (uint16_t *)out + begin, size);
+        else
+            memcpy((float *)out + begin, x, (size_t)size * sizeof *x);
+    }
+    return 1;
+}
+
 /* ---- selection ---- */
 
 /* num_bins << shift <= 2^31, so that keys below `low`, which wrap around, are in no bin */

@@ -7,7 +7,7 @@ import os
 from typing import Literal
 
 from consortium.errors import BadInput
-from consortium.merging.portable import BLOCK, EVERYTHING, NOTHING, UNITS, Boundary, Row
+from consortium.merging.portable import BLOCK, EVERYTHING, NOTHING, UNITS, Boundary, Row, Thinning
 
 __all__ = [
     "BLOCK",
@@ -18,6 +18,7 @@ __all__ = [
     "WHY",
     "Boundary",
     "Row",
+    "Thinning",
     "abs_sum",
     "apply_step",
     "count_keys",

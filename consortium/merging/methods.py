@@ -23,7 +23,7 @@ from consortium.merging.exact import (
     unit_bits,
     weighted_sum,
 )
-from consortium.merging.kernels import EVERYTHING, NOTHING, Boundary
+from consortium.merging.kernels import EVERYTHING, NOTHING, Boundary, Thinning
 from consortium.merging.plan import TensorPlan
 from consortium.merging.randomness import key_of
 from consortium.merging.recipe import MethodName
@@ -93,12 +93,18 @@ def decided(s: Subject) -> MergeChunk:
 
 # --- task arithmetic and its kin: thin out each delta, elect a sign or not, add ----------------------------
 
-#: (rows_KN, start): thins the rows out in place; and by how much each row is to be scaled up for it
-Thinned = tuple[Callable[[F32Array, int], None], tuple[float, ...]]
+
+@dataclass(frozen=True, slots=True)
+class Thinned:
+    """How the rows are thinned out, and by how much each is to be scaled up for it."""
+
+    thin: Callable[[F32Array, int], None]  #: (rows_KN, start), in place
+    scales: tuple[float, ...]
+    kernels: tuple[Thinning, ...] | None = None  #: the same in words that kernels on files know
 
 
 def _as_they_are(s: Subject) -> Thinned:
-    return lambda rows_KN, start: None, (1.0,) * len(s.keys)
+    return Thinned(lambda rows_KN, start: None, (1.0,) * len(s.keys))
 
 
 def _largest(s: Subject) -> Thinned:
@@ -129,9 +135,9 @@ def _windows(s: Subject, tops: list[Boundary], without: list[Boundary]) -> Thinn
             if (top, but) != (EVERYTHING, NOTHING):
                 kernels.keep_window(row_N, start, top, but)
 
-    if s.plan.shared.get("rescale"):
-        return thin, tuple(s.survey.kept_shares(tops, without))
-    return thin, (1.0,) * len(tops)
+    rescale = bool(s.plan.shared.get("rescale"))
+    scales = tuple(s.survey.kept_shares(tops, without)) if rescale else (1.0,) * len(tops)
+    return Thinned(thin, scales, tuple(Thinning(window=pair) for pair in zip(tops, without, strict=True)))
 
 
 def _drawn(s: Subject) -> Thinned:
@@ -145,7 +151,8 @@ def _drawn(s: Subject) -> Thinned:
                 kernels.keep_random(row_N, start, key, density)
 
     rescale = s.plan.shared.get("rescale")
-    return thin, tuple(1 / d if rescale and 0 < d < 1 else 1.0 for d in densities)
+    scales = tuple(1 / d if rescale and 0 < d < 1 else 1.0 for d in densities)
+    return Thinned(thin, scales, tuple(Thinning(draw=pair) for pair in zip(row_keys, densities, strict=True)))
 
 
 def _ranked(s: Subject) -> Thinned:
@@ -161,23 +168,22 @@ def _ranked(s: Subject) -> Thinned:
                 lines_RC = row_N.reshape(-1, width)
                 kernels.keep_ranked(lines_RC, start // width, key, density, epsilon, rescale)
 
-    return thin, (1.0,) * len(settings)
+    return Thinned(thin, (1.0,) * len(settings))
 
 
 def _task_arithmetic(sparsify: Callable[[Subject], Thinned], elect: bool) -> Prepare:
     """lambda * sum_k w_k thin(x_k), over the sum of the weights (of those that agree, if elected)."""
 
     def prepare(s: Subject) -> MergeChunk:
-        thin, scales_K = sparsify(s)
-        factors_K = [w * Fraction(scale) for w, scale in zip(s.weights, scales_K, strict=True)]
+        thinned = sparsify(s)
+        factors_K = [w * Fraction(scale) for w, scale in zip(s.weights, thinned.scales, strict=True)]
         strength = Fraction(s.plan.shared["lambda"])
         if elect:
-            add = _elected(factors_K, s.weights, bool(s.plan.shared["normalize"]), strength)
-        else:
-            add = WeightedSum(exact_factors([strength * factor for factor in factors_K], s.divisor))
+            return _elected(thinned, factors_K, s.weights, bool(s.plan.shared["normalize"]), strength)
+        add = WeightedSum(exact_factors([strength * factor for factor in factors_K], s.divisor))
 
         def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> float:
-            thin(rows_KN, start)
+            thinned.thin(rows_KN, start)
             return add(rows_KN, start, out_N)
 
         return add if sparsify is _as_they_are else merge
@@ -185,22 +191,50 @@ def _task_arithmetic(sparsify: Callable[[Subject], Thinned], elect: bool) -> Pre
     return prepare
 
 
-def _elected(
-    factors_K: Sequence[Fraction], weights_K: Sequence[Fraction], normalize: bool, strength: Fraction
-) -> MergeChunk:
+@dataclass(frozen=True, slots=True)
+class Elected:
     """Only elements with the sign of their sum count; of the sum, and of the weights that divide it."""
+
+    thinned: Thinned
+    factors_K: F64Array
+    weights_K: F64Array
+    normalize: bool
+    scale: float
+
+    def __call__(self, rows_KN: F32Array, start: int, out_N: F64Array) -> float:
+        self.thinned.thin(rows_KN, start)
+        self.require(kernels.elect(rows_KN, self.factors_K, self.weights_K, out_N, False, self.normalize))
+        return self.scale
+
+    def require(self, peak: float) -> None:
+        """Refuse sums that may have left the exact range; ``peak`` is the largest size of any element."""
+        require_range(peak, float(max(abs(self.factors_K), default=0.0)), len(self.factors_K), 0)
+
+
+def _elected(
+    thinned: Thinned,
+    factors_K: Sequence[Fraction],
+    weights_K: Sequence[Fraction],
+    normalize: bool,
+    strength: Fraction,
+) -> MergeChunk:
     unit = Fraction(2) ** unit_bits([*factors_K, *weights_K])
-    f64_K = np.array([float(factor / unit) for factor in factors_K])
-    weights_f64_K = np.array([float(weight / unit) for weight in weights_K])
-    largest = float(max(abs(f64_K), default=0.0))
-    scale = float(strength if normalize else strength * unit)
+    return Elected(
+        thinned,
+        np.array([float(factor / unit) for factor in factors_K]),
+        np.array([float(weight / unit) for weight in weights_K]),
+        normalize,
+        float(strength if normalize else strength * unit),
+    )
 
-    def merge(rows_KN: F32Array, start: int, out_N: F64Array) -> float:
-        peak = kernels.elect(rows_KN, f64_K, weights_f64_K, out_N, False, normalize)
-        require_range(peak, largest, len(rows_KN), 0)
-        return scale
 
-    return merge
+@dataclass(frozen=True, slots=True)
+class Median:
+    """The median of each coordinate, of one cohort."""
+
+    def __call__(self, rows_KN: F32Array, start: int, out_N: F64Array) -> float:
+        kernels.median(rows_KN, out_N)
+        return 1.0
 
 
 # --- SCE: select, calculate, erase -------------------------------------------------------------------
@@ -319,6 +353,8 @@ def _robust(of_cohort: Callable[[F32Array, F64Array, float], None], setting: str
     """``of_cohort`` within every cohort, then the average of cohorts, each weighing what its members weigh."""
 
     def prepare(s: Subject) -> MergeChunk:
+        if of_cohort is _median and len(s.cohorts) == 1 and len(s.keys) >= COHORT_MIN:
+            return Median()
         factors = exact_factors([sum(s.weights[k] for k in cohort) for cohort in s.cohorts], sum(s.weights))
         value = float(s.plan.shared[setting]) if setting else 0.0
 

@@ -22,6 +22,7 @@ from consortium.merging.portable import (
     F64Array,
     I64Array,
     Row,
+    Thinning,
     U16Array,
     U32Array,
 )
@@ -30,6 +31,11 @@ _F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
 _U16, _U32, _U64 = np.dtype(np.uint16), np.dtype(np.uint32), np.dtype(np.uint64)
 _I32, _I64 = np.dtype(np.int32), np.dtype(np.int64)
 _SOURCE = np.dtype([("offset", np.int64), ("file", np.int32), ("kind", np.int32)])
+_THINNING = np.dtype(
+    [("top_index", np.int64), ("without_index", np.int64), ("key", np.uint64)]
+    + [(name, np.uint32) for name in ("top_bits", "without_bits", "threshold")]
+    + [("how", np.int32)]
+)
 _PIECE_BYTES = 4 << 15  # as kernels.c reads
 FILES_MAX = 256  # as kernels.c has room for
 _ROWS_MAX = 8192  #: rows that are sorted; C keeps at least one column of them on its stack
@@ -62,6 +68,7 @@ _grid_add = _function("grid_add", "d", "ppdl")
 _sum_rows = _function("sum_rows", "-", "pppppl" + "pl")
 _sum_rows_onto = _function("sum_rows_onto", "-", "pppppl" + "dppl")
 _sum_files_onto = _function("sum_files_onto", "i", "plpppdiiplp")
+_merge_files_onto = _function("merge_files_onto", "i", "plpplippidiiplpp")
 _read_rows = _function("read_rows", "i", "plppplp")
 _subtract_bf16 = _function("subtract_bf16", "l", "pppl")
 _sgd_step = _function("sgd_step", "-", "ppdpddippl")
@@ -169,6 +176,46 @@ def sum_files_onto(
         *(_at(out_N, _U16 if stored else _F32), out_N.size, _raw(len(rows) + 1)),
     )
     return [float(peak) for peak in peaks_K.view(np.float32)] if is_read else None
+
+
+def merge_files_onto(
+    rows: Sequence[FileRow],
+    base: FileRow | None,
+    thinnings: Sequence[Thinning],
+    start: int,
+    election: tuple[F64Array, F64Array, bool] | None,
+    scale: float,
+    onto_base: bool,
+    out_N: F32Array | U16Array,
+) -> float | None:
+    """A whole merge of rows in files, from element ``start`` of their tensor on: thinned, merged, scaled, added.
+
+    election  factors, weights and normalize of ``elect``; None: the ``median``
+    Returns the largest |x| that was elected from; None if a byte could not be read, or is not finite.
+    """
+    factors_K, weights_K, normalize = election or (np.zeros(0), np.zeros(0), False)
+    factors_K, weights_K = factors_K * UNITS, np.rint(weights_K * UNITS)
+    table = np.array([_thinned(one) for one in thinnings], _THINNING)
+    peak = np.zeros(1)
+    stored = out_N.dtype == _U16
+    is_read = _merge_files_onto(
+        *_sources(rows, base),
+        *(table.ctypes.data, start, election is None),
+        *(_at(factors_K, _F64), _at(weights_K, _F64), normalize, scale, onto_base, stored),
+        *(_at(out_N, _U16 if stored else _F32), out_N.size, _raw(len(rows) + 4), _at(peak, _F64)),
+    )
+    return float(peak[0]) if is_read else None
+
+
+def _thinned(one: Thinning) -> tuple[int, int, int, int, int, int, int]:
+    if one.window is not None:
+        top, without = one.window
+        return top.index, without.index, 0, top.bits, without.bits, 0, 1
+    if one.draw is not None:
+        key, chance = one.draw
+        threshold = int(min(max(chance, 0.0), 1.0) * 2.0**32)
+        return 0, 0, key, 0, 0, min(threshold, 0xFFFFFFFF), 2 if threshold < 1 << 32 else 0
+    return (0,) * 7
 
 
 def read_rows(rows: Sequence[FileRow], base: FileRow | None, out_KN: F32Array, base_N: F32Array) -> bool:

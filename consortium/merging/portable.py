@@ -85,6 +85,13 @@ def grid_add(total_N: F64Array, x_N: F32Array, factor: float) -> float:
     return _peak(x_N)
 
 
+class Thinning(NamedTuple):
+    """What becomes of a row before it is merged: ``keep_window``, ``keep_random`` or nothing."""
+
+    window: tuple[Boundary, Boundary] | None = None  #: in the first, not in the second
+    draw: tuple[int, float] | None = None  #: key and chance
+
+
 class Row(NamedTuple):
     """One of the rows that ``sum_rows`` adds.
 

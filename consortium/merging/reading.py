@@ -11,7 +11,7 @@ import numpy.typing as npt
 from consortium.errors import Refused
 from consortium.merging import kernels
 from consortium.merging.exact import F64Array, Factors, require_ranges
-from consortium.merging.kernels import Row
+from consortium.merging.kernels import Row, Thinning
 from consortium.merging.operands import Operand, read_finite
 from consortium.merging.plan import TensorPlan
 from consortium.merging.survey import CHUNK, scratch_rows
@@ -69,14 +69,28 @@ class TensorReader:
         """
         if self._files is None or dtype == "F16":
             return None
-        buffer_N = scratch_rows("stored span", 1, len(span))[0]
-        out_N: StoredArray = buffer_N if dtype == "F32" else buffer_N.view("<u2")[: len(span)]
-        rows, base = self._files.at(span.start)
+        out_N, (rows, base) = _stored_span(len(span), dtype), self._files.at(span.start)
         peaks = native.sum_files_onto(rows, base, factors.in_units, factors.scale_of_units, onto_base, out_N)
         if peaks is None:
             return None
         require_ranges(peaks, factors)
         return out_N
+
+    def merge_files(
+        self,
+        thinnings: Sequence[Thinning],
+        election: tuple[F64Array, F64Array, bool] | None,
+        scale: float,
+        span: range,
+        onto_base: bool,
+        dtype: DType,
+    ) -> tuple[StoredArray, float] | None:
+        """The same for a merge by election, or by the median if ``election`` is None; and the peak of ``elect``."""
+        if self._files is None or dtype == "F16":
+            return None
+        out_N, (rows, base) = _stored_span(len(span), dtype), self._files.at(span.start)
+        peak = native.merge_files_onto(rows, base, thinnings, span.start, election, scale, onto_base, out_N)
+        return None if peak is None else (out_N, peak)
 
     def sum_onto(self, factors: Factors, start: int, theta_N: F32Array | None, out_N: F32Array) -> None:
         """out = theta + the weighted sum of the rows from ``start`` on, rounded once; theta is 0 if None."""
@@ -197,6 +211,12 @@ class _Files:
 def _file_row(file: int, info: TensorInfo, is_relative: bool, start: int) -> "native.FileRow":
     offset = info.offset + start * WIDTH[info.dtype]
     return native.FileRow(file, offset, info.dtype == "BF16", is_relative)
+
+
+def _stored_span(size: int, dtype: DType) -> StoredArray:
+    """This thread's buffer for a span as it is stored."""
+    buffer_N: F32Array = scratch_rows("stored span", 1, size)[0]
+    return buffer_N if dtype == "F32" else buffer_N.view("<u2")[:size]
 
 
 _local = threading.local()

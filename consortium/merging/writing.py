@@ -17,7 +17,8 @@ from consortium.merging import kernels
 from consortium.merging.checksums import Checksums, PieceHasher, TensorChecksums, write_checksums
 from consortium.merging.exact import F64Array
 from consortium.merging.in_order import in_order
-from consortium.merging.methods import WeightedSum
+from consortium.merging.kernels import Thinning
+from consortium.merging.methods import Elected, Median, WeightedSum
 from consortium.merging.outer import outer_step_into
 from consortium.merging.outer_state import OuterState
 from consortium.merging.reading import StoredArray
@@ -111,7 +112,7 @@ class _Writing:
     def span(self, span: Span) -> tuple[Span, str]:
         """Merge and write a span; returns it with the digest of its bytes."""
         hasher, name = PieceHasher(), span.name
-        stored_span = self._sum_files(span)
+        stored_span = self._from_files(span)
         if stored_span is not None:
             hasher.update(stored_span.view(np.uint8).data)
             self._model.write_stored(name, span.elements.start, stored_span)
@@ -131,15 +132,27 @@ class _Writing:
         self._model.start_writeback(name, span.elements)
         return span, hasher.hexdigest()
 
-    def _sum_files(self, span: Span) -> StoredArray | None:
-        """The whole span at once, where it is no more than a sum of what lies in files: most merges."""
-        if self._step != PLAIN_STEP or not isinstance(span.merge_chunk, WeightedSum):
+    def _from_files(self, span: Span) -> StoredArray | None:
+        """The whole span at once, where all is read from files and merged by one kernel: most merges."""
+        if self._step != PLAIN_STEP:
             return None
-        factors = span.merge_chunk.factors
+        merge, reader, onto_base = span.merge_chunk, span.reader, self._work.relative
+        place = (span.elements, onto_base, self._dtype)
         try:
-            return span.reader.sum_files(factors, span.elements, self._work.relative, self._dtype)
+            if isinstance(merge, WeightedSum):
+                return reader.sum_files(merge.factors, *place)
+            if isinstance(merge, Median):
+                found = reader.merge_files([Thinning()] * reader.num_rows, None, 1.0, *place)
+                return found and found[0]
+            if isinstance(merge, Elected) and merge.thinned.kernels is not None:
+                election = (merge.factors_K, merge.weights_K, merge.normalize)
+                found = reader.merge_files(merge.thinned.kernels, election, merge.scale, *place)
+                if found is not None:
+                    merge.require(found[1])
+                    return found[0]
         except Refused:
-            return None  # what follows says where
+            pass  # what follows says where
+        return None
 
     def _merge(self, span: Span, start: int, next_N: F32Array) -> None:
         """Merge a chunk, take the outer step, keep its state."""
