@@ -648,6 +648,8 @@ KERNEL int merge_files_onto(const source *rows, i64 num_rows, const source *base
 /* ---- selection ---- */
 
 /* num_bins << shift <= 2^31, so that keys below `low`, which wrap around, are in no bin */
+enum { GROUP = 16 };
+
 KERNEL i64 count_keys(const uint32_t *x, i64 n, uint32_t low, int shift, uint32_t *counts,
                       uint32_t num_bins) {
     uint32_t bins[TILE];
@@ -662,7 +664,15 @@ KERNEL i64 count_keys(const uint32_t *x, i64 n, uint32_t low, int shift, uint32_
             outside += bins[i] >= num_bins;
         }
         above += outside - below;
-        for (i64 i = 0; i < size; i++) /* few are near a boundary: this branch is foreseen */
+        i64 i = 0;
+        for (; i + GROUP <= size; i += GROUP) { /* few are near a boundary: most groups have none */
+            uint32_t lowest = bins[i];
+            for (int j = 1; j < GROUP; j++) lowest = bins[i + j] < lowest ? bins[i + j] : lowest;
+            if (lowest < num_bins)
+                for (int j = 0; j < GROUP; j++)
+                    if (bins[i + j] < num_bins) counts[bins[i + j]]++;
+        }
+        for (; i < size; i++)
             if (bins[i] < num_bins) counts[bins[i]]++;
     }
     return above;

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from consortium.merging import kernels, portable
-from consortium.merging.kernels import Row
+from consortium.merging.kernels import NOTHING, Boundary, Row, Thinning
 
 if kernels.CHOSEN != "native":
     pytest.skip(kernels.WHY, allow_module_level=True)
@@ -106,3 +106,51 @@ def test_what_is_not_finite_is_told(files: Files, bits: int) -> None:
     assert not native.read_rows(files.places, files.base, rows_KN, out_N)
     files.overwrite(files.base.offset, (bits << 16).to_bytes(4, "little"))
     assert native.sum_files_onto(files.places, files.base, FACTORS, SCALE, True, out_N) is None
+
+
+THIN = [
+    Thinning(window=(Boundary(0x3F000000, 1 << 62), NOTHING)),
+    Thinning(window=(Boundary(0x3E800000, 4 + 40_000), Boundary(0x3FC00000, -1))),
+    Thinning(draw=(0x9E3779B97F4A7C15, 0.3)),
+    Thinning(),
+]
+
+
+@pytest.mark.parametrize("size", [1, 511, 1 << 14, N])
+@pytest.mark.parametrize("elects", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_whole_merges(files: Files, size: int, elects: bool, dtype: type[np.generic]) -> None:
+    start = 4  # of the tensor: rows begin there
+    rows_KN, base_N = np.zeros((4, size), np.float32), np.zeros(size, np.float32)
+    assert native.read_rows(files.places, files.base, rows_KN, base_N)
+    for row_N, thinning in zip(rows_KN, THIN, strict=True):
+        if thinning.window:
+            portable.keep_window(row_N, start, *thinning.window)
+        elif thinning.draw:
+            portable.keep_random(row_N, start, *thinning.draw)
+    merged_N, wanted_N, peak = np.zeros(size), np.zeros(size, np.float32), 0.0
+    weights_K = np.array([0.5, 1.0, 0.25, 0.75])
+    if elects:
+        peak = portable.elect(rows_KN, weights_K / 2, weights_K, merged_N, False, True)
+    else:
+        portable.median(rows_KN, merged_N)
+    portable.apply_step(base_N, merged_N, 0.7, wanted_N)
+    if dtype is np.uint16:
+        encoded_N = np.zeros(size, np.uint16)
+        portable.encode_bf16(wanted_N, encoded_N)
+        wanted_N = encoded_N
+
+    out_N = np.zeros(size, dtype)
+    election = (weights_K / 2, weights_K, True) if elects else None
+    found = native.merge_files_onto(files.places, files.base, THIN, start, election, 0.7, True, out_N)
+
+    assert out_N.tobytes() == wanted_N.tobytes()
+    assert found == peak
+
+
+def test_a_whole_merge_of_what_is_odd_is_none(files: Files) -> None:
+    out_N = np.zeros(N, np.float32)
+    files.overwrite(files.places[0].offset + 2 * (N - 1), (0x7F80).to_bytes(2, "little"))
+    assert native.merge_files_onto(files.places, files.base, THIN, 0, None, 1.0, True, out_N) is None
+    os.truncate(files.path, files.places[2].offset + 5)
+    assert native.merge_files_onto(files.places[2:3], files.base, THIN[:1], 0, None, 1.0, False, out_N) is None
