@@ -178,29 +178,36 @@ class CheckpointWriter:
 
 
 def plan_shards(shapes: Shapes, dtype: DType, shard_bytes: int) -> dict[str, list[str]]:
-    """File -> its tensors, sorted by name: as few files as the cap allows, of about the same size.
+    """File -> its tensors, sorted by name: as few files as the cap allows, and those as even as can be.
 
-    Even files are written by two threads side by side; one full file and a rest are not.
+    Even files are written by two threads side by side; full ones and a rest are not.
     """
     sizes = {name: math.prod(shapes[name]) * WIDTH[dtype] for name in sorted(shapes)}
-    rest = sum(sizes.values())
-    wanted = max(1, -(-rest // shard_bytes))
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, size in sizes.items():
-        even = (filled + rest) / max(
-            1, wanted - len(shards) + 1
-        )  # what this file and those to come would hold
-        too_full = filled + size > shard_bytes or (filled + size / 2 > even and len(shards) < wanted)
-        if shards[-1] and too_full:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-        rest -= size
+    shards = _filled(sizes, shard_bytes)
+    low, high = 0, shard_bytes  # the least cap that needs no more files lies above low, at most at high
+    while high - low > 1:
+        middle = (low + high) // 2
+        filled = _filled(sizes, middle)
+        if len(filled) > len(shards):
+            low = middle
+        else:
+            high, shards = middle, filled
     if len(shards) == 1:
         return {SINGLE_FILE: shards[0]}
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
+
+
+def _filled(sizes: Mapping[str, int], cap: int) -> list[list[str]]:
+    """Names in order, each list filled until the next tensor would exceed the cap."""
+    shards: list[list[str]] = [[]]
+    room = cap
+    for name, size in sizes.items():
+        if shards[-1] and size > room:
+            shards.append([])
+            room = cap
+        shards[-1].append(name)
+        room -= size
+    return shards
 
 
 def copy_companions(base_dir: Path, out_dir: Path, dtype: DType, num_layers: int | None = None) -> None:

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -17,6 +17,7 @@ from consortium.tensor_writer import CheckpointWriter, TensorWriter, copy_compan
 from consortium.tensors import Checkpoint, TensorFile, encode
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
 def test_bf16_rounds_as_torch_does(bits: list[int]) -> None:
     values = np.array(bits, np.uint32).view(np.float32)
@@ -84,7 +85,7 @@ def test_a_file_that_was_not_finished_never_gets_its_name(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shards_are_filled_to_the_cap_and_never_split_a_tensor() -> None:
+def test_shards_are_few_and_even_and_never_split_a_tensor() -> None:
     shapes = {"a": (10,), "b": (10,), "c": (100,), "d": (1,), "e": (0,)}
     assert plan_shards(shapes, "F32", 80) == {
         "model-00001-of-00003.safetensors": ["a", "b"],
@@ -92,6 +93,8 @@ def test_shards_are_filled_to_the_cap_and_never_split_a_tensor() -> None:
         "model-00003-of-00003.safetensors": ["d", "e"],
     }
     assert plan_shards(shapes, "BF16", 1000) == {"model.safetensors": ["a", "b", "c", "d", "e"]}
+    even = plan_shards({name: (10,) for name in "abcdef"}, "F32", 160)
+    assert list(even.values()) == [["a", "b", "c"], ["d", "e", "f"]]  # not four and two
     assert plan_shards({}, "F32", 1) == {"model.safetensors": []}
 
 
