@@ -153,4 +153,6 @@ def test_a_whole_merge_of_what_is_odd_is_none(files: Files) -> None:
     files.overwrite(files.places[0].offset + 2 * (N - 1), (0x7F80).to_bytes(2, "little"))
     assert native.merge_files_onto(files.places, files.base, THIN, 0, None, 1.0, True, out_N) is None
     os.truncate(files.path, files.places[2].offset + 5)
-    assert native.merge_files_onto(files.places[2:3], files.base, THIN[:1], 0, None, 1.0, False, out_N) is None
+    assert (
+        native.merge_files_onto(files.places[2:3], files.base, THIN[:1], 0, None, 1.0, False, out_N) is None
+    )

@@ -34,9 +34,7 @@ GEOMETRIC = ("slerp", "nuslerp", "multislerp", "karcher", "model_stock", "norm_p
 NUM_MODELS = 5
 
 SHAPES = {
-    name: shape
-    for name, shape in model_samples.ODD_SHAPES.items()
-    if name not in ("long", "wide", "vector")
+    name: shape for name, shape in model_samples.ODD_SHAPES.items() if name not in ("long", "wide", "vector")
 } | {"matrix": (20, 31), "still": (7, 9), "vector": (131,)}
 
 BASES = {"required": [True], "optional": [True, False], "ignored": [False]}

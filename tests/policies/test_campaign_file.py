@@ -195,7 +195,9 @@ def test_merges_that_are_seldom_meant_are_noted() -> None:
         "c.yaml:4: merge_sites: oslo will not merge: merge_at is coordinator; write site or any",
     )
     [note] = loaded(("sites_expected: 2", "sites_expected: 2\nmerge_at: site\nmerge_check: none")).notes
-    assert note.startswith("c.yaml:5: merge_check: none means that wrong weights from the merging site go to the gate")
+    assert note.startswith(
+        "c.yaml:5: merge_check: none means that wrong weights from the merging site go to the gate"
+    )
 
 
 REFUSED = [
