@@ -24,8 +24,8 @@ from consortium.files import disk_errors, make_folder, move_into_place, write_by
 from consortium.folders import fresh_folder
 from consortium.ids import AttemptId
 from consortium.jobs import Assignment
-from site_agent.core.facts import AttemptFiles, Ended, Progress
-from site_agent.launchers.base import LIFE_FILE, Life
+from site_agent.core.facts import AttemptFiles, Ended, Progress, Usage
+from site_agent.launchers.base import LIFE_FILE, USAGE_FILE, Life
 from site_agent.trainer.folder import Failure
 
 _TAIL_BYTES = 8192  # a progress line is below 1 kB
@@ -133,6 +133,7 @@ class Spool:
             failure=_failure(place / "failure.json"),
             stopping_seconds=_age_seconds(place / "STOP"),
             progress=_newest_progress(place / "progress.jsonl"),
+            usage=_usage(place / USAGE_FILE),
             ended=decode(_read(ended), Ended, str(ended)) if ended.exists() else None,
         )
 
@@ -174,6 +175,13 @@ def _newest_progress(path: Path) -> Progress | None:
     for line in reversed(lines):
         with contextlib.suppress(BadInput):
             return decode(line, Progress)
+    return None
+
+
+def _usage(path: Path) -> Usage | None:
+    """None if there is none yet, or none that can be read: the launcher writes it anew."""
+    with contextlib.suppress(BadInput):
+        return decode(_read(path), Usage, str(path))
     return None
 
 

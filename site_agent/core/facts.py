@@ -1,6 +1,7 @@
 """What the shells of a site saw, in words the core can decide on."""
 
 import enum
+from typing import Literal
 
 import msgspec
 
@@ -18,9 +19,46 @@ class Seen(enum.StrEnum):
     UNKNOWN = "unknown"
 
 
+class Cause(enum.StrEnum):
+    """Why a life is gone, or never comes, where the launcher can know."""
+
+    FINISHED = "finished"  #: it left by itself, well or not: result and failure.json tell
+    STOPPED = "stopped"  #: it left with a training checkpoint, as it was asked to
+    TIMED_OUT = "timed_out"  #: the walltime was over
+    PREEMPTED = "preempted"
+    NODE_FAILED = "node_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    CANCELLED = "cancelled"  #: by a person, or by this agent: what the agent asked for is in ``lives.jsonl``
+    NEVER = "never"  #: it waits, and the batch system says that it will never start
+
+
 class Sighting(Fact):
     seen: Seen
     detail: str = ""  #: for people: the exit code, the queue's reason, why nothing can be known
+    cause: Cause | None = None  #: of GONE; with PENDING only NEVER
+    expected_start: float | None = None  #: of PENDING: the queue's own estimate, epoch seconds
+
+
+class Usage(Fact):
+    """``usage.json``, kept by the launcher: what all lives of an attempt used so far."""
+
+    gpu_seconds: float = 0.0  #: GPUs allocated times elapsed
+    seconds: float = 0.0  #: elapsed
+    queued_seconds: float = 0.0  #: first submit to first start
+    joules: float | None = None
+    source: Literal["sacct", "clock"] = "clock"
+
+
+class Launch(Fact):
+    """A line of ``lives.jsonl``: one life, from where it began, and whether the agent itself sent it away.
+
+    meant  what the agent sent it away for: again (it hung), pause (does not count), refuse (never starts)
+    """
+
+    life: int
+    step: int = 0  #: of the newest training checkpoint when it was launched
+    asked: str = ""  #: why it was asked to leave, or killed
+    meant: Literal["", "again", "pause", "refuse"] = ""
 
 
 class Progress(Fact):
@@ -52,7 +90,12 @@ class AttemptFiles(Fact):
     has_result: bool = False
     failure: str = ""  #: the trainer's own word that it cannot go on
     stopping_seconds: float | None = None  #: since it was asked to stop
+    finishing: bool = False  #: it was asked to deliver what it has
+    quiet_seconds: float | None = None  #: since the newest life was first seen running with this progress
     progress: Progress | None = None
+    checkpoint: int = 0  #: step of the newest training checkpoint
+    launches: tuple[Launch, ...] = ()  #: by life; those of agents that kept no such record are missing
+    usage: Usage | None = None
     ended: Ended | None = None
 
 
@@ -66,8 +109,11 @@ class Offer(Fact):
 
 class Limits(Fact):
     slots: int  #: jobs at once
-    lives_max: int  #: starts of one attempt
+    lives_max: int  #: lives of one attempt in a row that bring no newer training checkpoint
+    lives_total_max: int = 100  #: lives of one attempt
     stop_seconds: float = 30.0  #: a trainer sees STOP at its next step; after this it is killed
+    save_seconds: float = 600.0  #: the same where the training checkpoint it then writes is wanted
+    stall_seconds: float | None = None  #: a running life without a new progress line is given up after this
 
 
 class Observation(Fact):
@@ -81,6 +127,9 @@ class Observation(Fact):
     held: tuple[AttemptFiles, ...] = ()
     sightings: dict[AttemptId, Sighting] = msgspec.field(default_factory=dict)  #: missing: unknown
     problems: dict[AttemptId, str] = msgspec.field(default_factory=dict)  #: that trying again cannot help
+    closing: str = ""  #: a sentence: the site's allocation is over, no life may start any more
+    waits: str = ""  #: a sentence: nothing is launched now; what is queued or running goes on
+    pause_running: bool = False  #: with ``waits``: what is running leaves too, and waits
 
 
 class Report(Fact):
@@ -91,6 +140,9 @@ class Report(Fact):
     ended: Ended | None = None
     native_id: str = ""
     progress: Progress | None = None
+    usage: Usage | None = None
+    detail: str = ""  #: for people: why it waits
+    started: bool = False  #: a life of it has begun to run
 
 
 class Act(enum.StrEnum):
@@ -98,6 +150,8 @@ class Act(enum.StrEnum):
     LAUNCH = "launch"  #: start life ``life`` in the same directory
     STOP = "stop"  #: ask the trainer to leave
     KILL = "kill"
+    FINISH = "finish"  #: ask the trainer to deliver what it has
+    SALVAGE = "salvage"  #: make a result from the newest training checkpoint, without a life
     UPLOAD = "upload"  #: send the artifacts, then the signed contribution; go on with it if it is under way
     END = "end"  #: write down how it ended
     DROP = "drop"  #: delete the directory
@@ -109,6 +163,7 @@ class Action(Fact):
     reason: str
     life: int = 0  #: of LAUNCH
     outcome: Outcome | None = None  #: of END
+    meant: Literal["", "again", "pause", "refuse"] = ""  #: of STOP and KILL: see ``Launch``
 
 
 class Plan(Fact):

@@ -21,6 +21,7 @@ from consortium.canonical import Fact
 from site_agent.core.facts import Sighting
 
 LIFE_FILE = "life.json"
+USAGE_FILE = "usage.json"  #: ``Usage``, canonical JSON, kept by the launcher
 
 
 class Life(Fact):
@@ -31,6 +32,7 @@ class Life(Fact):
     host: str  #: where it was submitted
     boot: str = ""  #: of that host, where the launcher's memory ends with it
     native_id: str = ""  #: a pid and when it began, a Slurm job id; "": intended, perhaps started
+    submitted_at: float = 0.0  #: epoch seconds by the submitting host's clock
 
 
 class Launcher(Protocol):
