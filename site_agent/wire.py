@@ -1,8 +1,11 @@
 """How the core's words are spelt in the messages of ``sprachbund.v1.SiteService``, and back."""
 
+from collections.abc import Sequence
+
 from sprachbund.v1 import site_pb2
 
 from consortium.canonical import decode
+from consortium.capacity import Allocation, Usage, Window
 from consortium.errors import BadInput, SprachbundError
 from consortium.ids import AttemptId, SiteName, attempt_id
 from consortium.jobs import Assignment
@@ -21,11 +24,22 @@ def report_message(report: Report) -> site_pb2.AttemptReport:
         native_id=report.native_id,
         progress=_progress_message(told) if told else None,
         contribution=(ended.contribution or "") if ended else "",
+        usage=_usage_message(report.usage) if report.usage else None,
+        detail=report.detail,
+        started=report.started,
     )
 
 
 def description_message(
-    data: DataManifest | None, slots: int, version: str, merges: bool = False
+    data: DataManifest | None,
+    slots: int,
+    version: str,
+    merges: bool = False,
+    *,
+    allocation: Allocation | None = None,
+    windows: Sequence[Window] = (),
+    gpus: int = 0,
+    launcher: str = "",
 ) -> site_pb2.SiteDescription:
     holdings = [
         site_pb2.Holding(
@@ -39,7 +53,16 @@ def description_message(
         )
         for holding in (data.holdings if data else ())
     ]
-    return site_pb2.SiteDescription(agent_version=version, slots=slots, holdings=holdings, merges=merges)
+    return site_pb2.SiteDescription(
+        agent_version=version,
+        slots=slots,
+        holdings=holdings,
+        merges=merges,
+        allocations=[_allocation_message(allocation)] if allocation else [],
+        windows=[_window_message(window) for window in windows],
+        gpus=gpus,
+        launcher=launcher,
+    )
 
 
 def offer(message: site_pb2.SignedAssignment, site: SiteName, ledger_key: bytes) -> Offer:
@@ -72,6 +95,29 @@ def _progress_message(told: Progress) -> site_pb2.Progress:
         tokens_per_second=told.tokens_per_second,
         joules=told.joules,
     )
+
+
+def _usage_message(usage: Usage) -> site_pb2.Usage:
+    return site_pb2.Usage(
+        gpu_seconds=usage.gpu_seconds,
+        seconds=usage.seconds,
+        queued_seconds=usage.queued_seconds,
+        joules=usage.joules,
+        source=f"USAGE_SOURCE_{usage.source.upper()}",
+    )
+
+
+def _allocation_message(allocation: Allocation) -> site_pb2.Allocation:
+    message = site_pb2.Allocation(name=allocation.name, gpu_hours=allocation.gpu_hours)
+    if allocation.until is not None:
+        message.until.FromMicroseconds(int(allocation.until * 1e6))
+    return message
+
+
+def _window_message(window: Window) -> site_pb2.Window:
+    message = site_pb2.Window(cron=window.cron, timezone=window.timezone)
+    message.length.FromMicroseconds(int(window.seconds * 1e6))
+    return message
 
 
 def _check(assignment: Assignment, attempt: AttemptId, site: SiteName) -> None:

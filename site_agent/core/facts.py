@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 from consortium.canonical import Fact
+from consortium.capacity import Usage as Usage
 from consortium.ids import AttemptId, Digest
 from consortium.jobs import Assignment, Outcome, Phase
 
@@ -37,16 +38,6 @@ class Sighting(Fact):
     detail: str = ""  #: for people: the exit code, the queue's reason, why nothing can be known
     cause: Cause | None = None  #: of GONE; with PENDING only NEVER
     expected_start: float | None = None  #: of PENDING: the queue's own estimate, epoch seconds
-
-
-class Usage(Fact):
-    """``usage.json``, kept by the launcher: what all lives of an attempt used so far."""
-
-    gpu_seconds: float = 0.0  #: GPUs allocated times elapsed
-    seconds: float = 0.0  #: elapsed
-    queued_seconds: float = 0.0  #: first submit to first start
-    joules: float | None = None
-    source: Literal["sacct", "clock"] = "clock"
 
 
 class Launch(Fact):

@@ -120,3 +120,17 @@ class StoryLine(_message.Message):
     sequence: int
     text: str
     def __init__(self, at: _Optional[float] = ..., sequence: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+
+class ForecastRequest(_message.Message):
+    __slots__ = ("campaign", "assumptions")
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    ASSUMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    campaign: bytes
+    assumptions: bytes
+    def __init__(self, campaign: _Optional[bytes] = ..., assumptions: _Optional[bytes] = ...) -> None: ...
+
+class ForecastResponse(_message.Message):
+    __slots__ = ("forecast",)
+    FORECAST_FIELD_NUMBER: _ClassVar[int]
+    forecast: bytes
+    def __init__(self, forecast: _Optional[bytes] = ...) -> None: ...

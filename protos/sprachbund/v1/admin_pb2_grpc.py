@@ -81,6 +81,11 @@ class AdminServiceStub:
                 request_serializer=sprachbund_dot_v1_dot_admin__pb2.WhyRequest.SerializeToString,
                 response_deserializer=sprachbund_dot_v1_dot_admin__pb2.WhyResponse.FromString,
                 _registered_method=True)
+        self.Forecast = channel.unary_unary(
+                '/sprachbund.v1.AdminService/Forecast',
+                request_serializer=sprachbund_dot_v1_dot_admin__pb2.ForecastRequest.SerializeToString,
+                response_deserializer=sprachbund_dot_v1_dot_admin__pb2.ForecastResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -145,6 +150,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Forecast(self, request, context):
+        """What a campaign would do and cost from the present state on; nothing is recorded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -192,6 +204,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Why,
                     request_deserializer=sprachbund_dot_v1_dot_admin__pb2.WhyRequest.FromString,
                     response_serializer=sprachbund_dot_v1_dot_admin__pb2.WhyResponse.SerializeToString,
+            ),
+            'Forecast': grpc.unary_unary_rpc_method_handler(
+                    servicer.Forecast,
+                    request_deserializer=sprachbund_dot_v1_dot_admin__pb2.ForecastRequest.FromString,
+                    response_serializer=sprachbund_dot_v1_dot_admin__pb2.ForecastResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -439,6 +456,33 @@ class AdminService:
             '/sprachbund.v1.AdminService/Why',
             sprachbund_dot_v1_dot_admin__pb2.WhyRequest.SerializeToString,
             sprachbund_dot_v1_dot_admin__pb2.WhyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forecast(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sprachbund.v1.AdminService/Forecast',
+            sprachbund_dot_v1_dot_admin__pb2.ForecastRequest.SerializeToString,
+            sprachbund_dot_v1_dot_admin__pb2.ForecastResponse.FromString,
             options,
             channel_credentials,
             insecure,

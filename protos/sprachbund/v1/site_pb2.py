@@ -26,37 +26,45 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sprachbund/v1/site.proto\x12\rsprachbund.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x01\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\x12\x13\n\x06joules\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_joules\"\xe0\x01\n\rAttemptReport\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12*\n\x05phase\x18\x02 \x01(\x0e\x32\x1b.sprachbund.v1.AttemptPhase\x12.\n\x07outcome\x18\x03 \x01(\x0e\x32\x1d.sprachbund.v1.AttemptOutcome\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x11\n\tnative_id\x18\x05 \x01(\t\x12)\n\x08progress\x18\x06 \x01(\x0b\x32\x17.sprachbund.v1.Progress\x12\x14\n\x0c\x63ontribution\x18\x07 \x01(\t\"\x91\x01\n\x07Holding\x12\x10\n\x08language\x18\x01 \x01(\t\x12\x11\n\tis_public\x18\x02 \x01(\x08\x12\x11\n\tdocuments\x18\x03 \x01(\x04\x12\x12\n\ntext_bytes\x18\x04 \x01(\x04\x12\x19\n\x11heldout_documents\x18\x05 \x01(\x04\x12\x0f\n\x07licence\x18\x06 \x01(\t\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\"\x83\x01\n\x0fSiteDescription\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\r\n\x05slots\x18\x02 \x01(\r\x12(\n\x08holdings\x18\x03 \x03(\x0b\x32\x16.sprachbund.v1.Holding\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x0e\n\x06merges\x18\x05 \x01(\x08\"\xb7\x01\n\x0bSyncRequest\x12,\n\x04site\x18\x01 \x01(\x0b\x32\x1e.sprachbund.v1.SiteDescription\x12.\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x1c.sprachbund.v1.AttemptReport\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04seen\x18\x04 \x01(\x04\x12\x13\n\x0bincarnation\x18\x05 \x01(\t\"m\n\x10SignedAssignment\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0b\n\x03job\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\x83\x02\n\x0cSyncResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12/\n\x06wanted\x18\x02 \x03(\x0b\x32\x1f.sprachbund.v1.SignedAssignment\x12\x0f\n\x07settled\x18\x03 \x03(\t\x12\x33\n\ncheckpoint\x18\x04 \x01(\x0b\x32\x1f.sprachbund.v1.LedgerCheckpoint\x12\'\n\x04next\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x03now\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10upload_bytes_max\x18\x07 \x01(\x04\"Y\n\x10LedgerCheckpoint\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04head\x18\x02 \x01(\t\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x12\n\npublic_key\x18\x04 \x01(\x0c\"2\n\x17RenewCertificateRequest\x12\x17\n\x0fsigning_request\x18\x01 \x01(\x0c\"/\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c*\xb3\x01\n\x0c\x41ttemptPhase\x12\x1d\n\x19\x41TTEMPT_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41TTEMPT_PHASE_STAGING\x10\x01\x12\x18\n\x14\x41TTEMPT_PHASE_QUEUED\x10\x02\x12\x19\n\x15\x41TTEMPT_PHASE_RUNNING\x10\x03\x12\x1b\n\x17\x41TTEMPT_PHASE_UPLOADING\x10\x04\x12\x17\n\x13\x41TTEMPT_PHASE_ENDED\x10\x05*\x81\x02\n\x0e\x41ttemptOutcome\x12\x1f\n\x1b\x41TTEMPT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41TTEMPT_OUTCOME_SUCCEEDED\x10\x01\x12\x1a\n\x16\x41TTEMPT_OUTCOME_FAILED\x10\x02\x12\x1d\n\x19\x41TTEMPT_OUTCOME_PREEMPTED\x10\x03\x12\x1b\n\x17\x41TTEMPT_OUTCOME_EXPIRED\x10\x04\x12\x1b\n\x17\x41TTEMPT_OUTCOME_REFUSED\x10\x05\x12\x1b\n\x17\x41TTEMPT_OUTCOME_CORRUPT\x10\x06\x12\x1d\n\x19\x41TTEMPT_OUTCOME_CANCELLED\x10\x07\x32\xb3\x01\n\x0bSiteService\x12?\n\x04Sync\x12\x1a.sprachbund.v1.SyncRequest\x1a\x1b.sprachbund.v1.SyncResponse\x12\x63\n\x10RenewCertificate\x12&.sprachbund.v1.RenewCertificateRequest\x1a\'.sprachbund.v1.RenewCertificateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sprachbund/v1/site.proto\x12\rsprachbund.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x01\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\x12\x13\n\x06joules\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_joules\"\xa6\x02\n\rAttemptReport\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12*\n\x05phase\x18\x02 \x01(\x0e\x32\x1b.sprachbund.v1.AttemptPhase\x12.\n\x07outcome\x18\x03 \x01(\x0e\x32\x1d.sprachbund.v1.AttemptOutcome\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x11\n\tnative_id\x18\x05 \x01(\t\x12)\n\x08progress\x18\x06 \x01(\x0b\x32\x17.sprachbund.v1.Progress\x12\x14\n\x0c\x63ontribution\x18\x07 \x01(\t\x12#\n\x05usage\x18\x08 \x01(\x0b\x32\x14.sprachbund.v1.Usage\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\x12\x0f\n\x07started\x18\n \x01(\x08\"\x91\x01\n\x05Usage\x12\x13\n\x0bgpu_seconds\x18\x01 \x01(\x01\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x16\n\x0equeued_seconds\x18\x03 \x01(\x01\x12\x13\n\x06joules\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12*\n\x06source\x18\x05 \x01(\x0e\x32\x1a.sprachbund.v1.UsageSourceB\t\n\x07_joules\"\x91\x01\n\x07Holding\x12\x10\n\x08language\x18\x01 \x01(\t\x12\x11\n\tis_public\x18\x02 \x01(\x08\x12\x11\n\tdocuments\x18\x03 \x01(\x04\x12\x12\n\ntext_bytes\x18\x04 \x01(\x04\x12\x19\n\x11heldout_documents\x18\x05 \x01(\x04\x12\x0f\n\x07licence\x18\x06 \x01(\t\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\"\xfb\x01\n\x0fSiteDescription\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\r\n\x05slots\x18\x02 \x01(\r\x12(\n\x08holdings\x18\x03 \x03(\x0b\x32\x16.sprachbund.v1.Holding\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x0e\n\x06merges\x18\x05 \x01(\x08\x12.\n\x0b\x61llocations\x18\x06 \x03(\x0b\x32\x19.sprachbund.v1.Allocation\x12&\n\x07windows\x18\x07 \x03(\x0b\x32\x15.sprachbund.v1.Window\x12\x0c\n\x04gpus\x18\x08 \x01(\r\x12\x10\n\x08launcher\x18\t \x01(\t\"X\n\nAllocation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tgpu_hours\x18\x02 \x01(\x01\x12)\n\x05until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"S\n\x06Window\x12\x0c\n\x04\x63ron\x18\x01 \x01(\t\x12)\n\x06length\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08timezone\x18\x03 \x01(\t\"\xb7\x01\n\x0bSyncRequest\x12,\n\x04site\x18\x01 \x01(\x0b\x32\x1e.sprachbund.v1.SiteDescription\x12.\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x1c.sprachbund.v1.AttemptReport\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04seen\x18\x04 \x01(\x04\x12\x13\n\x0bincarnation\x18\x05 \x01(\t\"m\n\x10SignedAssignment\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\t\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0b\n\x03job\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\x83\x02\n\x0cSyncResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12/\n\x06wanted\x18\x02 \x03(\x0b\x32\x1f.sprachbund.v1.SignedAssignment\x12\x0f\n\x07settled\x18\x03 \x03(\t\x12\x33\n\ncheckpoint\x18\x04 \x01(\x0b\x32\x1f.sprachbund.v1.LedgerCheckpoint\x12\'\n\x04next\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x03now\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10upload_bytes_max\x18\x07 \x01(\x04\"Y\n\x10LedgerCheckpoint\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04head\x18\x02 \x01(\t\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x12\n\npublic_key\x18\x04 \x01(\x0c\"2\n\x17RenewCertificateRequest\x12\x17\n\x0fsigning_request\x18\x01 \x01(\x0c\"/\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c*\xb3\x01\n\x0c\x41ttemptPhase\x12\x1d\n\x19\x41TTEMPT_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41TTEMPT_PHASE_STAGING\x10\x01\x12\x18\n\x14\x41TTEMPT_PHASE_QUEUED\x10\x02\x12\x19\n\x15\x41TTEMPT_PHASE_RUNNING\x10\x03\x12\x1b\n\x17\x41TTEMPT_PHASE_UPLOADING\x10\x04\x12\x17\n\x13\x41TTEMPT_PHASE_ENDED\x10\x05*\x81\x02\n\x0e\x41ttemptOutcome\x12\x1f\n\x1b\x41TTEMPT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41TTEMPT_OUTCOME_SUCCEEDED\x10\x01\x12\x1a\n\x16\x41TTEMPT_OUTCOME_FAILED\x10\x02\x12\x1d\n\x19\x41TTEMPT_OUTCOME_PREEMPTED\x10\x03\x12\x1b\n\x17\x41TTEMPT_OUTCOME_EXPIRED\x10\x04\x12\x1b\n\x17\x41TTEMPT_OUTCOME_REFUSED\x10\x05\x12\x1b\n\x17\x41TTEMPT_OUTCOME_CORRUPT\x10\x06\x12\x1d\n\x19\x41TTEMPT_OUTCOME_CANCELLED\x10\x07*[\n\x0bUsageSource\x12\x1c\n\x18USAGE_SOURCE_UNSPECIFIED\x10\x00\x12\x16\n\x12USAGE_SOURCE_SACCT\x10\x01\x12\x16\n\x12USAGE_SOURCE_CLOCK\x10\x02\x32\xb3\x01\n\x0bSiteService\x12?\n\x04Sync\x12\x1a.sprachbund.v1.SyncRequest\x1a\x1b.sprachbund.v1.SyncResponse\x12\x63\n\x10RenewCertificate\x12&.sprachbund.v1.RenewCertificateRequest\x1a\'.sprachbund.v1.RenewCertificateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sprachbund.v1.site_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ATTEMPTPHASE']._serialized_start=1500
-  _globals['_ATTEMPTPHASE']._serialized_end=1679
-  _globals['_ATTEMPTOUTCOME']._serialized_start=1682
-  _globals['_ATTEMPTOUTCOME']._serialized_end=1939
+  _globals['_ATTEMPTPHASE']._serialized_start=2013
+  _globals['_ATTEMPTPHASE']._serialized_end=2192
+  _globals['_ATTEMPTOUTCOME']._serialized_start=2195
+  _globals['_ATTEMPTOUTCOME']._serialized_end=2452
+  _globals['_USAGESOURCE']._serialized_start=2454
+  _globals['_USAGESOURCE']._serialized_end=2545
   _globals['_PROGRESS']._serialized_start=109
   _globals['_PROGRESS']._serialized_end=237
   _globals['_ATTEMPTREPORT']._serialized_start=240
-  _globals['_ATTEMPTREPORT']._serialized_end=464
-  _globals['_HOLDING']._serialized_start=467
-  _globals['_HOLDING']._serialized_end=612
-  _globals['_SITEDESCRIPTION']._serialized_start=615
-  _globals['_SITEDESCRIPTION']._serialized_end=746
-  _globals['_SYNCREQUEST']._serialized_start=749
-  _globals['_SYNCREQUEST']._serialized_end=932
-  _globals['_SIGNEDASSIGNMENT']._serialized_start=934
-  _globals['_SIGNEDASSIGNMENT']._serialized_end=1043
-  _globals['_SYNCRESPONSE']._serialized_start=1046
-  _globals['_SYNCRESPONSE']._serialized_end=1305
-  _globals['_LEDGERCHECKPOINT']._serialized_start=1307
-  _globals['_LEDGERCHECKPOINT']._serialized_end=1396
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=1398
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=1448
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=1450
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=1497
-  _globals['_SITESERVICE']._serialized_start=1942
-  _globals['_SITESERVICE']._serialized_end=2121
+  _globals['_ATTEMPTREPORT']._serialized_end=534
+  _globals['_USAGE']._serialized_start=537
+  _globals['_USAGE']._serialized_end=682
+  _globals['_HOLDING']._serialized_start=685
+  _globals['_HOLDING']._serialized_end=830
+  _globals['_SITEDESCRIPTION']._serialized_start=833
+  _globals['_SITEDESCRIPTION']._serialized_end=1084
+  _globals['_ALLOCATION']._serialized_start=1086
+  _globals['_ALLOCATION']._serialized_end=1174
+  _globals['_WINDOW']._serialized_start=1176
+  _globals['_WINDOW']._serialized_end=1259
+  _globals['_SYNCREQUEST']._serialized_start=1262
+  _globals['_SYNCREQUEST']._serialized_end=1445
+  _globals['_SIGNEDASSIGNMENT']._serialized_start=1447
+  _globals['_SIGNEDASSIGNMENT']._serialized_end=1556
+  _globals['_SYNCRESPONSE']._serialized_start=1559
+  _globals['_SYNCRESPONSE']._serialized_end=1818
+  _globals['_LEDGERCHECKPOINT']._serialized_start=1820
+  _globals['_LEDGERCHECKPOINT']._serialized_end=1909
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=1911
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=1961
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=1963
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=2010
+  _globals['_SITESERVICE']._serialized_start=2548
+  _globals['_SITESERVICE']._serialized_end=2727
 # @@protoc_insertion_point(module_scope)

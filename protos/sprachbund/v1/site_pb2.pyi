@@ -30,6 +30,12 @@ class AttemptOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ATTEMPT_OUTCOME_REFUSED: _ClassVar[AttemptOutcome]
     ATTEMPT_OUTCOME_CORRUPT: _ClassVar[AttemptOutcome]
     ATTEMPT_OUTCOME_CANCELLED: _ClassVar[AttemptOutcome]
+
+class UsageSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    USAGE_SOURCE_UNSPECIFIED: _ClassVar[UsageSource]
+    USAGE_SOURCE_SACCT: _ClassVar[UsageSource]
+    USAGE_SOURCE_CLOCK: _ClassVar[UsageSource]
 ATTEMPT_PHASE_UNSPECIFIED: AttemptPhase
 ATTEMPT_PHASE_STAGING: AttemptPhase
 ATTEMPT_PHASE_QUEUED: AttemptPhase
@@ -44,6 +50,9 @@ ATTEMPT_OUTCOME_EXPIRED: AttemptOutcome
 ATTEMPT_OUTCOME_REFUSED: AttemptOutcome
 ATTEMPT_OUTCOME_CORRUPT: AttemptOutcome
 ATTEMPT_OUTCOME_CANCELLED: AttemptOutcome
+USAGE_SOURCE_UNSPECIFIED: UsageSource
+USAGE_SOURCE_SACCT: UsageSource
+USAGE_SOURCE_CLOCK: UsageSource
 
 class Progress(_message.Message):
     __slots__ = ("step", "steps", "tokens", "loss", "tokens_per_second", "joules")
@@ -62,7 +71,7 @@ class Progress(_message.Message):
     def __init__(self, step: _Optional[int] = ..., steps: _Optional[int] = ..., tokens: _Optional[int] = ..., loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., joules: _Optional[float] = ...) -> None: ...
 
 class AttemptReport(_message.Message):
-    __slots__ = ("attempt", "phase", "outcome", "reason", "native_id", "progress", "contribution")
+    __slots__ = ("attempt", "phase", "outcome", "reason", "native_id", "progress", "contribution", "usage", "detail", "started")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +79,9 @@ class AttemptReport(_message.Message):
     NATIVE_ID_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
     attempt: str
     phase: AttemptPhase
     outcome: AttemptOutcome
@@ -77,7 +89,24 @@ class AttemptReport(_message.Message):
     native_id: str
     progress: Progress
     contribution: str
-    def __init__(self, attempt: _Optional[str] = ..., phase: _Optional[_Union[AttemptPhase, str]] = ..., outcome: _Optional[_Union[AttemptOutcome, str]] = ..., reason: _Optional[str] = ..., native_id: _Optional[str] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., contribution: _Optional[str] = ...) -> None: ...
+    usage: Usage
+    detail: str
+    started: bool
+    def __init__(self, attempt: _Optional[str] = ..., phase: _Optional[_Union[AttemptPhase, str]] = ..., outcome: _Optional[_Union[AttemptOutcome, str]] = ..., reason: _Optional[str] = ..., native_id: _Optional[str] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., contribution: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., detail: _Optional[str] = ..., started: _Optional[bool] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("gpu_seconds", "seconds", "queued_seconds", "joules", "source")
+    GPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    JOULES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    gpu_seconds: float
+    seconds: float
+    queued_seconds: float
+    joules: float
+    source: UsageSource
+    def __init__(self, gpu_seconds: _Optional[float] = ..., seconds: _Optional[float] = ..., queued_seconds: _Optional[float] = ..., joules: _Optional[float] = ..., source: _Optional[_Union[UsageSource, str]] = ...) -> None: ...
 
 class Holding(_message.Message):
     __slots__ = ("language", "is_public", "documents", "text_bytes", "heldout_documents", "licence", "digest")
@@ -98,18 +127,46 @@ class Holding(_message.Message):
     def __init__(self, language: _Optional[str] = ..., is_public: _Optional[bool] = ..., documents: _Optional[int] = ..., text_bytes: _Optional[int] = ..., heldout_documents: _Optional[int] = ..., licence: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class SiteDescription(_message.Message):
-    __slots__ = ("agent_version", "slots", "holdings", "draining", "merges")
+    __slots__ = ("agent_version", "slots", "holdings", "draining", "merges", "allocations", "windows", "gpus", "launcher")
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     HOLDINGS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     MERGES_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATIONS_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    LAUNCHER_FIELD_NUMBER: _ClassVar[int]
     agent_version: str
     slots: int
     holdings: _containers.RepeatedCompositeFieldContainer[Holding]
     draining: bool
     merges: bool
-    def __init__(self, agent_version: _Optional[str] = ..., slots: _Optional[int] = ..., holdings: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ..., draining: _Optional[bool] = ..., merges: _Optional[bool] = ...) -> None: ...
+    allocations: _containers.RepeatedCompositeFieldContainer[Allocation]
+    windows: _containers.RepeatedCompositeFieldContainer[Window]
+    gpus: int
+    launcher: str
+    def __init__(self, agent_version: _Optional[str] = ..., slots: _Optional[int] = ..., holdings: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ..., draining: _Optional[bool] = ..., merges: _Optional[bool] = ..., allocations: _Optional[_Iterable[_Union[Allocation, _Mapping]]] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., gpus: _Optional[int] = ..., launcher: _Optional[str] = ...) -> None: ...
+
+class Allocation(_message.Message):
+    __slots__ = ("name", "gpu_hours", "until")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    GPU_HOURS_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    gpu_hours: float
+    until: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., gpu_hours: _Optional[float] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class Window(_message.Message):
+    __slots__ = ("cron", "length", "timezone")
+    CRON_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    TIMEZONE_FIELD_NUMBER: _ClassVar[int]
+    cron: str
+    length: _duration_pb2.Duration
+    timezone: str
+    def __init__(self, cron: _Optional[str] = ..., length: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., timezone: _Optional[str] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
     __slots__ = ("site", "attempts", "wait", "seen", "incarnation")
