@@ -13,22 +13,20 @@ import secrets
 import signal
 import socket
 import time
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from sprachbund.v1 import site_pb2
 
-from consortium.canonical import encode
 from consortium.errors import Refused, SprachbundError, Unavailable
 from consortium.ids import AttemptId
 from consortium.store import BlobStore
-from site_agent import carry
 from site_agent.config import SiteConfig
 from site_agent.conversation import Conversation
-from site_agent.core.facts import Act, Action, AttemptFiles, Ended, Limits, Observation, Plan, Sighting
+from site_agent.core.facts import Act, Action, AttemptFiles, Limits, Observation, Plan, Sighting
 from site_agent.core.reconcile import reconcile
-from site_agent.description import Description, prepared_text
+from site_agent.deeds import Deeds
+from site_agent.description import Description
 from site_agent.identity import SiteIdentity
 from site_agent.launchers import make_launcher
 from site_agent.launchers.base import Launcher
@@ -36,7 +34,6 @@ from site_agent.link import Link
 from site_agent.residuals import Residuals
 from site_agent.spool import Spool
 from site_agent.status import AgentStatus, write_status
-from site_agent.trainer.folder import Site
 from site_agent.transfers import Transfers
 from site_agent.wire import description_message
 
@@ -75,13 +72,14 @@ class Agent:
         self._launcher = launcher
         self._limits = Limits(slots=config.slots, lives_max=config.lives_max)
         self._spool = Spool(home / "spool")
-        self._store = BlobStore(home)
-        self._residuals = Residuals(home / "residuals")
         self._incarnation = secrets.token_hex(8)
         self._link = Link(config.site, config.coordinator, home, identity, self._incarnation)
         self._wake = asyncio.Event()
         self._talk = Conversation(self._link, config.sync_seconds, self._wake.set)
         self._transfers = Transfers(self._wake.set, lambda: self._talk.connected)
+        self._deeds = Deeds(
+            config, self._spool, BlobStore(home), Residuals(home / "residuals"), launcher, self._transfers
+        )
         self._description = Description(config)
         self._started_at = time.time()
         self._said: dict[str, str] = {}
@@ -176,65 +174,13 @@ class Agent:
         attempt = action.attempt
         self._say(attempt, logging.INFO, f"{attempt}: {action.act}: {action.reason}")
         try:
-            match action.act:
-                case Act.STAGE:
-                    news = self._talk.news
-                    signed = news.signed.get(attempt) if news else None
-                    self._transfers.begin(attempt, partial(self._stage, attempt, signed))
-                case Act.UPLOAD:
-                    self._transfers.begin(attempt, partial(self._deliver, attempt))
-                case Act.LAUNCH:
-                    await asyncio.to_thread(self._launch, attempt, action.life)
-                case Act.STOP:
-                    await asyncio.to_thread(self._spool.ask_to_stop, attempt)
-                case Act.KILL:
-                    await asyncio.to_thread(self._launcher.cancel, self._spool.directory(attempt))
-                case Act.END:
-                    assert action.outcome is not None, action
-                    await self._transfers.stop(attempt)
-                    ended = Ended(outcome=action.outcome, reason=action.reason)
-                    await asyncio.to_thread(self._spool.end, attempt, ended)
-                case Act.DROP:
-                    await self._transfers.stop(attempt)
-                    await asyncio.to_thread(self._spool.drop, attempt)
-                    self._transfers.forget(attempt)
-                    self._said.pop(attempt, None)
-        except Refused as error:  # the machine's own rules will never let it run
-            self._transfers.problems[attempt] = str(error)
+            is_news = await self._deeds.do(action, self._link, self._talk.news)
         except SprachbundError as error:
             self._say(attempt, logging.WARNING, f"{attempt}: {action.act} failed: {error}")
             return False
-        return action.act in (Act.LAUNCH, Act.END, Act.DROP)
-
-    async def _stage(self, attempt: AttemptId, signed: site_pb2.SignedAssignment | None) -> None:
-        if signed is not None:  # else it is in the spool already
-            await asyncio.to_thread(self._spool.create, attempt, signed.job, signed.signature)
-        await carry.stage(
-            attempt, self._spool, self._store, self._residuals, self._link.artifacts, self._site_file()
-        )
-
-    async def _deliver(self, attempt: AttemptId) -> None:
-        limit = self._talk.news.upload_bytes_max if self._talk.news else 0
-        link = self._link
-        ended = await carry.deliver(
-            attempt, self._spool, self._store, self._residuals, link.artifacts, link.identity, limit
-        )
-        await asyncio.to_thread(self._spool.end, attempt, ended)
-
-    def _launch(self, attempt: AttemptId, life: int) -> None:
-        self._spool.take_back_stop(attempt)
-        self._launcher.submit(self._spool.directory(attempt), life)
-
-    def _site_file(self) -> bytes:
-        config = self._config
-        return encode(
-            Site(
-                text=config.text,
-                heldout_share=config.heldout_share,
-                cache=str(prepared_text(config)),
-                threads=config.torch_threads,
-            )
-        )
+        if action.act is Act.DROP:
+            self._said.pop(attempt, None)
+        return is_news
 
     def _describe(self) -> site_pb2.SiteDescription:
         config = self._config

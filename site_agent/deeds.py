@@ -1,0 +1,109 @@
+"""How the agent carries out one action of a plan: at the spool, the launcher or the coordinator."""
+
+import asyncio
+from functools import partial
+from typing import Any
+
+from sprachbund.v1 import site_pb2
+
+from consortium.canonical import encode
+from consortium.errors import Refused
+from consortium.ids import AttemptId
+from consortium.store import BlobStore
+from site_agent import carry
+from site_agent.config import SiteConfig
+from site_agent.core.facts import Act, Action, Ended
+from site_agent.description import prepared_text
+from site_agent.launchers.base import Launcher
+from site_agent.link import Link, News
+from site_agent.residuals import Residuals
+from site_agent.spool import Spool
+from site_agent.trainer.folder import Site
+from site_agent.transfers import Transfers
+
+
+class Deeds:
+    """Every deed may be begun again at any time; a second beginning of the same does nothing."""
+
+    def __init__(
+        self,
+        config: SiteConfig,
+        spool: Spool,
+        store: BlobStore,
+        residuals: Residuals,
+        launcher: Launcher,
+        transfers: Transfers,
+    ) -> None:
+        self._config = config
+        self._spool = spool
+        self._store = store
+        self._residuals = residuals
+        self._launcher = launcher
+        self._transfers = transfers
+
+    async def do(self, action: Action, link: Link, news: News | None) -> bool:
+        """Carry out ``action``; whether it leaves something to be decided at once.
+
+        news  the coordinator's newest answer, if there was one
+        Raises what the disk or the launcher refuses; what a transfer meets goes to ``Transfers.problems``.
+        """
+        attempt = action.attempt
+        try:
+            match action.act:
+                case Act.STAGE:
+                    signed = news.signed.get(attempt) if news else None
+                    self._transfers.begin(attempt, partial(self._stage, attempt, link, signed))
+                case Act.UPLOAD:
+                    limit = news.upload_bytes_max if news else 0
+                    self._transfers.begin(attempt, partial(self._deliver, attempt, link, limit))
+                case Act.LAUNCH:
+                    await asyncio.to_thread(self._launch, attempt, action.life)
+                case Act.STOP:
+                    await asyncio.to_thread(self._spool.ask_to_stop, attempt)
+                case Act.KILL:
+                    await asyncio.to_thread(self._launcher.cancel, self._spool.directory(attempt))
+                case Act.END:
+                    assert action.outcome is not None, action
+                    await self._transfers.stop(attempt)
+                    ended = Ended(outcome=action.outcome, reason=action.reason)
+                    await asyncio.to_thread(self._spool.end, attempt, ended)
+                case Act.DROP:
+                    await self._transfers.stop(attempt)
+                    await asyncio.to_thread(self._spool.drop, attempt)
+                    self._transfers.forget(attempt)
+        except Refused as error:  # the machine's own rules will never let it run
+            self._transfers.problems[attempt] = str(error)
+        return action.act in (Act.LAUNCH, Act.END, Act.DROP)
+
+    async def _stage(self, attempt: AttemptId, link: Link, signed: site_pb2.SignedAssignment | None) -> None:
+        if signed is not None:  # else it is in the spool already
+            await asyncio.to_thread(self._spool.create, attempt, signed.job, signed.signature)
+        artifacts: Any = link.artifacts
+        await carry.stage(attempt, self._spool, self._store, self._residuals, artifacts, self._site_file())
+
+    async def _deliver(self, attempt: AttemptId, link: Link, upload_bytes_max: int) -> None:
+        ended = await carry.deliver(
+            attempt,
+            self._spool,
+            self._store,
+            self._residuals,
+            link.artifacts,
+            link.identity,
+            upload_bytes_max,
+        )
+        await asyncio.to_thread(self._spool.end, attempt, ended)
+
+    def _launch(self, attempt: AttemptId, life: int) -> None:
+        self._spool.take_back_stop(attempt)
+        self._launcher.submit(self._spool.directory(attempt), life)
+
+    def _site_file(self) -> bytes:
+        config = self._config
+        return encode(
+            Site(
+                text=config.text,
+                heldout_share=config.heldout_share,
+                cache=str(prepared_text(config)),
+                threads=config.torch_threads,
+            )
+        )
