@@ -29,6 +29,7 @@ METHODS = {
     "/sprachbund.v1.AdminService/GetView": {Role.ADMIN, Role.AUDITOR},
     "/sprachbund.v1.AdminService/Watch": {Role.ADMIN, Role.AUDITOR},
     "/sprachbund.v1.AdminService/Why": {Role.ADMIN, Role.AUDITOR},
+    "/sprachbund.v1.AdminService/Carry": {Role.ADMIN},
     "/sprachbund.v1.AdminService/Forecast": {Role.ADMIN, Role.AUDITOR},
     "/sprachbund.v1.AuditService/ReadLedger": {Role.AUDITOR, Role.ADMIN},
     "/sprachbund.v1.AuditService/GetCheckpoint": {Role.AUDITOR, Role.ADMIN, Role.SITE},

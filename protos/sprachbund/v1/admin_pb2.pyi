@@ -134,3 +134,17 @@ class ForecastResponse(_message.Message):
     FORECAST_FIELD_NUMBER: _ClassVar[int]
     forecast: bytes
     def __init__(self, forecast: _Optional[bytes] = ...) -> None: ...
+
+class CarryRequest(_message.Message):
+    __slots__ = ("said",)
+    SAID_FIELD_NUMBER: _ClassVar[int]
+    said: bytes
+    def __init__(self, said: _Optional[bytes] = ...) -> None: ...
+
+class CarryResponse(_message.Message):
+    __slots__ = ("missing", "answer")
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    answer: bytes
+    def __init__(self, missing: _Optional[_Iterable[str]] = ..., answer: _Optional[bytes] = ...) -> None: ...

@@ -81,6 +81,11 @@ class AdminServiceStub:
                 request_serializer=sprachbund_dot_v1_dot_admin__pb2.WhyRequest.SerializeToString,
                 response_deserializer=sprachbund_dot_v1_dot_admin__pb2.WhyResponse.FromString,
                 _registered_method=True)
+        self.Carry = channel.unary_unary(
+                '/sprachbund.v1.AdminService/Carry',
+                request_serializer=sprachbund_dot_v1_dot_admin__pb2.CarryRequest.SerializeToString,
+                response_deserializer=sprachbund_dot_v1_dot_admin__pb2.CarryResponse.FromString,
+                _registered_method=True)
         self.Forecast = channel.unary_unary(
                 '/sprachbund.v1.AdminService/Forecast',
                 request_serializer=sprachbund_dot_v1_dot_admin__pb2.ForecastRequest.SerializeToString,
@@ -150,9 +155,17 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Forecast(self, request, context):
+    def Carry(self, request, context):
         """What a campaign would do and cost from the present state on; nothing is recorded.
+        What a site without a network says, carried by hand (docs/courier.md): executed as the site's own call. Blobs
+        travel over ArtifactService, on behalf of the site. Idempotent: call it until nothing is missing.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Forecast(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -204,6 +217,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Why,
                     request_deserializer=sprachbund_dot_v1_dot_admin__pb2.WhyRequest.FromString,
                     response_serializer=sprachbund_dot_v1_dot_admin__pb2.WhyResponse.SerializeToString,
+            ),
+            'Carry': grpc.unary_unary_rpc_method_handler(
+                    servicer.Carry,
+                    request_deserializer=sprachbund_dot_v1_dot_admin__pb2.CarryRequest.FromString,
+                    response_serializer=sprachbund_dot_v1_dot_admin__pb2.CarryResponse.SerializeToString,
             ),
             'Forecast': grpc.unary_unary_rpc_method_handler(
                     servicer.Forecast,
@@ -456,6 +474,33 @@ class AdminService:
             '/sprachbund.v1.AdminService/Why',
             sprachbund_dot_v1_dot_admin__pb2.WhyRequest.SerializeToString,
             sprachbund_dot_v1_dot_admin__pb2.WhyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Carry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sprachbund.v1.AdminService/Carry',
+            sprachbund_dot_v1_dot_admin__pb2.CarryRequest.SerializeToString,
+            sprachbund_dot_v1_dot_admin__pb2.CarryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csprachbund/v1/artifact.proto\x12\rsprachbund.v1\"\x1d\n\x0bStatRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"2\n\x0cStatResponse\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\x12\x10\n\x08received\x18\x02 \x01(\x04\"<\n\x0cUploadHeader\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"V\n\rUploadRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.sprachbund.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"4\n\x0eUploadResponse\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\".\n\x10\x44ownloadResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xea\x01\n\x0f\x41rtifactService\x12?\n\x04Stat\x12\x1a.sprachbund.v1.StatRequest\x1a\x1b.sprachbund.v1.StatResponse\x12G\n\x06Upload\x12\x1c.sprachbund.v1.UploadRequest\x1a\x1d.sprachbund.v1.UploadResponse(\x01\x12M\n\x08\x44ownload\x12\x1e.sprachbund.v1.DownloadRequest\x1a\x1f.sprachbund.v1.DownloadResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csprachbund/v1/artifact.proto\x12\rsprachbund.v1\"+\n\x0bStatRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\"2\n\x0cStatResponse\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\x12\x10\n\x08received\x18\x02 \x01(\x04\"J\n\x0cUploadHeader\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04site\x18\x04 \x01(\t\"V\n\rUploadRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.sprachbund.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"4\n\x0eUploadResponse\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"?\n\x0f\x44ownloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04site\x18\x03 \x01(\t\".\n\x10\x44ownloadResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xea\x01\n\x0f\x41rtifactService\x12?\n\x04Stat\x12\x1a.sprachbund.v1.StatRequest\x1a\x1b.sprachbund.v1.StatResponse\x12G\n\x06Upload\x12\x1c.sprachbund.v1.UploadRequest\x1a\x1d.sprachbund.v1.UploadResponse(\x01\x12M\n\x08\x44ownload\x12\x1e.sprachbund.v1.DownloadRequest\x1a\x1f.sprachbund.v1.DownloadResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,19 +32,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sprachbund.v1.artifact_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATREQUEST']._serialized_start=47
-  _globals['_STATREQUEST']._serialized_end=76
-  _globals['_STATRESPONSE']._serialized_start=78
-  _globals['_STATRESPONSE']._serialized_end=128
-  _globals['_UPLOADHEADER']._serialized_start=130
-  _globals['_UPLOADHEADER']._serialized_end=190
-  _globals['_UPLOADREQUEST']._serialized_start=192
-  _globals['_UPLOADREQUEST']._serialized_end=278
-  _globals['_UPLOADRESPONSE']._serialized_start=280
-  _globals['_UPLOADRESPONSE']._serialized_end=332
-  _globals['_DOWNLOADREQUEST']._serialized_start=334
-  _globals['_DOWNLOADREQUEST']._serialized_end=383
-  _globals['_DOWNLOADRESPONSE']._serialized_start=385
-  _globals['_DOWNLOADRESPONSE']._serialized_end=431
-  _globals['_ARTIFACTSERVICE']._serialized_start=434
-  _globals['_ARTIFACTSERVICE']._serialized_end=668
+  _globals['_STATREQUEST']._serialized_end=90
+  _globals['_STATRESPONSE']._serialized_start=92
+  _globals['_STATRESPONSE']._serialized_end=142
+  _globals['_UPLOADHEADER']._serialized_start=144
+  _globals['_UPLOADHEADER']._serialized_end=218
+  _globals['_UPLOADREQUEST']._serialized_start=220
+  _globals['_UPLOADREQUEST']._serialized_end=306
+  _globals['_UPLOADRESPONSE']._serialized_start=308
+  _globals['_UPLOADRESPONSE']._serialized_end=360
+  _globals['_DOWNLOADREQUEST']._serialized_start=362
+  _globals['_DOWNLOADREQUEST']._serialized_end=425
+  _globals['_DOWNLOADRESPONSE']._serialized_start=427
+  _globals['_DOWNLOADRESPONSE']._serialized_end=473
+  _globals['_ARTIFACTSERVICE']._serialized_start=476
+  _globals['_ARTIFACTSERVICE']._serialized_end=710
 # @@protoc_insertion_point(module_scope)

@@ -6,10 +6,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class StatRequest(_message.Message):
-    __slots__ = ("digest",)
+    __slots__ = ("digest", "site")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
     digest: str
-    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+    site: str
+    def __init__(self, digest: _Optional[str] = ..., site: _Optional[str] = ...) -> None: ...
 
 class StatResponse(_message.Message):
     __slots__ = ("complete", "received")
@@ -20,14 +22,16 @@ class StatResponse(_message.Message):
     def __init__(self, complete: _Optional[bool] = ..., received: _Optional[int] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("digest", "size", "offset")
+    __slots__ = ("digest", "size", "offset", "site")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
     digest: str
     size: int
     offset: int
-    def __init__(self, digest: _Optional[str] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+    site: str
+    def __init__(self, digest: _Optional[str] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., site: _Optional[str] = ...) -> None: ...
 
 class UploadRequest(_message.Message):
     __slots__ = ("header", "data")
@@ -46,12 +50,14 @@ class UploadResponse(_message.Message):
     def __init__(self, received: _Optional[int] = ..., complete: _Optional[bool] = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
-    __slots__ = ("digest", "offset")
+    __slots__ = ("digest", "offset", "site")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
     digest: str
     offset: int
-    def __init__(self, digest: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    site: str
+    def __init__(self, digest: _Optional[str] = ..., offset: _Optional[int] = ..., site: _Optional[str] = ...) -> None: ...
 
 class DownloadResponse(_message.Message):
     __slots__ = ("size", "data")
