@@ -10,7 +10,7 @@ from consortium.jobs import Purpose
 from consortium.loading import Problems, read
 from policies.languages import Languages, load_languages, normalise_all
 from policies.licences import load_licences
-from policies.ranges import Address, Count, Fraction, Positive
+from policies.ranges import Address, Count, Fraction, Natural, Positive
 
 
 class Text(Fact):
@@ -54,8 +54,15 @@ class SiteConfig(Fact):
     slots: Count = 1  #: jobs at once
     launcher: Literal["local"] = "local"
     sync_seconds: Positive = 10.0  #: between Syncs when nothing is new; a lease outlives several
-    lives_max: Count = 3  #: starts of one attempt, the first included, before it is reported as failed
-    torch_threads: Count = 1  #: per job; the bits of a CPU job depend on it
+    lives_max: Count = 3  #: lives of one attempt in a row without a newer training checkpoint, before it failed
+    lives_total_max: Count = 100  #: lives of one attempt at all
+    stall_minutes: Positive = 60.0  #: a running job without a new progress line is started again after this
+    torch_threads: Count = 1  #: per process of a job; the bits of a CPU job depend on it
+    ranks: Count = 1  #: processes of one job of the local launcher; more than one: by torchrun
+    gpus: Natural = 0  #: GPUs that one job of the local launcher uses; for the account of GPU-hours
+    sharding: Literal["none", "fsdp", "hsdp"] = (
+        "none"  #: how ranks share a model: each has all of it, a shard, or a shard within its node
+    )
     heldout_share: Fraction = 0.1  #: of each language's documents, for evaluation only
     text: tuple[Text, ...] = ()
     consent: Consent = Consent()
