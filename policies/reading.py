@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from consortium.canonical import Fact, decode, replace
-from consortium.checking import Place, nearest, shown
+from consortium.checking import Place
 from consortium.errors import BadInput
 from consortium.loading import Document, Problems, read, read_bytes
 from consortium.merging.recipe import Recipe
@@ -26,9 +26,9 @@ from consortium.merging.settings import written_out
 from policies.campaign import Admission, Campaign, Gate
 from policies.consistency import notes_on, problems_in
 from policies.languages import Languages, normalise_all
+from policies.presets import filled_in, names_in, read_preset
 from policies.ranges import Count, Natural, VocabularySize
 
-HERE = Path(__file__).parent
 PRESETS: dict[str, tuple[str, type]] = {
     "merge": ("recipes", Recipe),
     "gate": ("gates", Gate),
@@ -80,7 +80,7 @@ def load_admission(name: str) -> Admission:
 
 def preset_names(section: str) -> tuple[str, ...]:
     """What may stand after ``merge:``, ``gate:`` or ``admission:``."""
-    return tuple(sorted(path.stem for path in (HERE / PRESETS[section][0]).glob("*.yaml")))
+    return names_in(PRESETS[section][0])
 
 
 def load_campaign(path: str | Path, languages: Languages | None = None) -> CampaignFile:
@@ -98,7 +98,7 @@ def load_campaign(path: str | Path, languages: Languages | None = None) -> Campa
             plain["tokenizer"] = {}
             tokenizer_file = _existing(directory / "tokenizer.json", ("model",), problems)
         for section in sorted(PRESETS.keys() & plain.keys()):
-            plain[section] = _filled_in(section, plain[section], problems)
+            plain[section] = filled_in(PRESETS[section][0], section, plain[section], problems, _spelt_out)
     problems.check(plain, Campaign)
     problems.raise_if_any()
 
@@ -124,9 +124,7 @@ def load_campaign(path: str | Path, languages: Languages | None = None) -> Campa
 
 
 def _preset(section: str, name: str) -> Document:
-    if name not in preset_names(section):
-        raise BadInput(f"no {section} preset is called {shown(name)}; {nearest(name, preset_names(section))}")
-    document = read(HERE / PRESETS[section][0] / f"{name}.yaml")
+    document = read_preset(PRESETS[section][0], section, name)
     document.value = _spelt_out(document.value)
     return document
 
@@ -134,38 +132,6 @@ def _preset(section: str, name: str) -> Document:
 def _spelt_out(plain: dict[str, Any]) -> dict[str, Any]:
     """A recipe's parameters as the Recipe has them; of what is no recipe, nothing changes."""
     return {**plain, "parameters": written_out(plain["parameters"])} if "parameters" in plain else plain
-
-
-def _filled_in(section: str, value: Any, problems: Problems) -> Any:
-    """The plain mapping that ``diloco``, or ``{preset: diloco, outer: {momentum: 0.8}}``, stands for."""
-    name, own = value, {}
-    place: Place = (section,)
-    if isinstance(value, dict):
-        value = _spelt_out(value)
-        if "preset" not in value:
-            return value
-        name, own, place = (
-            value["preset"],
-            {key: value[key] for key in value if key != "preset"},
-            (section, "preset"),
-        )
-    if not isinstance(name, str):
-        problems.add(place, f"{shown(name)} is no preset; {nearest('', preset_names(section))}")
-        return own
-    try:
-        preset = _preset(section, name).value
-    except BadInput as error:
-        problems.add(place, str(error))
-        return own
-    return _overlaid(preset, own)
-
-
-def _overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _overlaid(merged[key], value) if both else value
-    return merged
 
 
 def _model(

@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
+from policies.campaign import Campaign
 from policies.reading import PRESETS, ModelInFile, TokenizerInFile, preset_names
+from policies.site_profile import profile_names
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -26,6 +28,7 @@ KINDS = {
     "membership": "policies.membership:Membership",
     "recipe": "consortium.merging.recipe:Recipe",
     "site": "site_agent.config:SiteConfig",
+    "site-profile": "policies.site_profile:SiteProfile",
 }
 
 
@@ -50,6 +53,8 @@ def schema_of(name: str) -> dict[str, Any]:
     )
     if name == "campaign":
         _as_written(components[kind.__name__], components, dict(zip(extra, inner, strict=True)))
+    if name == "site":
+        _may_be_a_preset(components, kind.__name__, "slurm", "SiteProfile", profile_names())
     if "Recipe" in components:
         components["Recipe"]["properties"]["parameters"]["additionalProperties"] = _SHORTHAND
     for component in components.values():
@@ -66,11 +71,18 @@ def _as_written(campaign: dict[str, Any], components: dict[str, Any], sources: d
         key for key in campaign["required"] if key != "tokenizer"
     ]  # a model's directory has one
     for section, (_, kind) in PRESETS.items():
-        names = {"enum": list(preset_names(section))}
-        components[kind.__name__]["properties"]["preset"] = names
-        properties[section] = {"anyOf": [names, {"$ref": f"#/$defs/{kind.__name__}"}]}
+        _may_be_a_preset(components, Campaign.__name__, section, kind.__name__, preset_names(section))
     for unwritten in ("FileRef", "ModelSource", "TokenizerSource"):
         del components[unwritten]
+
+
+def _may_be_a_preset(
+    components: dict[str, Any], owner: str, section: str, kind: str, names: tuple[str, ...]
+) -> None:
+    """Where a file takes a preset: its name, or a mapping that may start from one."""
+    name = {"enum": list(names)}
+    components[kind]["properties"]["preset"] = name
+    components[owner]["properties"][section] = {"anyOf": [name, {"$ref": f"#/$defs/{kind}"}]}
 
 
 def text_of(name: str) -> str:

@@ -4,6 +4,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from consortium.canonical import Fact, replace
 from consortium.ids import CampaignId, Language, SiteName, campaign_id, site_name
 from consortium.jobs import Purpose
@@ -11,6 +13,8 @@ from consortium.loading import Problems, read
 from policies.languages import Languages, load_languages, normalise_all
 from policies.licences import load_licences
 from policies.ranges import Address, Count, Fraction, Natural, Positive
+from policies.site_profile import SiteProfile, fill_in_profile, profile_names
+from site_agent.ssh.settings import Ssh, beside
 
 
 class Text(Fact):
@@ -52,7 +56,11 @@ class SiteConfig(Fact):
     enrolment: Address
     home: str  #: spool, blobs, prepared text and keys lie below it
     slots: Count = 1  #: jobs at once
-    launcher: Literal["local"] = "local"
+    launcher: Literal["local", "slurm"] = "local"
+    slurm: SiteProfile | None = (
+        None  #: how the site's Slurm wants its jobs; a preset, or one with keys changed
+    )
+    ssh: Ssh | None = None  #: the site is driven from outside; then ``text`` has paths of the site
     sync_seconds: Positive = 10.0  #: between Syncs when nothing is new; a lease outlives several
     lives_max: Count = 3  #: lives of one attempt in a row without a newer training checkpoint, before it failed
     lives_total_max: Count = 100  #: lives of one attempt at all
@@ -74,8 +82,15 @@ def load_site_config(path: str | Path, languages: Languages | None = None) -> Si
     Raises BadInput with every ``file:line`` that is wrong. Whether the text exists, ``site doctor`` asks.
     """
     document = read(path)
-    config = document.convert(SiteConfig)
     problems = Problems(document)
+    fill_in_profile(document, problems)
+    problems.check(document.value, SiteConfig)
+    problems.raise_if_any()
+    config = msgspec.convert(document.value, SiteConfig)
+    if config.launcher == "slurm" and config.slurm is None:
+        problems.add(
+            ("launcher",), f"slurm needs a profile; add 'slurm:' with one of: {', '.join(profile_names())}"
+        )
     known = languages or load_languages()
     licences = load_licences()
 
@@ -86,7 +101,10 @@ def load_site_config(path: str | Path, languages: Languages | None = None) -> Si
         verdict = problems.attempt((*place, "licence"), judge, text.licence)
         if verdict is not None and not verdict.allowed:
             problems.add((*place, "access"), verdict.reason)
-        return replace(text, language=code or text.language, path=document.beside(text.path))
+        path = text.path if config.ssh else document.beside(text.path)
+        if not path.startswith("/"):
+            problems.add((*place, "path"), f"{path!r} has to be an absolute path of the site, with `ssh`")
+        return replace(text, language=code or text.language, path=path)
 
     texts = tuple(resolved(index, text) for index, text in enumerate(config.text))
     consent = config.consent
@@ -96,5 +114,8 @@ def load_site_config(path: str | Path, languages: Languages | None = None) -> Si
     problems.attempt(("site",), site_name, config.site)
     for index, campaign in enumerate(consent.campaigns or ()):
         problems.attempt(("consent", "campaigns", index), campaign_id, campaign)
+    if config.ssh is not None and config.launcher != "slurm":
+        problems.add(("ssh",), "drives a site's Slurm; say `launcher: slurm` and name a profile")
     problems.raise_if_any()
-    return replace(config, home=document.beside(config.home), text=texts, consent=consent)
+    ssh = beside(config.ssh, document.beside) if config.ssh else None
+    return replace(config, home=document.beside(config.home), text=texts, consent=consent, ssh=ssh)

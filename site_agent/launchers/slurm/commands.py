@@ -1,0 +1,105 @@
+"""How Slurm's commands are run and where job directories lie: on this machine here, elsewhere behind SSH."""
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from consortium.canonical import Fact
+from consortium.errors import Unavailable
+from consortium.files import disk_errors, sync_folder, write_bytes_atomically
+
+#: A dead controller holds ``squeue`` for 18 s at a MessageTimeout of 10 s; sites set up to 60 s.
+COMMAND_SECONDS = 90.0
+#: One language, and times as epoch seconds whatever the zone of the host.
+ENVIRONMENT = {"LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
+
+
+class Completed(Fact):
+    """What a command said before it ended by itself."""
+
+    rc: int
+    out: str
+    err: str
+
+
+class Commands(Protocol):
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = COMMAND_SECONDS) -> Completed:
+        """Run one command, without a shell, with ``ENVIRONMENT``.
+
+        timeout  seconds
+        Raises Unavailable if it could not be run or took longer; it may have had its effect all the same.
+        """
+
+
+class JobFiles(Protocol):
+    """Job directories of the agent as the batch system sees them. Paths are the agent's own."""
+
+    def place(self, directory: Path) -> str:
+        """The path of the job directory on the nodes."""
+
+    def push(self, directory: Path) -> None:
+        """Make the directory whole there. Raises Unavailable, or DiskFull."""
+
+    def pull(self, directories: Sequence[Path]) -> None:
+        """Bring what the jobs wrote: small files, and ``result/`` once it is there. Raises Unavailable."""
+
+    def write(self, directory: Path, name: str, data: bytes) -> None:
+        """Make a small file hold ``data`` here and there, atomically. Raises Unavailable, or DiskFull."""
+
+    def remove(self, directory: Path, name: str) -> None:
+        """Take a file away here and there; that it is gone already does no harm."""
+
+
+class LocalCommands:
+    """Satisfies ``Commands`` with processes of this machine."""
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
+        self._environment = environment
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = COMMAND_SECONDS) -> Completed:
+        inherited = os.environ if self._environment is None else self._environment
+        try:
+            ended = subprocess.run(
+                list(argv),
+                input=stdin,
+                capture_output=True,
+                timeout=timeout,
+                check=False,
+                env={**inherited, **ENVIRONMENT},
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable(f"{argv[0]} did not answer within {timeout:.0f} s; try again later") from error
+        except OSError as error:
+            raise Unavailable(
+                f"{argv[0]} cannot be run: {error.strerror}; check that it is installed and on PATH"
+            ) from error
+        return Completed(
+            rc=ended.returncode,
+            out=ended.stdout.decode(errors="replace"),
+            err=ended.stderr.decode(errors="replace"),
+        )
+
+
+class LocalFiles:
+    """Satisfies ``JobFiles`` where agent and nodes see one file system under the same paths."""
+
+    def place(self, directory: Path) -> str:
+        return str(directory.resolve())
+
+    def push(self, directory: Path) -> None:
+        """Nothing to move; what is there must be seen by other hosts, so its names are made durable."""
+        with disk_errors(directory):
+            sync_folder(directory)
+
+    def pull(self, directories: Sequence[Path]) -> None:
+        pass
+
+    def write(self, directory: Path, name: str, data: bytes) -> None:
+        write_bytes_atomically(directory / name, data)
+
+    def remove(self, directory: Path, name: str) -> None:
+        with disk_errors(directory / name), contextlib.suppress(FileNotFoundError):
+            (directory / name).unlink()
