@@ -5,11 +5,13 @@ systemd, cgroups or a second machine. Written for 22.05 (Debian 12) and 24.11 (D
 Source of the settings: slurm.conf(5), slurmdbd.conf(5), gres.conf(5), cgroup.conf(5), and trying.
 """
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 GPUS_PER_NODE = 4
-ACCOUNTS = ("site", "north", "south")  #: may submit; ``spent`` exists too and has no minutes left
+ACCOUNTS = ("site", "north", "south")
+SPENT = "spent"  #: an account whose minutes are used up: its jobs pend for ever
 USERS = ("root", "nobody")
 
 
@@ -40,8 +42,23 @@ class Settings:
     def node_port(self, number: int) -> int:
         return self.port + 10 + number
 
-    def described(self) -> dict[str, str]:
-        return {name: str(value) for name, value in sorted(asdict(self).items())}
+    @property
+    def database_socket(self) -> Path:
+        return self.root / "run" / "db" / "mysql.sock"
+
+    def record(self) -> None:
+        """Note in ``root`` what the cluster there is like."""
+        plain = {**asdict(self), "root": str(self.root)}
+        (self.root / "settings.json").write_text(json.dumps(plain, indent=2, sort_keys=True))
+
+    @classmethod
+    def recorded(cls, root: Path) -> "Settings | None":
+        """What ``record`` noted in ``root``."""
+        try:
+            plain = json.loads((root / "settings.json").read_text())
+        except FileNotFoundError:
+            return None
+        return cls(**{**plain, "root": root})
 
 
 def slurm_conf(settings: Settings, host: str) -> str:

@@ -29,13 +29,15 @@ def slurm_here() -> None:
 @pytest.fixture(scope="session")
 def shared_cluster(slurm_here: None) -> Iterator[Cluster]:
     """A cluster that tests must not hurt: it may be somebody's who works beside them."""
-    cluster = Cluster(Settings(root=default_root()))
-    was_up = cluster.is_up()
-    if not was_up:
-        cluster = Cluster(Settings(root=default_root(), port=_free_ports(), min_job_age=5))
+    recorded = Settings.recorded(default_root())
+    if recorded and Cluster(recorded).is_up():
+        yield Cluster(recorded)
+        return
+    cluster = Cluster(Settings(root=default_root(), port=_free_ports()))
+    try:
         cluster.up()
-    yield cluster
-    if not was_up:
+        yield cluster
+    finally:
         cluster.down(purge=True)
 
 
