@@ -156,8 +156,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Carry(self, request, context):
-        """What a campaign would do and cost from the present state on; nothing is recorded.
-        What a site without a network says, carried by hand (docs/courier.md): executed as the site's own call. Blobs
+        """What a site without a network says, carried by hand (docs/courier.md): executed as the site's own call. Blobs
         travel over ArtifactService, on behalf of the site. Idempotent: call it until nothing is missing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -165,7 +164,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Forecast(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """What a campaign would do and cost from the present state on; nothing is recorded.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
