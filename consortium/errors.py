@@ -4,6 +4,7 @@
     ├── BadInput        a person or another party gave us something wrong; trying again will not help
     │   └── Corrupt     bytes are not what their digest, signature or format says
     ├── Refused         well formed, but a rule says no; the reason names the rule and the way out
+    │   └── Superseded  a newer agent of the same site has taken over; this one has to leave
     ├── Unavailable     the world is not ready (network, disk, another process); try again later
     │   └── DiskFull    no room left; free some, then try again
     └── Broken          our own promise does not hold (ledger chain, replay); stop and call someone
@@ -29,6 +30,10 @@ class Corrupt(BadInput):
 
 class Refused(SprachbundError):
     exit_code = 4
+
+
+class Superseded(Refused):
+    pass
 
 
 class Unavailable(SprachbundError):

@@ -12,7 +12,16 @@ from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from consortium.errors import BadInput, Broken, Corrupt, DiskFull, Refused, SprachbundError, Unavailable
+from consortium.errors import (
+    BadInput,
+    Broken,
+    Corrupt,
+    DiskFull,
+    Refused,
+    SprachbundError,
+    Superseded,
+    Unavailable,
+)
 
 DOMAIN = "sprachbund"
 _MESSAGE_BYTES_MAX = 1500  # it travels twice, once percent-encoded; headers end at 8 KiB
@@ -21,6 +30,7 @@ _KINDS: tuple[tuple[str, type[SprachbundError], int], ...] = (
     ("BAD_INPUT", BadInput, code_pb2.INVALID_ARGUMENT),
     ("CORRUPT", Corrupt, code_pb2.DATA_LOSS),
     ("REFUSED", Refused, code_pb2.PERMISSION_DENIED),
+    ("SUPERSEDED", Superseded, code_pb2.PERMISSION_DENIED),
     ("UNAVAILABLE", Unavailable, code_pb2.UNAVAILABLE),
     ("DISK_FULL", DiskFull, code_pb2.RESOURCE_EXHAUSTED),
     ("BROKEN", Broken, code_pb2.INTERNAL),

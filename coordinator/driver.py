@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from consortium.errors import BadInput, Refused, Unavailable
+from consortium.capacity import Opening
+from consortium.errors import BadInput, Refused, Superseded, Unavailable
 from consortium.ids import AttemptId, SiteName
 from consortium.signing import Checkpoint, sign_checkpoint
 from consortium.views import ConsortiumView
@@ -25,11 +26,14 @@ from coordinator.core.state import State, apply, restore
 from coordinator.core.story import Line, sentence, tell
 from coordinator.core.view import Sight, view
 from coordinator.ledger import Ledger, Recorded
+from policies.windows import opening
 
 _log = logging.getLogger(__name__)
 
 #: After these, a snapshot and a signed checkpoint: a replay never has to go back further than one round.
 _MILESTONES = (ev.VersionPromoted, ev.VersionRejected, ev.RoundFailed, ev.CampaignEnded)
+
+_INCARNATIONS_MAX = 1000  # of one site; an agent from cron is a new one every few minutes
 
 
 def decode_event(recorded: Recorded) -> ev.AnyEvent:
@@ -46,6 +50,11 @@ def replay(ledger: Ledger, *, from_snapshot: bool = True) -> State:
     for recorded in ledger.read(seq + 1):
         apply(decode_event(recorded), state, recorded.at)
     return state
+
+
+def openings(state: State, now: float) -> dict[SiteName, Opening]:
+    """How the windows of every site that has some stand at ``now``."""
+    return {name: opening(site.windows, now) for name, site in sorted(state.sites.items()) if site.windows}
 
 
 class Driver:
@@ -76,8 +85,8 @@ class Driver:
     def execute(self, command: cm.Command) -> Decision:
         """Decide ``command`` and everything that follows, durably. Raises what the core or the disk refuses."""
         now = self.clock()
-        moment = Moment(now=now, started_at=self.started_at, renewed=self.renewed)
         state, decision = self.state, None
+        moment = self._moment(state, now)
         try:
             decision = handle(state, command, moment)
             recorded = self._ledger.append(decision.events, now) if decision.events else []
@@ -93,6 +102,11 @@ class Driver:
         if any(isinstance(event, _MILESTONES) for event in decision.events):
             self._keep()
         return decision
+
+    def _moment(self, state: State, now: float) -> Moment:
+        return Moment(
+            now=now, started_at=self.started_at, renewed=self.renewed, openings=openings(state, now)
+        )
 
     def _keep(self) -> None:
         """A snapshot and a signed checkpoint. What has happened stands without them, too."""
@@ -122,9 +136,15 @@ class Driver:
         known = self._incarnations.setdefault(site, [])
         if incarnation not in known:
             known.append(incarnation)
-        if known[-1] != incarnation:
-            raise Refused(f"another, newer agent of site {site} has taken over; stop this one")
+            del known[:-_INCARNATIONS_MAX]
+        self.fence(site, incarnation)
         self.seen[site] = self.clock()
+
+    def fence(self, site: SiteName, incarnation: str) -> None:
+        """Raise Superseded for an agent that a newer one has replaced. One that is unknown has not synced yet."""
+        known = self._incarnations.get(site, [])
+        if incarnation in known[:-1]:
+            raise Superseded(f"another, newer agent of site {site} has taken over; stop this one")
 
     @property
     def sequence(self) -> int:

@@ -8,9 +8,11 @@ from typing import Any
 
 import grpc
 
-from consortium.channels import peer_identity
+from consortium.channels import peer_identity, program_of
 from consortium.errors import Refused
 from consortium.identity import Identity
+from consortium.ids import SiteName
+from consortium.roles import Role
 from coordinator.core.access import may_call
 from coordinator.driver import Driver
 
@@ -24,7 +26,7 @@ def caller(context: grpc.aio.ServicerContext | None = None) -> Identity:
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries no types
-    """Checks certificate, role, enrolment and suspension at each call: a change takes effect at the next one."""
+    """Checks certificate, role, enrolment, suspension and incarnation at each call: a change takes effect at the next."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -51,6 +53,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries n
         verdict = may_call(state, identity.role, identity.name, identity.fingerprint, method)
         if not verdict.allowed:
             raise Refused(verdict.reason)
+        if identity.role is Role.SITE:
+            _, incarnation = program_of(context.invocation_metadata())
+            self._driver.fence(SiteName(identity.name), incarnation)
         _caller.set(identity)
 
     def _unary(self, behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:

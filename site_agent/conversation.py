@@ -10,7 +10,7 @@ from typing import Any
 
 from sprachbund.v1 import site_pb2
 
-from consortium.errors import Broken, SprachbundError
+from consortium.errors import Broken, SprachbundError, Superseded
 from site_agent.core.facts import Report
 from site_agent.link import Link, News
 
@@ -26,12 +26,14 @@ class Conversation:
 
     news     the newest answer; None: not heard since the agent started
     trouble  why the last Sync failed; "" if it did not
+    superseded    the coordinator's word that a newer agent has taken over; "" if none has
     wait_seconds  how long the coordinator may wait for something to say
     """
 
     def __init__(self, link: Link, wait_seconds: float, changed: Callable[[], None]) -> None:
         self.news: News | None = None
         self.trouble = ""
+        self.superseded = ""
         self.synced_at: float | None = None
         self._link = link
         self.wait_seconds = wait_seconds
@@ -79,6 +81,8 @@ class Conversation:
         try:
             self.news = task.result()
         except SprachbundError as error:
+            if isinstance(error, Superseded):
+                self.superseded = str(error)
             self._failures += 1
             pause = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS * 2.0 ** min(self._failures - 1, 10))
             self._not_before = now + pause * random.uniform(0.5, 1.5)

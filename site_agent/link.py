@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from sprachbund.v1 import artifact_pb2_grpc, site_pb2, site_pb2_grpc
 
-from consortium.channels import open_channel
-from consortium.errors import BadInput
+from consortium.channels import open_channel, user_agent
+from consortium.errors import BadInput, Refused, SprachbundError, Unavailable
 from consortium.identity import signing_request
 from consortium.ids import AttemptId, SiteName
 from consortium.wire_errors import from_rpc_error
@@ -43,13 +44,20 @@ class Link:
     """The agent's connection. Calls raise the errors of consortium/errors.py, the other side's included."""
 
     def __init__(
-        self, site: SiteName, target: str, home: Path, identity: SiteIdentity, incarnation: str
+        self,
+        site: SiteName,
+        target: str,
+        home: Path,
+        identity: SiteIdentity,
+        incarnation: str,
+        proxy: str | None = None,
     ) -> None:
         self.identity = identity
         self._site = site
         self._target = target
         self._home = home
         self._incarnation = incarnation
+        self._proxy = proxy
         self._witness = Witness(home / "checkpoints.jsonl", identity.ledger_key)
         self._revision = 0
         self._channels: list[grpc.aio.Channel] = []
@@ -72,7 +80,10 @@ class Link:
         try:
             answer = await self._sites.Sync(request, timeout=wait_seconds + _ANSWER_SECONDS)
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            refused = from_rpc_error(error)
+            if isinstance(refused, Refused) and self._take_up_newer():
+                raise Unavailable("another agent of this home has renewed the certificate") from error
+            raise refused from error
         if answer.HasField("checkpoint"):
             self._witness.see(wire.checkpoint(answer.checkpoint))
         self._revision = answer.revision
@@ -97,10 +108,28 @@ class Link:
 
     def _open(self) -> None:
         # earlier channels stay open: transfers under way go on with the old certificate, which is still valid
-        channel = open_channel(self._target, self.identity.authority, self.identity.credentials)
+        channel = open_channel(
+            self._target,
+            self.identity.authority,
+            self.identity.credentials,
+            proxy=self._proxy,
+            program=user_agent(version("sprachbund"), self._incarnation),
+        )
         self._channels.append(channel)
         self._sites: Any = site_pb2_grpc.SiteServiceStub(channel)
         self.artifacts: Any = artifact_pb2_grpc.ArtifactServiceStub(channel)
+
+    def _take_up_newer(self) -> bool:
+        """Whether there is another certificate on disk than the one in use; then it is in use from now on."""
+        try:
+            found = SiteIdentity.load(self._home)
+        except SprachbundError:
+            return False
+        if found.certificate == self.identity.certificate:
+            return False
+        self.identity = found
+        self._open()
+        return True
 
     def _news(self, answer: site_pb2.SyncResponse, answered: frozenset[AttemptId]) -> News:
         offers: dict[AttemptId, Offer] = {}

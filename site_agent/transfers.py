@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from consortium.errors import BadInput, Refused, SprachbundError
+from consortium.errors import BadInput, Refused, SprachbundError, Superseded
 from consortium.ids import AttemptId
 
 _log = logging.getLogger(__name__)
@@ -17,6 +17,7 @@ _REFUSALS_MAX = 3
 class Transfers:
     """At most one transfer an attempt, beside everything else that the agent does.
 
+    superseded what the coordinator said, if a newer agent of this site has taken over
     problems   sentences on what trying again cannot help
     connected  whether the coordinator talks to this site at all: a refusal counts for the attempt only then;
                one of the whole site (suspended, certificate expired) will pass, and the result is kept
@@ -24,6 +25,7 @@ class Transfers:
 
     def __init__(self, changed: Callable[[], None], connected: Callable[[], bool]) -> None:
         self.problems: dict[AttemptId, str] = {}
+        self.superseded = ""
         self._changed = changed
         self._connected = connected
         self._tasks: dict[AttemptId, asyncio.Task[None]] = {}
@@ -67,6 +69,8 @@ class Transfers:
     async def _run(self, attempt: AttemptId, carry: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             await carry()
+        except Superseded as error:  # says nothing of the attempt: the newer agent goes on with it
+            self.superseded = str(error)
         except SprachbundError as error:
             _log.warning("%s: %s", attempt, error)
             if isinstance(error, Refused) and self._connected():
