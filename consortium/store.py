@@ -281,6 +281,16 @@ def ref_of(path: Path) -> FileRef:
     return FileRef(digest=Digest(sha256.hexdigest()), size=size)
 
 
+def ref_of_section(path: Path, begin: int, size: int) -> FileRef:
+    """The same for at most ``size`` bytes of a file from ``begin`` on."""
+    sha256, done = hashlib.sha256(), 0
+    with disk_errors(path), open(path, "rb", buffering=0) as file:
+        while done < size and (data := os.pread(file.fileno(), min(_READ_BYTES, size - done), begin + done)):
+            sha256.update(data)
+            done += len(data)
+    return FileRef(digest=Digest(sha256.hexdigest()), size=done)
+
+
 @contextlib.contextmanager
 def _open_partial(path: Path) -> Iterator[int]:
     make_folder(path.parent)

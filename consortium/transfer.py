@@ -23,7 +23,7 @@ from consortium.errors import Corrupt, DiskFull, SprachbundError, Unavailable
 from consortium.files import disk_errors
 from consortium.ids import short
 from consortium.manifests import FileRef
-from consortium.store import BlobStore, ref_of
+from consortium.store import BlobStore, ref_of_section
 from consortium.wire_errors import from_rpc_error
 
 _log = logging.getLogger(__name__)
@@ -62,25 +62,45 @@ async def upload(
         size = path.stat().st_size
     if size != ref.size:
         raise Corrupt(f"{path}: has {size} bytes, {ref.size} were announced; it changed after it was hashed")
+    await upload_section(stub, path, 0, ref, "", retries, moved)
+
+
+async def upload_section(
+    stub: Any,
+    path: Path,
+    begin: int,
+    ref: FileRef,
+    site: str,
+    retries: Retries = PATIENT,
+    moved: Moved = _untold,
+) -> None:
+    """The same for the part of a file that begins at byte ``begin``; ``site``: on whose behalf, if not one's own."""
 
     async def received() -> int | None:
-        stat = await stub.Stat(artifact_pb2.StatRequest(digest=ref.digest), timeout=_STAT_SECONDS)
+        request = artifact_pb2.StatRequest(digest=ref.digest, site=site)
+        stat = await stub.Stat(request, timeout=_STAT_SECONDS)
         return None if stat.complete else int(stat.received)
 
     async def send(offset: int) -> None:
-        await _send(stub, path, ref, offset, moved)
+        await _send(stub, path, begin, ref, site, offset, moved)
 
     async def damaged_on_the_way() -> bool:
-        return await asyncio.to_thread(ref_of, path) == ref
+        return await asyncio.to_thread(ref_of_section, path, begin, ref.size) == ref
 
     await _until_whole(received, send, damaged_on_the_way, f"upload of {short(ref.digest)}", retries)
 
 
 async def download(
-    stub: Any, ref: FileRef, store: BlobStore, retries: Retries = PATIENT, moved: Moved = _untold
+    stub: Any,
+    ref: FileRef,
+    store: BlobStore,
+    retries: Retries = PATIENT,
+    moved: Moved = _untold,
+    site: str = "",
 ) -> None:
     """Bring blob ``ref`` from the coordinator into ``store``; returns when it is whole and verified there.
 
+    site  on whose behalf, if not one's own
     Raises what the coordinator says (Refused, BadInput, Corrupt), DiskFull, Unavailable when patience ends.
     """
 
@@ -88,7 +108,7 @@ async def download(
         return None if store.has(ref.digest) else store.received(ref.digest, _OWNER)
 
     async def receive(offset: int) -> None:
-        request = artifact_pb2.DownloadRequest(digest=ref.digest, offset=offset)
+        request = artifact_pb2.DownloadRequest(digest=ref.digest, offset=offset, site=site)
         async for message in stub.Download(request):
             if message.size and message.size != ref.size:
                 raise Corrupt(
@@ -147,10 +167,12 @@ async def _until_whole(
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))
 
 
-async def _send(stub: Any, path: Path, ref: FileRef, offset: int, moved: Moved) -> None:
+async def _send(
+    stub: Any, path: Path, begin: int, ref: FileRef, site: str, offset: int, moved: Moved
+) -> None:
     call = stub.Upload()
     try:
-        header = artifact_pb2.UploadHeader(digest=ref.digest, size=ref.size, offset=offset)
+        header = artifact_pb2.UploadHeader(digest=ref.digest, size=ref.size, offset=offset, site=site)
         await call.write(artifact_pb2.UploadRequest(header=header))
         # Data written into a call that the other side has already ended may hide its reason behind an INTERNAL
         # of our own (grpc/grpc issue 36066): so wait for the coordinator to accept the header
@@ -159,7 +181,7 @@ async def _send(stub: Any, path: Path, ref: FileRef, offset: int, moved: Moved) 
         with disk_errors(path), open(path, "rb") as file:
             while offset < ref.size:
                 length = min(CHUNK_BYTES, ref.size - offset)
-                data = await asyncio.to_thread(os.pread, file.fileno(), length, offset)
+                data = await asyncio.to_thread(os.pread, file.fileno(), length, begin + offset)
                 if not data:
                     raise Corrupt(
                         f"{path}: ends at {offset} of {ref.size} bytes; it changed after it was hashed"
