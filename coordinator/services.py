@@ -21,6 +21,7 @@ from sprachbund.v1 import (
 
 from consortium import identity, ids
 from consortium.canonical import decode, encode
+from consortium.capacity import Allocation, Usage, Window
 from consortium.errors import BadInput
 from consortium.ids import SiteName
 from consortium.jobs import Outcome, Phase
@@ -33,12 +34,14 @@ from coordinator.driver import Driver
 from coordinator.founding import Keys
 from coordinator.guard import caller
 from coordinator.reading import unknown_subject
+from policies import windows
 from policies.campaign import Campaign
 from policies.membership import Membership
 
 _WAIT_SECONDS_MAX = 60.0  # a long poll; keepalive pings go every 30 s
 _HOLDINGS_MAX = 1000  # two for every language there is text in; they go to the ledger
 _NAME_CHARACTERS_MAX = 100
+_WINDOWS_MAX = 20  # and allocations
 
 
 class SiteService(site_pb2_grpc.SiteServiceServicer):
@@ -55,18 +58,25 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
         loop = asyncio.get_running_loop()
         until = loop.time() + min(_seconds(request.wait), _WAIT_SECONDS_MAX)
         while True:
-            driver.arrive(site, _short(request.incarnation, "incarnation"))
-            now, held = driver.clock(), {job.attempt for job in driver.state.live(site)}
-            for line, report in zip(request.attempts, command.reports, strict=True):
-                if report.attempt in held:  # another site's lease is not for this one to renew
-                    driver.renewed[report.attempt] = now
-                    driver.sights[report.attempt] = _sight(line, report)
-            driver.execute(command)
-            response = self._response(site, request)
+            response = self.hear(site, request, command)
             left = until - loop.time()
             if response.revision != request.seen or response.settled or left <= 0:
                 return response
             await driver.news(left)
+
+    def hear(
+        self, site: SiteName, request: site_pb2.SyncRequest, command: cm.SyncSite
+    ) -> site_pb2.SyncResponse:
+        """Take in what ``site`` says, and say what is wanted of it now; ``command`` is the request in our words."""
+        driver = self._driver
+        driver.arrive(site, _short(request.incarnation, "incarnation"))
+        now, held = driver.clock(), {job.attempt for job in driver.state.live(site)}
+        for line, report in zip(request.attempts, command.reports, strict=True):
+            if report.attempt in held:  # another site's lease is not for this one to renew
+                driver.renewed[report.attempt] = now
+                driver.sights[report.attempt] = _sight(line, report)
+        driver.execute(command)
+        return self._response(site, request)
 
     def _response(self, site: SiteName, request: site_pb2.SyncRequest) -> site_pb2.SyncResponse:
         driver = self._driver
@@ -99,9 +109,13 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
     async def RenewCertificate(
         self, request: site_pb2.RenewCertificateRequest, context: grpc.aio.ServicerContext
     ) -> site_pb2.RenewCertificateResponse:
-        site = SiteName(caller().name)
+        certificate = self.renew(SiteName(caller().name), request.signing_request)
+        return site_pb2.RenewCertificateResponse(certificate=certificate)
+
+    def renew(self, site: SiteName, signing_request: bytes) -> bytes:
+        """A new certificate (PEM) for the key in ``signing_request``; the one before is refused from now on."""
         certificate = self._keys.authority.site(
-            request.signing_request, site, self._driver.clock(), self._config.certificate_days
+            signing_request, site, self._driver.clock(), self._config.certificate_days
         )
         who = identity.identity_of(certificate, self._driver.state.consortium)
         self._driver.execute(
@@ -112,7 +126,7 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
                 not_after=who.not_after,
             )
         )
-        return site_pb2.RenewCertificateResponse(certificate=certificate)
+        return certificate
 
 
 class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
@@ -124,6 +138,10 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
     async def Enrol(
         self, request: enrolment_pb2.EnrolRequest, context: grpc.aio.ServicerContext
     ) -> enrolment_pb2.EnrolResponse:
+        return self.enrol(request)
+
+    def enrol(self, request: enrolment_pb2.EnrolRequest) -> enrolment_pb2.EnrolResponse:
+        """The certificate that an invitation's token is worth. Raises what the core refuses."""
         token_hash = identity.token_hash(request.token)
         if (again := self._enrolled_before(token_hash, request.signing_request)) is not None:
             return self._response(again)
@@ -167,10 +185,13 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
 
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
-    def __init__(self, driver: Driver, membership: Membership, config: CoordinatorConfig) -> None:
+    def __init__(
+        self, driver: Driver, membership: Membership, config: CoordinatorConfig, courier: Courier
+    ) -> None:
         self._driver = driver
         self._membership = membership
         self._config = config
+        self._courier = courier
 
     def _done(self, command: cm.Command) -> admin_pb2.CommandResponse:
         decision = self._driver.execute(command)
@@ -249,6 +270,11 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             lines=[admin_pb2.StoryLine(at=x.at, sequence=x.sequence, text=x.text) for x in lines],
         )
 
+    async def Carry(
+        self, request: admin_pb2.CarryRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.CarryResponse:
+        return self._courier.carry(request.said, caller())
+
 
 class AuditService(audit_pb2_grpc.AuditServiceServicer):
     def __init__(self, driver: Driver) -> None:
@@ -297,12 +323,20 @@ def sync_command(site: SiteName, request: site_pb2.SyncRequest) -> cm.SyncSite:
         raise BadInput(
             f"{len(request.site.holdings)} holdings; at most {_HOLDINGS_MAX}, one a language and access"
         )
+    if max(len(request.site.allocations), len(request.site.windows)) > _WINDOWS_MAX:
+        raise BadInput(f"more than {_WINDOWS_MAX} allocations or windows; a week needs fewer")
+    if len({a.name for a in request.site.allocations}) < len(request.site.allocations):
+        raise BadInput("two allocations of one name; what is used could not be told apart")
     return cm.SyncSite(
         site=site,
         agent_version=request.site.agent_version[:100],
         slots=min(request.site.slots, 10_000),
         draining=request.site.draining,
         merges=request.site.merges,
+        allocations=tuple(_allocation(a) for a in sorted(request.site.allocations, key=lambda a: a.name)),
+        windows=tuple(_window(w) for w in request.site.windows),
+        gpus=min(request.site.gpus, 100_000),
+        launcher=request.site.launcher[:_NAME_CHARACTERS_MAX],
         holdings=tuple(
             Holding(
                 language=ids.language(h.language),
@@ -333,6 +367,51 @@ def _report(line: site_pb2.AttemptReport) -> cm.Report:
         outcome=_OUTCOMES[line.outcome] if ended else None,
         reason=line.reason[:1000],
         envelope=ids.digest(line.contribution) if line.contribution else None,
+        usage=_usage(line) if line.HasField("usage") else None,
+        detail=line.detail[:1000],
+        started=line.started,
+    )
+
+
+def _usage(line: site_pb2.AttemptReport) -> Usage:
+    told = line.usage
+    joules = told.joules if told.HasField("joules") else None
+    for name, number in (
+        ("gpu_seconds", told.gpu_seconds),
+        ("seconds", told.seconds),
+        ("queued_seconds", told.queued_seconds),
+        ("joules", joules or 0.0),
+    ):
+        if not 0.0 <= number < 1e15:  # NaN fails too; 1e15 s are thirty million years
+            raise BadInput(
+                f"attempt {line.attempt!r}: usage.{name} is {number}; it must be a number from 0 on"
+            )
+    return Usage(
+        gpu_seconds=told.gpu_seconds,
+        seconds=told.seconds,
+        queued_seconds=told.queued_seconds,
+        joules=joules,
+        source="sacct" if told.source == site_pb2.USAGE_SOURCE_SACCT else "clock",
+    )
+
+
+def _allocation(told: site_pb2.Allocation) -> Allocation:
+    if not 0.0 <= told.gpu_hours < 1e12:
+        raise BadInput(f"allocation {told.name!r}: {told.gpu_hours} GPU-hours; it must be a number from 0 on")
+    return Allocation(
+        name=_short(told.name, "allocation"),
+        gpu_hours=told.gpu_hours,
+        until=told.until.seconds + told.until.nanos / 1e9 if told.HasField("until") else None,
+    )
+
+
+def _window(told: site_pb2.Window) -> Window:
+    return windows.check(
+        Window(
+            cron=_short(told.cron, "cron"),
+            seconds=_seconds(told.length),
+            timezone=_short(told.timezone, "timezone") or "UTC",
+        )
     )
 
 

@@ -6,6 +6,7 @@ Who asks has been established by the shell (a certificate); a command carries th
 from typing import Literal
 
 from consortium.canonical import Fact
+from consortium.capacity import Allocation, Usage, Window
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
 from consortium.jobs import Outcome, Phase
 from consortium.manifests import Contribution, Holding, VersionManifest
@@ -62,6 +63,9 @@ class Report(Fact):
     outcome: Outcome | None = None
     reason: str = ""
     envelope: Digest | None = None  #: the signed contribution, when it succeeded
+    usage: Usage | None = None  #: of all its lives so far; None: the agent does not count
+    detail: str = ""  #: for people: why it waits
+    started: bool = False  #: some life of it has begun to run
 
 
 class SyncSite(Fact):
@@ -71,6 +75,10 @@ class SyncSite(Fact):
     draining: bool
     holdings: tuple[Holding, ...]
     merges: bool = False
+    allocations: tuple[Allocation, ...] = ()
+    windows: tuple[Window, ...] = ()
+    gpus: int = 0
+    launcher: str = ""
     reports: tuple[Report, ...]
 
 

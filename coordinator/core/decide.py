@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import singledispatch
 
+from consortium.capacity import ALWAYS, Opening
 from consortium.errors import BadInput, Refused
 from consortium.ids import AttemptId, SiteName, job_of, version_name
 from consortium.jobs import Outcome
@@ -14,6 +15,7 @@ from consortium.manifests import VersionManifest
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.able import coordinator_merges
+from coordinator.core.accounting import spending
 from coordinator.core.state import CampaignState, Job, RoundState, Site, State, Version
 from coordinator.core.transitions import JobState
 from policies.consistency import missing_in, problems_in
@@ -30,6 +32,14 @@ class Moment:
         0.0  #: of this coordinator process: after a crash every lease gets its full length again
     )
     renewed: Mapping[AttemptId, float] = field(default_factory=dict)  #: when a Sync last spoke of the attempt
+    openings: Mapping[SiteName, Opening] = field(default_factory=dict)  #: of sites that have windows
+
+    def opening(self, site: Site) -> Opening:
+        """Whether the site may be given work now, by its windows; one that nobody looked at is closed."""
+        return self.openings.get(site.name, _CLOSED) if site.windows else ALWAYS
+
+
+_CLOSED = Opening(is_open=False)
 
 
 @singledispatch
@@ -112,22 +122,28 @@ def _(command: cm.SyncSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
     if site.status == "suspended":
         raise Refused(f"site {site.name} is suspended; its operator should talk to the consortium's admin")
     events: list[ev.AnyEvent] = []
-    offered = (command.agent_version, command.slots, command.draining, command.holdings, command.merges)
-    if offered != (site.agent_version, site.slots, site.draining, site.holdings, site.merges):
-        events.append(
-            ev.SiteDescribed(
-                site=site.name,
-                agent_version=command.agent_version,
-                slots=command.slots,
-                draining=command.draining,
-                holdings=command.holdings,
-                merges=command.merges,
-            )
-        )
+    offered = {name: getattr(command, name) for name in _OFFER}
+    if any(getattr(site, name) != value for name, value in offered.items()):
+        events.append(ev.SiteDescribed(site=site.name, **offered))
     reports = {report.attempt: report for report in command.reports}  # of two on one attempt the last counts
     for _, report in sorted(reports.items()):
+        events += spending(state, site, report, moment.now)
         events += _report(state, site, report)
     return events
+
+
+#: What a Sync says of the site itself, as command, event and state all call it.
+_OFFER = (
+    "agent_version",
+    "slots",
+    "draining",
+    "holdings",
+    "merges",
+    "allocations",
+    "windows",
+    "gpus",
+    "launcher",
+)
 
 
 def _report(state: State, site: Site, report: cm.Report) -> list[ev.AnyEvent]:

@@ -7,6 +7,7 @@ a field is added with a default, an event that is no longer written stays readab
 from typing import Literal
 
 from consortium.canonical import Fact
+from consortium.capacity import Allocation, Window
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
 from consortium.jobs import Outcome, Purpose, Work
 from consortium.manifests import Contribution, Holding, VersionManifest
@@ -58,6 +59,10 @@ class SiteDescribed(Event):
     draining: bool
     holdings: tuple[Holding, ...]
     merges: bool = False  #: it lends itself to merging other sites' deltas
+    allocations: tuple[Allocation, ...] = ()  #: none: no limit
+    windows: tuple[Window, ...] = ()  #: none: always open
+    gpus: int = 0  #: of one job; 0: it computes on CPUs
+    launcher: str = ""
 
 
 class SiteStatusChanged(Event):
@@ -120,6 +125,8 @@ class JobLeased(Event):
     site: SiteName
     lease_seconds: float
     assignment: Digest  #: of the job.json that was signed
+    allocation: str = ""  #: the site's, which it is charged to; empty: none
+    gpu_hours: float = 0.0  #: expected, and held back from that allocation while it runs
     reason: str
 
 
@@ -128,6 +135,37 @@ class LeaseResumed(Event):
 
     job: JobId
     attempt: AttemptId
+    reason: str
+
+
+class AttemptStarted(Event):
+    """Its first life began to run: from here on a round counts the hours of its job."""
+
+    job: JobId
+    attempt: AttemptId
+    site: SiteName
+    queued_seconds: float  #: from the first submit to this start, by the site's clock
+
+
+class AttemptUsed(Event):
+    """What an attempt has spent so far, all told; a later one of the same attempt replaces it."""
+
+    job: JobId
+    attempt: AttemptId
+    site: SiteName
+    allocation: str = ""  #: charged; empty: none
+    gpu_seconds: float
+    seconds: float
+    joules: float | None = None
+    source: Literal["sacct", "clock"] = "clock"
+
+
+class AllocationWarned(Event):
+    """An allocation is nearly used up; said once for each level."""
+
+    site: SiteName
+    allocation: str
+    percent: int  #: the level that was passed
     reason: str
 
 
@@ -237,6 +275,9 @@ AnyEvent = (
     | JobPlanned
     | JobLeased
     | LeaseResumed
+    | AttemptStarted
+    | AttemptUsed
+    | AllocationWarned
     | AttemptEnded
     | ContributionReceived
     | ContributionAdmitted

@@ -12,6 +12,7 @@ from consortium.ids import Language, job_named
 from consortium.jobs import Outcome, Purpose, Subject, Tokenizer
 from coordinator.core import events as ev
 from coordinator.core.able import holders_of_public_text, judges, own_languages, participants
+from coordinator.core.accounting import warnings
 from coordinator.core.comparison import is_compared, models_to_compare, rivals_to_train
 from coordinator.core.decide import Moment, lease_until
 from coordinator.core.merging import job_at_a_site, where_to_merge
@@ -22,7 +23,7 @@ from coordinator.core.transitions import JobState
 
 def follow(state: State, moment: Moment) -> list[ev.AnyEvent]:
     """Events that are due now, of the first rule that has any; ask again when they are applied."""
-    for rule in (_lapsed_leases, _hopeless_jobs, _campaigns):
+    for rule in (_lapsed_leases, _hopeless_jobs, _warnings, _campaigns):
         if events := list(rule(state, moment)):
             return events
     return []
@@ -60,6 +61,10 @@ def _hopeless_jobs(state: State, moment: Moment) -> Iterator[ev.AnyEvent]:
             if job.disproved:
                 why = f"no site is left to ask, the last was refused: {job.reason}"
             yield ev.JobFailed(job=job.id, reason=why)
+
+
+def _warnings(state: State, moment: Moment) -> Iterator[ev.AnyEvent]:
+    yield from warnings(state)
 
 
 # --- a campaign, phase by phase --------------------------------------------------------------------

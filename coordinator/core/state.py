@@ -11,6 +11,7 @@ from functools import singledispatch
 import msgspec
 
 from consortium.canonical import encode
+from consortium.capacity import Allocation, Window
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
 from consortium.jobs import Assignment, Outcome, Purpose, Work
 from consortium.manifests import Contribution, Holding, VersionManifest
@@ -27,6 +28,14 @@ class Invitation(msgspec.Struct):
     valid_until: float
 
 
+class Spent(msgspec.Struct):
+    """What a site's attempts used, all told: by the events, so by what its agent said."""
+
+    gpu_seconds: float = 0.0
+    seconds: float = 0.0
+    joules: float = 0.0  #: of attempts that told
+
+
 class Site(msgspec.Struct):
     name: SiteName
     organisation: str
@@ -40,6 +49,14 @@ class Site(msgspec.Struct):
     draining: bool = False  #: by the site's own wish
     holdings: tuple[Holding, ...] = ()
     merges: bool = False  #: lends itself to merging other sites' deltas
+    allocations: tuple[Allocation, ...] = ()  #: none: no limit
+    windows: tuple[Window, ...] = ()  #: none: always open
+    gpus: int = 0  #: of one job; 0: CPU
+    launcher: str = ""
+    spent: Spent = msgspec.field(default_factory=Spent)
+    charged: dict[str, float] = {}  #: GPU-seconds by allocation
+    warned: dict[str, int] = {}  #: percent that its people were last warned of, by allocation
+    queued: tuple[float, ...] = ()  #: seconds that its newest attempts waited in its queue, oldest first
     certificates: dict[str, str] = {}  #: every one it ever had, by fingerprint
     token_hash: str = ""  #: of the invitation it enrolled with last
 
@@ -54,6 +71,18 @@ class Site(msgspec.Struct):
                 }
             )
         )
+
+
+class Try(msgspec.Struct):
+    """One attempt, as far as its cost goes; kept when the job has moved on, because it may still compute."""
+
+    site: SiteName
+    allocation: str = ""
+    expected_gpu_seconds: float = 0.0
+    started: bool = False
+    gpu_seconds: float = 0.0
+    seconds: float = 0.0
+    joules: float | None = None
 
 
 class Job(msgspec.Struct):
@@ -80,6 +109,9 @@ class Job(msgspec.Struct):
     disproved: tuple[SiteName, ...] = ()  #: whose result of this merge was refused; there is one right result
     planned_at: float = 0.0
     free_since: float = 0.0  #: when it last began to wait for a site
+    started_at: float | None = None  #: when the first of its attempts began to run
+    admitted_at: float = 0.0
+    tries: dict[AttemptId, Try] = {}
 
     @property
     def is_final(self) -> bool:
@@ -160,6 +192,13 @@ class CampaignState(msgspec.Struct):
         return now > since + self.spec.quorum.deadline_hours * 3600.0
 
 
+#: Of snapshots; to be raised when a field of the state is added. One of another layout is not used: events say it all.
+LAYOUT = 2
+
+#: Of so many newest attempts a site's queue waits are remembered: weeks, at the pace of rounds.
+QUEUED_KEPT = 20
+
+
 class State(msgspec.Struct):
     consortium: str = ""
     ledger_key: str = ""
@@ -169,6 +208,7 @@ class State(msgspec.Struct):
     sites: dict[SiteName, Site] = {}
     campaigns: dict[CampaignId, CampaignState] = {}
     jobs: dict[JobId, Job] = {}
+    layout: int = LAYOUT
 
     def live(self, site: SiteName) -> tuple[Job, ...]:
         """Jobs this site holds a lease on, by id."""
@@ -178,7 +218,19 @@ class State(msgspec.Struct):
         return encode(self)
 
 
+class _Layout(msgspec.Struct):
+    layout: int = 1  #: the first had no name
+
+
+def is_current(snapshot: bytes) -> bool:
+    """Whether this release's states are laid out like the snapshot."""
+    return msgspec.json.decode(snapshot, type=_Layout).layout == LAYOUT
+
+
 def restore(snapshot: bytes) -> State:
+    """The state that ``snapshot`` spells. Raises msgspec.ValidationError if another release wrote it."""
+    if not is_current(snapshot):
+        raise msgspec.ValidationError("the snapshot was written by another release")
     return msgspec.json.decode(snapshot, type=State)
 
 
@@ -237,6 +289,12 @@ def _(event: ev.SiteDescribed, state: State, at: float) -> None:
     site = state.sites[event.site]
     site.agent_version, site.slots = event.agent_version, event.slots
     site.draining, site.holdings, site.merges = event.draining, event.holdings, event.merges
+    granted = {allocation.name: allocation.gpu_hours for allocation in site.allocations}
+    for allocation in event.allocations:
+        if granted.get(allocation.name) != allocation.gpu_hours:
+            site.warned.pop(allocation.name, None)  # another grant, other warnings
+    site.allocations, site.windows = event.allocations, event.windows
+    site.gpus, site.launcher = event.gpus, event.launcher
 
 
 @apply.register
@@ -325,6 +383,33 @@ def _(event: ev.JobLeased, state: State, at: float) -> None:
     job = _move(state, event.job, "lease", event.reason)
     job.attempts += 1
     job.attempt, job.site, job.leased_at, job.outcome = event.attempt, event.site, at, None
+    job.tries[event.attempt] = Try(event.site, event.allocation, event.gpu_hours * 3600.0)
+
+
+@apply.register
+def _(event: ev.AttemptStarted, state: State, at: float) -> None:
+    job, site = state.jobs[event.job], state.sites[event.site]
+    job.tries[event.attempt].started = True
+    if job.started_at is None and job.attempt == event.attempt and not job.is_final:
+        job.started_at = at
+    site.queued = (*site.queued, event.queued_seconds)[-QUEUED_KEPT:]
+
+
+@apply.register
+def _(event: ev.AttemptUsed, state: State, at: float) -> None:
+    known, site = state.jobs[event.job].tries[event.attempt], state.sites[event.site]
+    more = event.gpu_seconds - known.gpu_seconds
+    site.spent.gpu_seconds += more
+    site.spent.seconds += event.seconds - known.seconds
+    site.spent.joules += (event.joules or 0.0) - (known.joules or 0.0)
+    if event.allocation:
+        site.charged[event.allocation] = site.charged.get(event.allocation, 0.0) + more
+    known.gpu_seconds, known.seconds, known.joules = event.gpu_seconds, event.seconds, event.joules
+
+
+@apply.register
+def _(event: ev.AllocationWarned, state: State, at: float) -> None:
+    state.sites[event.site].warned[event.allocation] = event.percent
 
 
 @apply.register
@@ -352,7 +437,7 @@ def _(event: ev.ContributionReceived, state: State, at: float) -> None:
 @apply.register
 def _(event: ev.ContributionAdmitted, state: State, at: float) -> None:
     job = _move(state, event.job, "admit", event.reason)
-    job.contribution = event.contribution
+    job.contribution, job.admitted_at = event.contribution, at
     scores = state.campaigns[job.campaign].scores
     for subject, languages in sorted(event.scores.items()):
         for language, score in sorted(languages.items()):

@@ -87,6 +87,16 @@ def _now(state: State, subject: str) -> list[str]:
     return []
 
 
+def spoken(seconds: float) -> str:
+    """A length of time as people say it, to two units: ``3 h 20 min``."""
+    whole = round(seconds)
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"
+
+
 def sentence(event: ev.AnyEvent) -> str:
     """One event in words; the reason it carries closes the sentence."""
     match event:
@@ -128,6 +138,19 @@ def sentence(event: ev.AnyEvent) -> str:
             return f"{event.attempt} leased to {event.site}: {event.reason}"
         case ev.LeaseResumed():
             return f"{event.attempt} got its lease back: {event.reason}"
+        case ev.AttemptStarted():
+            return f"{event.attempt} began to run at {event.site}, {spoken(event.queued_seconds)} after its submission"
+        case ev.AttemptUsed():
+            charged = f" of allocation {event.allocation}" if event.allocation else ""
+            energy = f", {event.joules / 3.6e6:.3g} kWh" if event.joules is not None else ""
+            return (
+                f"{event.attempt} used {event.gpu_seconds / 3600:.3g} GPU-hours{charged} in "
+                f"{spoken(event.seconds)}{energy} (by {event.source})"
+            )
+        case ev.AllocationWarned():
+            return (
+                f"{event.site}: allocation {event.allocation} is {event.percent} percent used: {event.reason}"
+            )
         case ev.AttemptEnded():
             return f"{event.attempt} {event.outcome.value}: {event.reason}"
         case ev.ContributionReceived():
