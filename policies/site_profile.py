@@ -47,7 +47,8 @@ class Container(Fact):
 class SiteProfile(Fact):
     """What a batch script of this site looks like. Empty text: the option is not given.
 
-    ``unverified`` names the keys whose values nobody has tried at the site; ``sources`` says where they are from.
+    ``unverified`` names the keys whose values were not read in the site's own documents (nor tried there);
+    ``sources`` says where values are from.
     """
 
     description: str = ""
