@@ -25,13 +25,18 @@ def proxy_for(target: str, setting: str | None, environment: Mapping[str, str]) 
     Raises BadInput for a proxy that is not spoken to by HTTP CONNECT; the message shows no password.
     """
     if setting is not None:
-        return _checked(setting, "proxy") if setting else ""
+        return check_proxy(setting)
     if _is_excepted(target.rpartition(":")[0].strip("[]"), environment):
         return ""
     for name in (spelling for lower in _VARIABLES for spelling in (lower, lower.upper())):
         if value := environment.get(name, "").strip():
             return _checked(value, name)
     return ""
+
+
+def check_proxy(setting: str) -> str:
+    """An operator's setting as a URL; "" stays "". Raises BadInput."""
+    return _checked(setting, "proxy") if setting else ""
 
 
 def without_password(proxy: str) -> str:

@@ -7,13 +7,17 @@ from typing import Literal
 import msgspec
 
 from consortium.canonical import Fact, replace
+from consortium.capacity import Allocation, Window
 from consortium.ids import CampaignId, Language, SiteName, campaign_id, site_name
 from consortium.jobs import Purpose
 from consortium.loading import Problems, read
+from consortium.proxies import check_proxy
 from policies.languages import Languages, load_languages, normalise_all
 from policies.licences import load_licences
 from policies.ranges import Address, Count, Fraction, Natural, Positive
 from policies.site_profile import SiteProfile, fill_in_profile, profile_names
+from policies.windows import time_zone
+from site_agent.limits import Granted, OpenHours
 from site_agent.ssh.settings import Ssh, beside
 
 
@@ -22,13 +26,19 @@ class Text(Fact):
 
     language: Language
     path: str  #: file or folder; absolute once loaded
-    format: Literal["auto", "txt", "jsonl", "parquet"] = (
+    format: Literal["auto", "txt", "jsonl", "parquet", "wet"] = (
         "auto"  #: auto: by the file's ending; .zst and .gz are seen through
     )
     access: Literal["private", "public"]  #: public: may serve as the campaign's replayed public slice
     licence: str  #: SPDX, or LicenseRef-... for a contract of your own
     text_field: str = "text"  #: of jsonl and parquet
     id_field: str | None = None  #: what translations share; None: "id", where a document has one
+    other_languages: Literal["keep", "drop"] = "keep"  #: documents that say they are in another language
+    opted_out: Literal["keep", "drop"] = "drop"  #: documents whose own fields say that robots.txt forbids them
+    source: str | None = None  #: name, DOI or URL of the data set, for the manifest, as all that follows
+    redistribution: str | None = None  #: a class of policies/licences.yaml; None: the licence's
+    robots: str | None = None  #: how opt-outs were honoured when it was gathered
+    retention: str | None = None  #: a date until which the text may be kept, or a sentence
 
 
 class Consent(Fact):
@@ -41,11 +51,26 @@ class Consent(Fact):
     languages: tuple[Language, ...] | None = None
     purposes: tuple[Purpose, ...] | None = None
     steps_max: Count | None = None  #: optimizer steps of one training job
+    gpus_max: Natural | None = None  #: GPUs in use at once by all jobs of the consortium here
+    senders: tuple[str, ...] | None = (
+        None  #: admins whose campaigns are taken, by the name in their certificates
+    )
+    merged_by: tuple[SiteName, ...] | None = (
+        None  #: sites that may get this site's deltas; the coordinator does
+    )
 
     @property
     def merges(self) -> bool:
         """Whether this site lends itself to merging; the coordinator is told."""
         return self.purposes is not None and Purpose.MERGE in self.purposes
+
+
+class Log(Fact):
+    """Where the agent's log goes; nothing in it is secret."""
+
+    file: str | None = None  #: absolute once loaded; None: stderr
+    bytes_max: Count = 10_000_000  #: of one file, before it is set aside as <file>.1
+    keep: Natural = 5  #: files set aside
 
 
 class SiteConfig(Fact):
@@ -54,6 +79,7 @@ class SiteConfig(Fact):
     site: SiteName
     coordinator: Address
     enrolment: Address
+    proxy: str | None = None  #: http://host:port; None: as the environment says, in either case; "": none
     home: str  #: spool, blobs, prepared text and keys lie below it
     slots: Count = 1  #: jobs at once
     launcher: Literal["local", "slurm"] = "local"
@@ -71,9 +97,36 @@ class SiteConfig(Fact):
     sharding: Literal["none", "fsdp", "hsdp"] = (
         "none"  #: how ranks share a model: each has all of it, a shard, or a shard within its node
     )
+    allocation: Granted | None = None  #: GPU-hours for the consortium; None: no limit
+    timezone: str = "UTC"  #: IANA name; of windows, and of the allocation's last day
+    windows: tuple[OpenHours, ...] = ()  #: when work may be given; empty: always
+    outside_windows: Literal["go_on", "pause"] = "go_on"  #: what running jobs do when a window closes
     heldout_share: Fraction = 0.1  #: of each language's documents, for evaluation only
     text: tuple[Text, ...] = ()
     consent: Consent = Consent()
+    log: Log = Log()
+    metrics_port: Count | None = None  #: on 127.0.0.1: /metrics, /healthz, /readyz
+
+    @property
+    def granted(self) -> Allocation | None:
+        return self.allocation.told(self.timezone) if self.allocation else None
+
+    @property
+    def open_hours(self) -> tuple[Window, ...]:
+        return tuple(window.told(self.timezone) for window in self.windows)
+
+    @property
+    def gpus_of_job(self) -> int:
+        """GPUs that one job here holds while it runs."""
+        if self.launcher == "slurm" and self.slurm is not None:
+            return self.slurm.nodes * self.slurm.gpus_per_node
+        return self.gpus
+
+    @property
+    def proxy_setting(self) -> str | None:
+        """The site's own word, else its profile's; None: the environment decides."""
+        profile = self.slurm.proxy if self.slurm is not None else ""
+        return self.proxy if self.proxy is not None else profile or None
 
 
 def load_site_config(path: str | Path, languages: Languages | None = None) -> SiteConfig:
@@ -101,6 +154,10 @@ def load_site_config(path: str | Path, languages: Languages | None = None) -> Si
         verdict = problems.attempt((*place, "licence"), judge, text.licence)
         if verdict is not None and not verdict.allowed:
             problems.add((*place, "access"), verdict.reason)
+        if verdict is not None and text.redistribution is not None:
+            problems.attempt(
+                (*place, "redistribution"), licences.redistribution, text.licence, text.redistribution
+            )
         path = text.path if config.ssh else document.beside(text.path)
         if not path.startswith("/"):
             problems.add((*place, "path"), f"{path!r} has to be an absolute path of the site, with `ssh`")
@@ -112,10 +169,21 @@ def load_site_config(path: str | Path, languages: Languages | None = None) -> Si
         allowed = normalise_all(consent.languages, ("consent", "languages"), problems, known)
         consent = replace(consent, languages=allowed)
     problems.attempt(("site",), site_name, config.site)
+    if problems.attempt(("timezone",), time_zone, config.timezone) is not None:
+        if config.allocation is not None:
+            problems.attempt(("allocation", "until"), config.allocation.told, config.timezone)
+        for index, window in enumerate(config.windows):
+            problems.attempt(("windows", index), window.told, config.timezone)
     for index, campaign in enumerate(consent.campaigns or ()):
         problems.attempt(("consent", "campaigns", index), campaign_id, campaign)
+    for index, name in enumerate(consent.merged_by or ()):
+        problems.attempt(("consent", "merged_by", index), site_name, name)
+    if config.proxy_setting is not None:
+        problems.attempt(("proxy",), check_proxy, config.proxy_setting)
     if config.ssh is not None and config.launcher != "slurm":
         problems.add(("ssh",), "drives a site's Slurm; say `launcher: slurm` and name a profile")
     problems.raise_if_any()
     ssh = beside(config.ssh, document.beside) if config.ssh else None
-    return replace(config, home=document.beside(config.home), text=texts, consent=consent, ssh=ssh)
+    home = document.beside(config.home)
+    log = replace(config.log, file=document.beside(config.log.file)) if config.log.file else config.log
+    return replace(config, home=home, text=texts, consent=consent, ssh=ssh, log=log)
