@@ -14,6 +14,8 @@ from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteN
 from consortium.manifests import FileRef
 from consortium.merging.recipe import Recipe
 
+ANY_SITE = "*"
+
 
 class Purpose(enum.StrEnum):
     """Why a job exists. Decides what happens with its result, never how it is carried out."""
@@ -164,3 +166,6 @@ class Assignment(Fact):
     work: Work
     inputs: tuple[Digest, ...]  #: every blob the job needs, sorted; the site may read these and no others
     tokenizer: Digest | None  #: tokenizer.json; None only for a tokenizer job
+    sender: str = ""  #: who submitted the campaign, by the name in the certificate; "": not known
+    #: sites that may get the delta to merge it: none, these, or ``ANY_SITE``. None: not known
+    merged_by: tuple[str, ...] | None = None

@@ -1,11 +1,17 @@
 """Whether the site's own rules allow what it is asked to do."""
 
-from consortium.jobs import Assignment, Purpose, Train
+from consortium.jobs import ANY_SITE, Assignment, Purpose, Train
 from site_agent.config import Consent
 
 
-def refusal(assignment: Assignment, consent: Consent) -> str:
-    """The sentence with which the site refuses, or "" if it consents. An absent rule allows all but merging."""
+def refusal(assignment: Assignment, consent: Consent, gpus: int = 0) -> str:
+    """The sentence with which the site refuses, or "" if it consents. An absent rule allows all but merging.
+
+    gpus  of one job at this site
+    """
+    if consent.senders is not None and assignment.sender not in consent.senders:
+        who = f"{assignment.sender}'s campaign" if assignment.sender else "a campaign of nobody it is told of"
+        return _says("senders", who, f"only those of {_some(consent.senders, 'nobody')}")
     if consent.campaigns is not None and assignment.campaign not in consent.campaigns:
         return _says(
             "campaigns", f"campaign {assignment.campaign}", f"only {_some(consent.campaigns, 'no campaign')}"
@@ -25,6 +31,32 @@ def refusal(assignment: Assignment, consent: Consent) -> str:
     if consent.steps_max is not None and isinstance(assignment.work, Train):
         if assignment.work.steps > consent.steps_max:
             return _says("steps_max", f"{assignment.work.steps} steps", f"at most {consent.steps_max}")
+    if consent.gpus_max is not None and gpus > consent.gpus_max:
+        return _says("gpus_max", f"a job of {gpus} GPUs", f"at most {consent.gpus_max}")
+    if consent.merged_by is not None and isinstance(assignment.work, Train):
+        return _refuses_merger(assignment, consent.merged_by)
+    return ""
+
+
+def slots(wanted: int, consent: Consent, gpus: int) -> int:
+    """Jobs at once under ``gpus_max``; one that exceeds it by itself is refused, so one slot is left for others.
+
+    gpus  of one job at this site; 0: none, so that there is nothing to limit
+    """
+    if consent.gpus_max is None or gpus == 0:
+        return wanted
+    return max(1, min(wanted, consent.gpus_max // gpus))
+
+
+def _refuses_merger(assignment: Assignment, allowed: tuple[str, ...]) -> str:
+    where = _some(allowed, "no site")
+    if assignment.merged_by is None:
+        return _says("merged_by", "a delta of which it is not told who merges it", f"only {where}")
+    if ANY_SITE in assignment.merged_by:
+        return _says("merged_by", "a delta that any site may merge", f"only {where}")
+    others = sorted(set(assignment.merged_by) - set(allowed) - {assignment.site})
+    if others:
+        return _says("merged_by", f"its delta being merged by {', '.join(others)}", f"only {where}")
     return ""
 
 

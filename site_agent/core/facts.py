@@ -40,6 +40,9 @@ class Sighting(Fact):
     expected_start: float | None = None  #: of PENDING: the queue's own estimate, epoch seconds
 
 
+Meant = Literal["", "again", "pause", "refuse"]
+
+
 class Launch(Fact):
     """A line of ``lives.jsonl``: one life, from where it began, and whether the agent itself sent it away.
 
@@ -47,9 +50,9 @@ class Launch(Fact):
     """
 
     life: int
-    step: int = 0  #: of the newest training checkpoint when it was launched
+    step: int = 0  #: ``AttemptFiles.checkpoint`` when it was launched
     asked: str = ""  #: why it was asked to leave, or killed
-    meant: Literal["", "again", "pause", "refuse"] = ""
+    meant: Meant = ""
 
 
 class Progress(Fact):
@@ -84,7 +87,8 @@ class AttemptFiles(Fact):
     finishing: bool = False  #: it was asked to deliver what it has
     quiet_seconds: float | None = None  #: since the newest life was first seen running with this progress
     progress: Progress | None = None
-    checkpoint: int = 0  #: step of the newest training checkpoint
+    checkpoint: int = 0  #: how far the newest training checkpoint is: its step; of an evaluation, subjects
+    has_partial: bool = False  #: that checkpoint can be made into a partial result
     launches: tuple[Launch, ...] = ()  #: by life; those of agents that kept no such record are missing
     usage: Usage | None = None
     ended: Ended | None = None
@@ -100,6 +104,7 @@ class Offer(Fact):
 
 class Limits(Fact):
     slots: int  #: jobs at once
+    gpus: int = 0  #: of one job
     lives_max: int  #: lives of one attempt in a row that bring no newer training checkpoint
     lives_total_max: int = 100  #: lives of one attempt
     stop_seconds: float = 30.0  #: a trainer sees STOP at its next step; after this it is killed
@@ -154,7 +159,7 @@ class Action(Fact):
     reason: str
     life: int = 0  #: of LAUNCH
     outcome: Outcome | None = None  #: of END
-    meant: Literal["", "again", "pause", "refuse"] = ""  #: of STOP and KILL: see ``Launch``
+    meant: Meant = ""  #: of STOP and KILL: see ``Launch``
 
 
 class Plan(Fact):

@@ -7,8 +7,12 @@
 
 The phase is never stored: it follows from the attempt's directory and from what the launcher sees, so an
 agent that starts anew is where the old one was. A life that is gone and left neither result nor failure is
-started again in the same directory, from its training checkpoint, ``lives_max`` times in all. A new life
+started again in the same directory, from its training checkpoint: ``lives`` says how often. A new life
 starts only when the launcher is sure that the last one is gone; unknown is never gone.
+
+While the site waits (outside its windows, paused) nothing is launched. Once its allocation is over no life starts
+any more: what runs is asked to deliver what it has, what has stopped is made into a partial result from its
+training checkpoint, and the rest is refused.
 
 Only the coordinator ends an attempt for good: what it settled is dropped, what it no longer wants is
 stopped, reported and then settled. Not hearing it changes nothing: what is held goes on. Silence about an
@@ -32,12 +36,14 @@ from site_agent.core.facts import (
     Seen,
     Sighting,
 )
+from site_agent.core.lives import after_a_life, ask_of_the_living
 
 TRANSITIONS = {
     (Phase.STAGING, "stage"): Phase.QUEUED,
     (Phase.STAGING, "end"): Phase.ENDED,
     (Phase.QUEUED, "launch"): Phase.RUNNING,
     (Phase.QUEUED, "deliver"): Phase.UPLOADING,
+    (Phase.QUEUED, "salvage"): Phase.UPLOADING,
     (Phase.QUEUED, "end"): Phase.ENDED,
     (Phase.RUNNING, "lose"): Phase.QUEUED,
     (Phase.RUNNING, "deliver"): Phase.UPLOADING,
@@ -46,7 +52,13 @@ TRANSITIONS = {
     (Phase.UPLOADING, "end"): Phase.ENDED,
 }
 
-_MOVES = {Act.STAGE, Act.LAUNCH, Act.UPLOAD, Act.END}  # the others ask the world, or leave the table
+_MOVES = {
+    Act.STAGE,
+    Act.LAUNCH,
+    Act.SALVAGE,
+    Act.UPLOAD,
+    Act.END,
+}  # the others ask the world, or leave the table
 _NO_LIFE = Sighting(seen=Seen.GONE)
 _UNKNOWN = Sighting(seen=Seen.UNKNOWN)
 
@@ -60,24 +72,29 @@ def reconcile(observed: Observation, limits: Limits, consent: Consent) -> Plan:
     held = {files.attempt: files for files in observed.held}
     actions: list[Action] = []
     reports: list[Report] = []
+    salvages = False
     free = limits.slots - sum(is_alive(files, _sighting(files, observed)) for files in held.values())
     for files in sorted(
         held.values(), key=lambda files: (files.lives == 0, files.attempt)
     ):  # begun ones first
         sighting = _sighting(files, observed)
         action = _decide(files, sighting, offers.get(files.attempt), observed, limits, consent)
-        reports.append(_report(files, sighting))
+        reports.append(_report(files, sighting, observed))
         if action is None or (action.act is Act.LAUNCH and free <= 0):
             continue
         if action.act is Act.LAUNCH:
             free -= 1
+        if action.act is Act.SALVAGE:  # one after the other: it runs beside the agent
+            if salvages:
+                continue
+            salvages = True
         phase = phase_of(files, sighting)
         assert action.act not in _MOVES or (phase, action.act.value) in TRANSITIONS, (files, action)
         actions.append(action)
     for attempt, offer in sorted(offers.items()):
         if attempt in held or attempt in observed.settled:
             continue
-        refused = _refused(offer, consent)
+        refused = _refused(offer, consent, limits)
         if refused:
             ended = Ended(outcome=Outcome.REFUSED, reason=refused)
             reports.append(Report(attempt=attempt, phase=Phase.ENDED, ended=ended))
@@ -130,26 +147,14 @@ def _decide(
     if files.failure:
         return _end(attempt, Outcome.FAILED, files.failure)
     if is_alive(files, sighting):
-        return None
+        return ask_of_the_living(files, sighting, observed, limits)
     if files.lives == 0 and offer is not None and (refused := _refused(offer, consent)):
         return _end(attempt, Outcome.REFUSED, refused)
     if attempt in observed.problems:
         return _end(attempt, Outcome.FAILED, observed.problems[attempt])
-    if not files.staged:
+    if not files.staged and not observed.closing:
         return Action(act=Act.STAGE, attempt=attempt, reason="its inputs are not all here")
-    return _next_life(files, sighting, limits)
-
-
-def _next_life(files: AttemptFiles, sighting: Sighting, limits: Limits) -> Action:
-    life = files.lives + 1
-    if life == 1:
-        return Action(act=Act.LAUNCH, attempt=files.attempt, life=1, reason="its inputs are here")
-    how = f"life {files.lives} of {limits.lives_max} ended without a result"
-    if sighting.detail:
-        how += f" ({sighting.detail})"
-    if life > limits.lives_max:
-        return _end(files.attempt, Outcome.FAILED, f"{how}; the job's log at the site says more")
-    return Action(act=Act.LAUNCH, attempt=files.attempt, life=life, reason=f"{how}; it goes on where it was")
+    return after_a_life(files, sighting, observed, limits)
 
 
 def _leave(files: AttemptFiles, sighting: Sighting, limits: Limits, why: str) -> Action | None:
@@ -166,10 +171,10 @@ def _end(attempt: AttemptId, outcome: Outcome, reason: str) -> Action:
     return Action(act=Act.END, attempt=attempt, outcome=outcome, reason=reason)
 
 
-def _refused(offer: Offer, consent: Consent) -> str:
+def _refused(offer: Offer, consent: Consent, limits: Limits) -> str:
     if offer.assignment is None:
         return offer.problem
-    return refusal(offer.assignment, consent)
+    return refusal(offer.assignment, consent, limits.gpus)
 
 
 def _sighting(files: AttemptFiles, observed: Observation) -> Sighting:
@@ -178,11 +183,21 @@ def _sighting(files: AttemptFiles, observed: Observation) -> Sighting:
     return observed.sightings.get(files.attempt, _UNKNOWN)
 
 
-def _report(files: AttemptFiles, sighting: Sighting) -> Report:
+def _report(files: AttemptFiles, sighting: Sighting, observed: Observation) -> Report:
+    phase = phase_of(files, sighting)
+    detail = ""
+    if is_alive(files, sighting):
+        detail = sighting.detail
+    elif phase is Phase.QUEUED:
+        detail = observed.closing or observed.waits
+    began = sighting.seen is Seen.RUNNING or files.progress is not None or files.checkpoint > 0
     return Report(
         attempt=files.attempt,
-        phase=phase_of(files, sighting),
+        phase=phase,
         ended=files.ended,
         native_id=files.native_id,
         progress=files.progress,
+        usage=files.usage,
+        detail=detail,
+        started=began or files.has_result or (files.usage is not None and files.usage.seconds > 0),
     )
