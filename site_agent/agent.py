@@ -32,6 +32,7 @@ from site_agent.launchers import make_launcher
 from site_agent.launchers.base import Launcher
 from site_agent.link import Link
 from site_agent.residuals import Residuals
+from site_agent.spending import Spending
 from site_agent.spool import Spool
 from site_agent.status import AgentStatus, write_status
 from site_agent.transfers import Transfers
@@ -81,6 +82,7 @@ class Agent:
             config, self._spool, BlobStore(home), Residuals(home / "residuals"), launcher, self._transfers
         )
         self._description = Description(config)
+        self._spending = Spending(config)
         self._started_at = time.time()
         self._said: dict[str, str] = {}
 
@@ -142,6 +144,7 @@ class Agent:
         for _ in range(_STEPS_MAX):
             try:
                 held, sightings = await asyncio.to_thread(self._look)
+                standing = await asyncio.to_thread(self._spending.look, held)
             except Unavailable as error:
                 self._say("spool", logging.ERROR, str(error))
                 return None
@@ -154,6 +157,9 @@ class Agent:
                 held=held,
                 sightings=sightings,
                 problems=self._transfers.problems,
+                closing=standing.closing,
+                waits=standing.waits,
+                pause_running=standing.pause_running,
             )
             plan = reconcile(observed, self._limits, self._config.consent)
             changed = [await self._act(action) for action in plan.actions]
@@ -185,7 +191,14 @@ class Agent:
     def _describe(self) -> site_pb2.SiteDescription:
         config = self._config
         return description_message(
-            self._description.manifest, config.slots, version("sprachbund"), config.consent.merges
+            self._description.manifest,
+            config.slots,
+            version("sprachbund"),
+            config.consent.merges,
+            allocation=self._spending.allocation,
+            windows=self._spending.windows,
+            gpus=config.gpus_of_job,
+            launcher=config.launcher,
         )
 
     def _say(self, subject: str, level: int, sentence: str) -> None:
