@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,46 @@ class Summary(Fact):
     paths: dict[str, str]
 
 
-def consortium_at(workdir: Path) -> LocalConsortium:
-    """The demo's consortium below ``workdir``: not started, no file written."""
+#: What the demo's small CPU jobs ask of Slurm where nothing else is said.
+SLURM = {
+    "preset": "generic",
+    "cpus_per_task": 1,
+    "memory": "2G",
+    "walltime_minutes": 30,
+    "signal_seconds": 120,
+    "poll_seconds": 2,
+}
+
+
+def consortium_at(workdir: Path, slurm: Mapping[str, Mapping[str, Any]] | None = None) -> LocalConsortium:
+    """The demo's consortium below ``workdir``: not started, no file written.
+
+    slurm  by site, what its ``slurm:`` says; sites left out use the local launcher
+    """
     return LocalConsortium(
-        workdir=workdir.resolve(), name=CAMPAIGN, sites=SITES, text=workdir.resolve() / "text"
+        workdir=workdir.resolve(),
+        name=CAMPAIGN,
+        sites=SITES,
+        text=workdir.resolve() / "text",
+        slurm=slurm or {},
     )
+
+
+def slurm_of_sites(options: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What ``--slurm KEY=VALUE`` and ``--slurm SITE:KEY=VALUE`` say, by site. Raises BadInput for other spellings."""
+    names = [site.name for site in SITES]
+    said: dict[str, dict[str, Any]] = {name: dict(SLURM) for name in names}
+    for option in options:
+        key, is_one, value = option.partition("=")
+        site, of_one, short = key.partition(":")
+        if not is_one or not (short if of_one else site) or (of_one and site not in said):
+            raise BadInput(
+                f"--slurm {option}: not KEY=VALUE or SITE:KEY=VALUE; keys are those of a site's `slurm:`, "
+                f"sites are {', '.join(names)}"
+            )
+        for name in [site] if of_one else names:
+            said[name][short if of_one else site] = yaml.safe_load(value)
+    return said
 
 
 def free_workdir(wanted: Path) -> Path:
@@ -103,14 +138,16 @@ def start(here: LocalConsortium, campaign: Path) -> None:
     here.command("submit", str(campaign))
 
 
-def run_demo(workdir: Path, seed: int, json_output: bool) -> int:
+def run_demo(
+    workdir: Path, seed: int, json_output: bool, slurm: Mapping[str, Mapping[str, Any]] | None = None
+) -> int:
     """The whole demo. Returns the exit code: 0 only if the promoted model beats the base in every language."""
     if workdir.exists() and any(workdir.iterdir()):
         raise BadInput(f"{workdir} is not empty; remove it or give another --workdir")
     make_folder(workdir)
     screen = Console(stderr=json_output)
     began = time.monotonic()
-    here = consortium_at(workdir)
+    here = consortium_at(workdir, slurm)
     try:
         screen.print(f"[dim]text, keys and configs below[/] {workdir}", highlight=False)
         campaign = prepare(here, seed)

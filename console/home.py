@@ -7,6 +7,7 @@ import typer
 
 from console.app import BEGIN, Json, command, group
 from console.output import answer
+from consortium.errors import BadInput
 
 coordinator = group("coordinator", BEGIN, "Run the coordinator; give people certificates.")
 
@@ -30,6 +31,18 @@ def demo(
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="The same seed gives the same model, bit for bit.")
     ] = 1,
+    launcher: Annotated[
+        Literal["local", "slurm"],
+        typer.Option("--launcher", help="Start jobs as processes, or through the Slurm of this machine."),
+    ] = "local",
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slurm",
+            metavar="[SITE:]KEY=VALUE",
+            help="Of the sites' `slurm:`, such as partition=debug or south:account=project_1. May be repeated.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """See a whole consortium train a model on this machine, in minutes.
@@ -37,9 +50,12 @@ def demo(
     Founds a consortium, starts a coordinator and four sites as processes of their own, and leads a campaign
     in eight languages to its end.
     """
-    from console.demo import free_workdir, run_demo
+    from console.demo import free_workdir, run_demo, slurm_of_sites
 
-    raise typer.Exit(run_demo(workdir or free_workdir(Path("demo-run")), seed, as_json))
+    if slurm and launcher != "slurm":
+        raise BadInput("--slurm says how Slurm jobs are asked for; add `--launcher slurm`")
+    profiles = slurm_of_sites(slurm or []) if launcher == "slurm" else None
+    raise typer.Exit(run_demo(workdir or free_workdir(Path("demo-run")), seed, as_json, profiles))
 
 
 @command("init", "sprachbund init examples/coordinator.yaml", BEGIN)

@@ -27,6 +27,9 @@ import yaml
 from consortium.errors import Unavailable
 from consortium.files import make_folder, write_bytes_atomically
 from consortium.ids import Language
+from site_agent.config import load_site_config
+from site_agent.launchers import make_launcher
+from site_agent.launchers.base import LIFE_FILE
 
 HOST = "127.0.0.1"
 _START_SECONDS = 60.0
@@ -53,6 +56,7 @@ class LocalConsortium:
     text: Path  #: public/<lang>.jsonl and private/<lang>.jsonl
     heldout_share: float = 0.1
     sync_seconds: float = 1.0
+    slurm: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  #: by site: what its ``slurm:`` says
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -98,6 +102,9 @@ class LocalConsortium:
                 for access, languages in (("private", site.languages), ("public", self.languages))
                 for language in languages
             ]
+            launching = (
+                {"launcher": "slurm", "slurm": dict(self.slurm[site.name])} if site.name in self.slurm else {}
+            )
             _write_yaml(
                 self.site_file(site.name),
                 {
@@ -108,6 +115,7 @@ class LocalConsortium:
                     "slots": site.slots,
                     "sync_seconds": self.sync_seconds,
                     "heldout_share": self.heldout_share,
+                    **launching,
                     "text": text,
                 },
             )
@@ -201,7 +209,19 @@ class LocalConsortium:
         for _, pid in self.trainers():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for name in self.slurm:
+            self._empty_queue(self.site_file(name))
         self.processes.clear()
+
+    def _empty_queue(self, site_file: Path) -> None:
+        """Take every Slurm job of a site's spool out of the queue."""
+        if not site_file.exists():
+            return
+        config = load_site_config(site_file)
+        launcher = make_launcher(config)
+        for life in sorted(Path(config.home).glob(f"spool/*/{LIFE_FILE}")):
+            with contextlib.suppress(Unavailable):  # then it ends by its own walltime
+                launcher.cancel(life.parent)
 
 
 _SPRACHBUND = (sys.executable, "-m", "console.main")

@@ -89,11 +89,14 @@ class Cluster:
         self._make_folders()
         self._refuse_other_settings()
         self._write_hosts("".join(f"127.0.0.1 {name}\n" for name in [self.host, *self.settings.node_names]))
-        self._write_configuration()
+        changed = self._write_configuration()
         self._start_munge()
         if self.settings.database:
             start_accounting(self.settings, self._daemons)
+        was_alive = self._daemons.alive("slurmctld")
         self._start_slurm()
+        if changed and was_alive:
+            self.run("scontrol", "reconfigure")
         if self.settings.database:
             make_accounts(self.settings, self._daemons)
         (self.root / "env.sh").write_text(
@@ -220,13 +223,22 @@ class Cluster:
                 file.write(wanted)
                 file.truncate()
 
-    def _write_configuration(self) -> None:
+    def _write_configuration(self) -> bool:
+        """Whether anything is other than it was."""
         etc = self.root / "etc"
-        (etc / "slurm.conf").write_text(slurm_conf(self.settings, self.host))
-        (etc / "gres.conf").write_text(gres_conf(self.settings))
-        (etc / "cgroup.conf").write_text(cgroup_conf(self.run("slurmd", "-V")))
-        (etc / "slurmdbd.conf").touch(mode=0o600)  # slurmdbd insists
-        (etc / "slurmdbd.conf").write_text(slurmdbd_conf(self.settings, self.host))
+        files = {
+            "slurm.conf": slurm_conf(self.settings, self.host),
+            "gres.conf": gres_conf(self.settings),
+            "cgroup.conf": cgroup_conf(self.run("slurmd", "-V")),
+            "slurmdbd.conf": slurmdbd_conf(self.settings, self.host),
+        }
+        changed = [
+            name for name in files if not (etc / name).exists() or (etc / name).read_text() != files[name]
+        ]
+        for name in changed:
+            (etc / name).touch(mode=0o600 if name == "slurmdbd.conf" else 0o644)  # slurmdbd insists
+            (etc / name).write_text(files[name])
+        return bool(changed)
 
     def _start_munge(self) -> None:
         if self._daemons.alive("munged"):

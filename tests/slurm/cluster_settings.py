@@ -89,6 +89,7 @@ def slurm_conf(settings: Settings, host: str) -> str:
         "SlurmdParameters=config_overrides",  # nodes may claim more CPUs and memory than the machine has
         "SelectType=select/cons_tres",
         "SelectTypeParameters=CR_Core_Memory",
+        "DefMemPerCPU=1000",  # MB; a job that says nothing would take its node's whole memory
         "SchedulerType=sched/backfill",
         "SchedulerParameters=bf_interval=1,bf_resolution=1,sched_interval=1,sched_min_interval=0,"
         "batch_sched_delay=0,defer_batch",
