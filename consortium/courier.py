@@ -16,10 +16,11 @@ from msgspec import Meta
 from consortium.bundles import Head, open_head
 from consortium.canonical import Fact, decode
 from consortium.errors import BadInput, Refused
-from consortium.identity import Identity
-from consortium.ids import AttemptId, Digest, SiteName
+from consortium.identity import Identity, check_signing_request
+from consortium.ids import AttemptId, Digest, SiteName, site_name
 from consortium.manifests import FileRef
 from consortium.roles import Role
+from consortium.signing import open_envelope
 
 COURIER = "courier"  #: in place of the coordinator's address in a site's config
 
@@ -103,6 +104,16 @@ def statement_of(
     if role is Role.SITE and statement.site != identity.name:
         raise Refused(f"this bundle speaks for site {statement.site}, but {identity.name} signed it")
     return identity, statement
+
+
+def signed_by_its_key(head: Head) -> EnrolmentAsked:
+    """A request to enrol, signed with the key that it asks a certificate for. Raises Corrupt, Refused, BadInput."""
+    asked = claimed(head)
+    if not isinstance(asked, EnrolmentAsked):
+        raise BadInput(f"this bundle is {describe_kind(kind_of(head))}, not a request to enrol")
+    key = check_signing_request(asked.signing_request.encode(), site_name(asked.site))
+    open_envelope(head.envelope, ENROLMENT_ASKED, key)
+    return asked
 
 
 class _Envelope(Fact):

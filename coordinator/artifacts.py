@@ -26,19 +26,33 @@ PARTIALS_PER_OWNER = 8  # the oldest goes when a ninth is begun: abandoned uploa
 Identify = Callable[[grpc.aio.ServicerContext], Identity]  #: raises Refused for who may not call at all
 MayRead = Callable[[Identity, Digest], tuple[bool, str]]  #: allowed, and the reason
 MayWrite = Callable[[Identity, Digest, int], tuple[bool, str]]  #: the same, for a blob of so many bytes
+#: (who calls, the site that a blob is carried for) -> as whom the call counts; raises Refused
+ActFor = Callable[[Identity, str], Identity]
 
 
 class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
-    def __init__(self, store: BlobStore, identify: Identify, may_read: MayRead, may_write: MayWrite) -> None:
+    """may_carry: what may be written on behalf of a site; the site itself asks ``may_write``."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        identify: Identify,
+        may_read: MayRead,
+        may_write: MayWrite,
+        act_for: ActFor | None = None,
+        may_carry: MayWrite | None = None,
+    ) -> None:
         self._store = store
         self._identify = identify
         self._may_read = may_read
         self._may_write = may_write
+        self._act_for = act_for
+        self._may_carry = may_carry or may_write
 
     async def Stat(
         self, request: artifact_pb2.StatRequest, context: grpc.aio.ServicerContext
     ) -> artifact_pb2.StatResponse:
-        caller = self._identify(context)
+        caller = self._caller(context, request.site)
         digest = ids.digest(request.digest)
         allowed, _ = self._may_read(caller, digest)
         return await asyncio.to_thread(self._stat, digest, owner_of(caller), allowed)
@@ -46,12 +60,14 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
     async def Upload(
         self, request_iterator: AsyncIterator[artifact_pb2.UploadRequest], context: grpc.aio.ServicerContext
     ) -> artifact_pb2.UploadResponse:
-        caller = self._identify(context)
+        self._identify(context)  # before anything is read
         first = await anext(aiter(request_iterator), None)
         if first is None or first.WhichOneof("part") != "header":
             raise BadInput("upload: the first message must be the header")
+        site = first.header.site
+        caller = self._caller(context, site)
         digest, size, offset = ids.digest(first.header.digest), first.header.size, first.header.offset
-        allowed, reason = self._may_write(caller, digest, size)
+        allowed, reason = (self._may_carry if site else self._may_write)(caller, digest, size)
         if not allowed:
             raise Refused(f"upload of {digest}, {size} bytes: {reason}")
         await asyncio.to_thread(self._store.require_room, size - offset)
@@ -76,7 +92,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
     async def Download(
         self, request: artifact_pb2.DownloadRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[artifact_pb2.DownloadResponse]:
-        caller = self._identify(context)
+        caller = self._caller(context, request.site)
         digest = ids.digest(request.digest)
         allowed, reason = self._may_read(caller, digest)
         if not allowed:
@@ -98,6 +114,15 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
                 if offset >= size:
                     return
                 message = artifact_pb2.DownloadResponse()
+
+    def _caller(self, context: grpc.aio.ServicerContext, site: str) -> Identity:
+        """As whom the call counts: whoever calls, or the site for which an admin carries a bundle."""
+        caller = self._identify(context)
+        if not site:
+            return caller
+        if self._act_for is None:
+            raise Refused(f"blobs for site {site}: nobody carries for sites here")
+        return self._act_for(caller, site)
 
     def _stat(self, digest: Digest, owner: str, may_read: bool) -> artifact_pb2.StatResponse:
         if self._store.has(digest) and (may_read or self._store.delivered(digest, owner)):

@@ -32,6 +32,7 @@ from coordinator.artifacts import ArtifactService
 from coordinator.config import CoordinatorConfig
 from coordinator.core.access import may_read, may_write
 from coordinator.core.commands import Tick
+from coordinator.courier import Courier
 from coordinator.driver import Driver
 from coordinator.errors_on_wire import ErrorsOnWire
 from coordinator.founding import PORTS_FILE, Keys, tell_people
@@ -54,11 +55,13 @@ async def serve(config: CoordinatorConfig) -> None:
         driver = Driver(ledger, keys.ledger)
         workshop = Workshop.at(home)
         membership = load_membership(config.membership) if config.membership else load_membership()
-        main = _main_server(driver, keys, config, workshop, AdminService(driver, membership, config))
+        sites = SiteService(driver, keys, config)
+        enrolments = EnrolmentService(driver, keys, config)
+        courier = Courier(driver, keys, config, workshop.store, sites, enrolments)
+        admin = AdminService(driver, membership, config, courier.carry)
+        main = _main_server(driver, config, workshop, sites, admin, courier)
         enrolment = grpc.aio.server(interceptors=[ErrorsOnWire()], options=SERVER_OPTIONS)
-        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(
-            EnrolmentService(driver, keys, config), enrolment
-        )
+        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolments, enrolment)
         ports = {
             "port": _listen(
                 main, config.listen, config.port, server_credentials(keys.authority.pem, keys.server)
@@ -108,7 +111,12 @@ async def serve(config: CoordinatorConfig) -> None:
 
 
 def _main_server(
-    driver: Driver, keys: Keys, config: CoordinatorConfig, workshop: Workshop, admin: AdminService
+    driver: Driver,
+    config: CoordinatorConfig,
+    workshop: Workshop,
+    sites: SiteService,
+    admin: AdminService,
+    courier: Courier,
 ) -> grpc.aio.Server:
     def readable(who: Identity, digest: Digest) -> tuple[bool, str]:
         verdict = may_read(driver.state, who.role, who.name, digest)
@@ -119,10 +127,11 @@ def _main_server(
         return verdict.allowed, verdict.reason
 
     server = grpc.aio.server(interceptors=[ErrorsOnWire(), Guard(driver)], options=SERVER_OPTIONS)
-    site_pb2_grpc.add_SiteServiceServicer_to_server(SiteService(driver, keys, config), server)
-    artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(
-        ArtifactService(workshop.store, caller, readable, writable), server
+    site_pb2_grpc.add_SiteServiceServicer_to_server(sites, server)
+    artifacts = ArtifactService(
+        workshop.store, caller, readable, writable, courier.act_for, courier.may_carry
     )
+    artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(driver), server)
     checks = health.aio.HealthServicer()

@@ -20,7 +20,7 @@ from consortium.signing import Checkpoint, sign_checkpoint
 from consortium.views import ConsortiumView
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
-from coordinator.core.decide import Moment
+from coordinator.core.decide import Moment, decide
 from coordinator.core.machine import Decision, handle
 from coordinator.core.state import State, apply, restore
 from coordinator.core.story import Line, sentence, tell
@@ -107,6 +107,10 @@ class Driver:
         return Moment(
             now=now, started_at=self.started_at, renewed=self.renewed, openings=openings(state, now)
         )
+
+    def foresee(self, command: cm.Command) -> list[ev.AnyEvent]:
+        """What ``command`` would establish now, less what follows from it. Nothing happens; raises the same."""
+        return decide(command, self.state, self._moment(self.state, self.clock()))
 
     def _keep(self) -> None:
         """A snapshot and a signed checkpoint. What has happened stands without them, too."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Literal
 
 import grpc
@@ -42,6 +42,8 @@ _WAIT_SECONDS_MAX = 60.0  # a long poll; keepalive pings go every 30 s
 _HOLDINGS_MAX = 1000  # two for every language there is text in; they go to the ledger
 _NAME_CHARACTERS_MAX = 100
 _WINDOWS_MAX = 20  # and allocations
+
+Carry = Callable[[bytes, identity.Identity], admin_pb2.CarryResponse]  #: a bundle's head, and who carries it
 
 
 class SiteService(site_pb2_grpc.SiteServiceServicer):
@@ -85,7 +87,7 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
         for job in live:
             assert job.attempt is not None
             body = encode(job.assignment(job.attempt, site))
-            lease = driver.state.campaigns[job.campaign].spec.lease_seconds
+            lease = driver.state.campaigns[job.campaign].lease_seconds(driver.state.sites[site])
             wanted.append(
                 site_pb2.SignedAssignment(
                     attempt=job.attempt,
@@ -186,12 +188,12 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
     def __init__(
-        self, driver: Driver, membership: Membership, config: CoordinatorConfig, courier: Courier
+        self, driver: Driver, membership: Membership, config: CoordinatorConfig, carry: Carry
     ) -> None:
         self._driver = driver
         self._membership = membership
         self._config = config
-        self._courier = courier
+        self._carry = carry
 
     def _done(self, command: cm.Command) -> admin_pb2.CommandResponse:
         decision = self._driver.execute(command)
@@ -273,7 +275,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def Carry(
         self, request: admin_pb2.CarryRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.CarryResponse:
-        return self._courier.carry(request.said, caller())
+        return self._carry(request.said, caller())
 
 
 class AuditService(audit_pb2_grpc.AuditServiceServicer):

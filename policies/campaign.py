@@ -126,4 +126,5 @@ class Campaign(Fact):
     rivals: Rivals = Rivals()
     attempts_max: Count = 3
     lease_seconds: Positive = 120.0
+    courier_lease_hours: Positive = 336.0  #: the same for a site whose bundles a courier carries: a fortnight
     seed: Natural = 0

@@ -79,6 +79,7 @@ class SyncSite(Fact):
     windows: tuple[Window, ...] = ()
     gpus: int = 0
     launcher: str = ""
+    courier: bool = False  #: it came in a bundle; never the site's own word
     reports: tuple[Report, ...]
 
 

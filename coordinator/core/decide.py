@@ -143,6 +143,7 @@ _OFFER = (
     "windows",
     "gpus",
     "launcher",
+    "courier",
 )
 
 

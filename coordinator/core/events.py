@@ -63,6 +63,7 @@ class SiteDescribed(Event):
     windows: tuple[Window, ...] = ()  #: none: always open
     gpus: int = 0  #: of one job; 0: it computes on CPUs
     launcher: str = ""
+    courier: bool = False  #: a courier carries what it says, so its leases last as long as a round trip
 
 
 class SiteStatusChanged(Event):

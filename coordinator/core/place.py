@@ -34,7 +34,7 @@ def leases(state: State, name: SiteName) -> list[ev.AnyEvent]:
                 job=job.id,
                 attempt=attempt,
                 site=name,
-                lease_seconds=state.campaigns[job.campaign].spec.lease_seconds,
+                lease_seconds=state.campaigns[job.campaign].lease_seconds(site),
                 assignment=digest_of_fact(job.assignment(attempt, name)),
                 reason=f"{name} asked with {free - len(given)} free slot(s)",
             )

@@ -37,7 +37,7 @@ def _lapsed_leases(state: State, moment: Moment) -> Iterator[ev.AnyEvent]:
         if job.state is not JobState.LEASED or job.site is None or job.attempt is None:
             continue
         site = state.sites[job.site]
-        lease_seconds = state.campaigns[job.campaign].spec.lease_seconds
+        lease_seconds = state.campaigns[job.campaign].lease_seconds(site)
         if site.status == "suspended":
             reason = f"{site.name} was suspended"
         elif moment.now > lease_until(job, lease_seconds, moment):

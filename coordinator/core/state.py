@@ -53,6 +53,7 @@ class Site(msgspec.Struct):
     windows: tuple[Window, ...] = ()  #: none: always open
     gpus: int = 0  #: of one job; 0: CPU
     launcher: str = ""
+    courier: bool = False  #: what it says and hears is carried by hand
     spent: Spent = msgspec.field(default_factory=Spent)
     charged: dict[str, float] = {}  #: GPU-seconds by allocation
     warned: dict[str, int] = {}  #: percent that its people were last warned of, by allocation
@@ -187,6 +188,10 @@ class CampaignState(msgspec.Struct):
     #: subject name -> language -> site -> score
     scores: dict[str, dict[Language, dict[SiteName, ev.ScoreSummary]]] = {}
 
+    def lease_seconds(self, site: Site) -> float:
+        """How long ``site`` may be silent. Days pass between two bundles, so its lease cannot be the others'."""
+        return self.spec.courier_lease_hours * 3600.0 if site.courier else self.spec.lease_seconds
+
     def is_late(self, since: float, now: float) -> bool:
         """Whether the quorum's deadline, counted from ``since``, has passed."""
         return now > since + self.spec.quorum.deadline_hours * 3600.0
@@ -294,7 +299,7 @@ def _(event: ev.SiteDescribed, state: State, at: float) -> None:
         if granted.get(allocation.name) != allocation.gpu_hours:
             site.warned.pop(allocation.name, None)  # another grant, other warnings
     site.allocations, site.windows = event.allocations, event.windows
-    site.gpus, site.launcher = event.gpus, event.launcher
+    site.gpus, site.launcher, site.courier = event.gpus, event.launcher, event.courier
 
 
 @apply.register

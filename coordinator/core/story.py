@@ -112,7 +112,7 @@ def sentence(event: ev.AnyEvent) -> str:
             held = (
                 ", ".join(sorted({h.language for h in event.holdings if h.access == "private"})) or "nothing"
             )
-            state = ", draining" if event.draining else ""
+            state = (", draining" if event.draining else "") + (", by courier" if event.courier else "")
             return f"site {event.site} offers {event.slots} slot(s) and holds {held}{state}"
         case ev.SiteStatusChanged():
             return f"site {event.site} is now {event.status}: {event.reason}"

@@ -114,7 +114,7 @@ class Rules:
         job = self.state.jobs[event.job]
         assert job.site is not None
         since = max(heard.get(event.attempt, 0.0), job.leased_at, started)
-        late = at - since > self.state.campaigns[job.campaign].spec.lease_seconds
+        late = at - since > self.state.campaigns[job.campaign].lease_seconds(self.state.sites[job.site])
         assert late or self.state.sites[job.site].status == "suspended", "lapsed too early"
 
     def _collected(self, event: ev.RoundCollected) -> None:
