@@ -52,13 +52,7 @@ TRANSITIONS = {
     (Phase.UPLOADING, "end"): Phase.ENDED,
 }
 
-_MOVES = {
-    Act.STAGE,
-    Act.LAUNCH,
-    Act.SALVAGE,
-    Act.UPLOAD,
-    Act.END,
-}  # the others ask the world, or leave the table
+_MOVES = {Act.STAGE, Act.LAUNCH, Act.SALVAGE, Act.UPLOAD, Act.END}  # the others ask the world, or leave
 _NO_LIFE = Sighting(seen=Seen.GONE)
 _UNKNOWN = Sighting(seen=Seen.UNKNOWN)
 
@@ -94,7 +88,7 @@ def reconcile(observed: Observation, limits: Limits, consent: Consent) -> Plan:
     for attempt, offer in sorted(offers.items()):
         if attempt in held or attempt in observed.settled:
             continue
-        refused = _refused(offer, consent, limits)
+        refused = _refused(offer, consent, limits) or observed.closing
         if refused:
             ended = Ended(outcome=Outcome.REFUSED, reason=refused)
             reports.append(Report(attempt=attempt, phase=Phase.ENDED, ended=ended))
@@ -148,7 +142,7 @@ def _decide(
         return _end(attempt, Outcome.FAILED, files.failure)
     if is_alive(files, sighting):
         return ask_of_the_living(files, sighting, observed, limits)
-    if files.lives == 0 and offer is not None and (refused := _refused(offer, consent)):
+    if files.lives == 0 and offer is not None and (refused := _refused(offer, consent, limits)):
         return _end(attempt, Outcome.REFUSED, refused)
     if attempt in observed.problems:
         return _end(attempt, Outcome.FAILED, observed.problems[attempt])

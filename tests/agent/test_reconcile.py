@@ -128,7 +128,7 @@ def test_a_lost_life_goes_on_in_the_same_directory_and_then_is_given_up():
     assert "killed by SIGKILL" in again.reason
     [end] = plan(replace(BEGUN, lives=3), seen=Sighting(seen=Seen.GONE, detail="exit code 1")).actions
     assert (end.act, end.outcome) == (Act.END, Outcome.FAILED)
-    assert end.reason.startswith("life 3 of 3 ended without a result (exit code 1)")
+    assert end.reason.startswith("life 3 ended without a result (exit code 1), the last of 3 in a row")
 
 
 def test_the_trainers_own_word_that_it_failed_is_passed_on():
