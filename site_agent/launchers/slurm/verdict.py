@@ -1,0 +1,318 @@
+"""What became of a life: from what Slurm and the job itself say to a sighting, and to what it used.
+
+Pure. ``judge`` forms an opinion of one look; ``settle`` holds it against the looks before, because a single
+answer of a batch system may be stale, cut off or empty. Until an opinion is firm the answer is UNKNOWN, and
+UNKNOWN is never GONE.
+
+    Slurm's word                                        cause
+    COMPLETED, FAILED (exit code other than 75)         finished; node_failed if the batch script never began
+    FAILED with 75, or with CONTINUE in the directory   stopped
+    TIMEOUT, DEADLINE                                   timed_out
+    PREEMPTED                                           preempted
+    NODE_FAIL, BOOT_FAIL, LAUNCH_FAILED, REVOKED        node_failed
+    OUT_OF_MEMORY                                       out_of_memory
+    CANCELLED                                           cancelled; node_failed if the launcher did it for a hang
+    PENDING for a reason that time does not mend        never
+    nothing at all, for long                            node_failed
+"""
+
+import signal
+from collections.abc import Iterable
+from typing import Literal
+
+from consortium.canonical import Fact, replace
+from site_agent.core.facts import Cause, Seen, Sighting, Usage
+from site_agent.launchers.base import Life
+from site_agent.launchers.slurm.answer import (
+    AccountRow,
+    QueueRow,
+    State,
+    first_word,
+    is_cancelled_by,
+    never_starts,
+    state_of,
+)
+from site_agent.launchers.slurm.request import CONTINUE_LATER
+
+_SKEW_SECONDS = 300.0  # munge refuses more between hosts
+_CAUSES = {
+    "TIMEOUT": Cause.TIMED_OUT,
+    "DEADLINE": Cause.TIMED_OUT,
+    "PREEMPTED": Cause.PREEMPTED,
+    "NODE_FAIL": Cause.NODE_FAILED,
+    "BOOT_FAIL": Cause.NODE_FAILED,
+    "LAUNCH_FAILED": Cause.NODE_FAILED,
+    "RECONFIG_FAIL": Cause.NODE_FAILED,
+    "REVOKED": Cause.NODE_FAILED,
+    "OUT_OF_MEMORY": Cause.OUT_OF_MEMORY,
+    "CANCELLED": Cause.CANCELLED,
+}
+_MAY_BE_REQUEUED = {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"}
+
+
+class LifeEnd(Fact):
+    """``end.<life>.<restart>.json``, by the batch script."""
+
+    began: float  #: epoch seconds
+    ended: float
+    id: str  #: of the Slurm job
+    life: int
+    rc: int
+    requeued: bool = False  #: it asks to be started again
+    restart: int
+    why: Literal["exit", "limit", "term"]
+
+
+class Patience(Fact):
+    """How much it takes to believe in an end, in looks and seconds."""
+
+    answers: int = 2  #: the same end, or the same hopeless reason, seen so often
+    requeue_seconds: float = 150.0  #: Slurm starts preempted jobs again by itself after cred_expire (120 s)
+    intent_seconds: float = 120.0  #: an intent without an id may still be on its way to the controller
+    lost_seconds: float = 600.0  #: accounting may be late by minutes
+    begin_seconds: float = 900.0  #: RUNNING, and the batch script has not begun: a prolog or a node hangs
+
+
+class Watch(Fact):
+    """``watch.json``: an opinion that is not firm yet, so that a new agent does not begin to count anew."""
+
+    life: int
+    opinion: str = ""
+    since: float = 0.0  #: epoch seconds, the agent's clock
+    answers: int = 0
+
+
+class Evidence(Fact):
+    """All that one look found of one life."""
+
+    life: Life
+    queue: QueueRow | None = None
+    queue_problem: str = ""  #: squeue could not be asked
+    queue_is_whole: bool = False
+    account: AccountRow | None = None  #: of its newest restart
+    account_problem: str = ""
+    job: QueueRow | None = None  #: of scontrol, asked where sacct knows nothing
+    end: LifeEnd | None = None  #: of its newest restart that began
+    owner: str = ""  #: the Slurm job that owns the life; "": none has begun
+    has_begun: bool = False  #: the newest restart's script
+    continues: bool = False  #: CONTINUE is there
+    given_up: bool = False  #: the launcher claimed the life itself: no job can
+    hung: str = ""  #: why the launcher cancelled it
+
+
+class Opinion(Fact):
+    """What one look suggests. ``needs``: nothing (firm), more looks, or a long silence."""
+
+    sighting: Sighting
+    needs: Literal["nothing", "answers", "requeue", "intent", "lost"] = "nothing"
+
+
+def own_row(
+    rows: Iterable[QueueRow], life: Life, owner: str = "", skew_seconds: float = _SKEW_SECONDS
+) -> QueueRow | None:
+    """The row of a life among a queue's: by name and submit time, because ids are given twice.
+
+    Two agents may have submitted it both; the one that owns it counts, else the one that may still own it.
+    """
+    mine = [row for row in rows if _is_of(row, life, skew_seconds)]
+    if owner:
+        mine = [row for row in mine if row.id == owner]
+    rank = {State.ACTIVE: 0, State.PENDING: 1, State.UNKNOWN: 2, State.FINAL: 3}
+    mine.sort(key=lambda row: (rank[state_of(row.state)], row.id != life.native_id, row.id))
+    return mine[0] if mine else None
+
+
+def own_account(rows: Iterable[AccountRow], life: Life, owner: str = "") -> AccountRow | None:
+    """The newest restart of a life among the rows of ``sacct -D``."""
+    mine = [row for row in rows if _is_of(row, life, _SKEW_SECONDS) and row.id == (owner or row.id)]
+    preferred = [row for row in mine if row.id == life.native_id]
+    mine = mine if owner or not preferred else preferred
+    return max(mine, key=lambda row: (row.submitted or 0.0, row.started or 0.0, row.id)) if mine else None
+
+
+def _is_of(row: QueueRow | AccountRow, life: Life, skew_seconds: float) -> bool:
+    is_old = row.submitted is not None and row.submitted < life.submitted_at - skew_seconds
+    return row.name == life.name and not is_old
+
+
+def judge(seen: Evidence) -> Opinion:
+    """The opinion that one look suggests."""
+    row = seen.queue
+    if row is None and seen.queue_problem:
+        return _unknown(f"squeue: {seen.queue_problem}")
+    if row is not None and state_of(row.state) is not State.FINAL:
+        return _in_queue(row)
+    for final in (seen.account, seen.job, row):
+        if final is not None and state_of(final.state) is State.FINAL:
+            return _ended(final, seen)
+    if seen.end is not None and not seen.end.requeued:
+        return Opinion(sighting=_by_itself(seen.end.rc, 0, seen), needs="nothing")
+    if seen.given_up:
+        return Opinion(sighting=_gone(Cause.NODE_FAILED, "it was never started"))
+    if seen.account is not None:
+        return _unknown(f"sacct says {first_word(seen.account.state)}, the queue does not know it")
+    if not seen.queue_is_whole:
+        return _unknown("squeue's answer was not whole")
+    if not seen.life.native_id and not seen.owner:
+        return Opinion(sighting=_gone(Cause.NODE_FAILED, "it was never started"), needs="intent")
+    where = "neither the queue nor the accounting knows it"
+    if seen.account_problem:
+        where = f"the queue does not know it, and accounting cannot be asked: {seen.account_problem}"
+    return Opinion(sighting=_gone(Cause.NODE_FAILED, f"it is lost: {where}"), needs="lost")
+
+
+def settle(
+    opinion: Opinion, life: Life, watch: Watch | None, now: float, patience: Patience
+) -> tuple[Sighting, Watch | None]:
+    """What may be said after this look, and what to remember; None: nothing.
+
+    now  epoch seconds by the agent's clock
+    """
+    if opinion.needs == "nothing":
+        return opinion.sighting, None
+    words = f"{opinion.needs}: {opinion.sighting.cause}"
+    if watch is None or (watch.life, watch.opinion) != (life.number, words) or now < watch.since:
+        watch = Watch(life=life.number, opinion=words, since=now)
+    watch = replace(watch, answers=min(watch.answers + 1, patience.answers))
+    waited = {
+        "answers": 0.0,
+        "requeue": patience.requeue_seconds,
+        "intent": patience.intent_seconds,
+        "lost": patience.lost_seconds,
+    }[opinion.needs]
+    if watch.answers >= patience.answers and now - watch.since >= waited:
+        return opinion.sighting, watch
+    if opinion.sighting.seen is not Seen.GONE:  # hopeless, so far seen once: it waits
+        return replace(opinion.sighting, cause=None), watch
+    return Sighting(seen=Seen.UNKNOWN, detail=f"not sure yet: {opinion.sighting.detail}"), watch
+
+
+def hangs(seen: Evidence, now: float, patience: Patience) -> str:
+    """Why a running job has to be cancelled and submitted again; "": it need not."""
+    row = seen.queue
+    if row is None or first_word(row.state) != "RUNNING" or seen.has_begun or row.starts is None:
+        return ""
+    minutes = (now - row.starts) / 60
+    if minutes * 60 < patience.begin_seconds:
+        return ""
+    why = f", {row.reason}" if row.reason else ""
+    return (
+        f"Slurm says RUNNING on {row.nodes or 'a node'}{why}, and nothing has begun for {minutes:.0f} minutes"
+    )
+
+
+def usage_of(rows: Iterable[AccountRow], gpus: int) -> Usage | None:
+    """What all lives used so far, by accounting; None if none has started.
+
+    gpus  of one job, where accounting does not count them
+    """
+    started = sorted(
+        {(row.id, row.started): row for row in rows if row.started is not None}.values(),
+        key=lambda row: (row.started, row.id),
+    )
+    if not started:
+        return None
+    joules = [row.joules for row in started if row.elapsed > 0]
+    return Usage(
+        gpu_seconds=sum((row.gpus or gpus) * row.elapsed for row in started),
+        seconds=sum(row.elapsed for row in started),
+        queued_seconds=_queued(started),
+        joules=sum(joule for joule in joules if joule is not None) if joules and None not in joules else None,
+        source="sacct",
+    )
+
+
+def usage_by_clock(ends: Iterable[LifeEnd], gpus: int, before: Usage, queued_seconds: float) -> Usage:
+    """The same by the batch scripts' own records; lives that were killed have none and are not counted."""
+    seconds = sum(
+        max(0.0, end.ended - end.began) for end in sorted(ends, key=lambda end: (end.life, end.restart))
+    )
+    return Usage(
+        gpu_seconds=max(gpus * seconds, before.gpu_seconds),
+        seconds=max(seconds, before.seconds),
+        queued_seconds=before.queued_seconds or queued_seconds,
+        joules=before.joules,
+        source=before.source if before.gpu_seconds > gpus * seconds else "clock",
+    )
+
+
+def _queued(started: list[AccountRow]) -> float:
+    first = started[0]
+    if first.submitted is None or first.started is None:
+        return 0.0
+    return max(0.0, first.started - first.submitted)
+
+
+def _in_queue(row: QueueRow) -> Opinion:
+    match state_of(row.state):
+        case State.ACTIVE:
+            return Opinion(
+                sighting=Sighting(seen=Seen.RUNNING, detail=f"on {row.nodes}" if row.nodes else "")
+            )
+        case State.PENDING:
+            words = row.reason or first_word(row.state).lower()
+            sighting = Sighting(seen=Seen.PENDING, detail=words, expected_start=row.starts)
+            if never_starts(row.reason):
+                return Opinion(sighting=replace(sighting, cause=Cause.NEVER), needs="answers")
+            return Opinion(sighting=sighting)
+    return _unknown(f"Slurm says {row.state[:60]!r}, which is no state that this version knows")
+
+
+def _ended(final: AccountRow | QueueRow, seen: Evidence) -> Opinion:
+    """Slurm says that it is over; the job's own record confirms it, or a second look has to."""
+    word = first_word(final.state)
+    cause = next((cause for name, cause in _CAUSES.items() if name.startswith(word)), None)
+    firm: Literal["nothing", "answers", "requeue"] = "answers"
+    if seen.end is not None and not seen.end.requeued and seen.end.id == final.id:
+        firm = "nothing"
+    elif word in _MAY_BE_REQUEUED:
+        firm = "requeue"
+    if cause is None:
+        code = final.exit_code
+        if code is None and seen.end is not None:
+            code = seen.end.rc
+        return Opinion(sighting=_by_itself(code, final.exit_signal, seen), needs=firm)
+    if cause is Cause.CANCELLED:
+        if seen.hung:
+            return Opinion(sighting=_gone(Cause.NODE_FAILED, seen.hung), needs=firm)
+        who = is_cancelled_by(final.state)
+        return Opinion(sighting=_gone(cause, f"cancelled by user {who}" if who else "cancelled"), needs=firm)
+    return Opinion(sighting=_gone(cause, _WORDS[cause] + f" ({word})"), needs=firm)
+
+
+_WORDS = {
+    Cause.TIMED_OUT: "its time was over",
+    Cause.PREEMPTED: "a job of higher priority took its place",
+    Cause.NODE_FAILED: "its node failed",
+    Cause.OUT_OF_MEMORY: "it used more memory than it was given; raise `memory` in the site's profile",
+}
+
+
+def _by_itself(code: int | None, number: int, seen: Evidence) -> Sighting:
+    if code == CONTINUE_LATER or (code != 0 and seen.continues):
+        return _gone(Cause.STOPPED, "it stopped with a training checkpoint")
+    if code != 0 and seen.end is None and not seen.has_begun:
+        return _gone(
+            Cause.NODE_FAILED,
+            "it ended before the batch script began: look for a quota, a full disk or the prolog",
+        )
+    if number:
+        return _gone(Cause.FINISHED, f"killed by {_signal(number)}")
+    if code is not None and code > 128:
+        return _gone(Cause.FINISHED, f"killed by {_signal(code - 128)}")
+    return _gone(Cause.FINISHED, f"exit code {code}" if code is not None else "it ended")
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _gone(cause: Cause, detail: str) -> Sighting:
+    return Sighting(seen=Seen.GONE, cause=cause, detail=detail)
+
+
+def _unknown(detail: str) -> Opinion:
+    return Opinion(sighting=Sighting(seen=Seen.UNKNOWN, detail=detail))
