@@ -11,18 +11,20 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import time
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
 from sprachbund.v1 import site_pb2
 
-from consortium.errors import Refused, SprachbundError, Unavailable
+from consortium.canonical import Fact
+from consortium.errors import BadInput, Refused, SprachbundError, Superseded, Unavailable
 from consortium.ids import AttemptId
 from consortium.store import BlobStore
 from site_agent.config import SiteConfig
 from site_agent.conversation import Conversation
+from site_agent.core.consent import slots
 from site_agent.core.facts import Act, Action, AttemptFiles, Limits, Observation, Plan, Sighting
 from site_agent.core.reconcile import reconcile
 from site_agent.deeds import Deeds
@@ -31,22 +33,28 @@ from site_agent.identity import SiteIdentity
 from site_agent.launchers import make_launcher
 from site_agent.launchers.base import Launcher
 from site_agent.link import Link
+from site_agent.mode import Mode, read_mode
+from site_agent.presence import Presence
 from site_agent.residuals import Residuals
-from site_agent.spending import Spending
+from site_agent.spending import Spending, Standing
 from site_agent.spool import Spool
-from site_agent.status import AgentStatus, write_status
+from site_agent.status import SEEN_SECONDS, at_work
+from site_agent.supervision import Supervisor
 from site_agent.transfers import Transfers
 from site_agent.wire import description_message
 
 _log = logging.getLogger(__name__)
 
+_IDLE_SECONDS = 10.0  # without a job only the operator's wish can change unheard
 _STEPS_MAX = 5  # an action may make the next one due at once; after so many, the rest waits for the next look
 
 
 def run_agent(config: SiteConfig, once: bool = False, launcher: Launcher | None = None) -> int:
     """Be the site's agent until SIGTERM or SIGINT (jobs go on); with ``once``, one Sync and what follows.
 
-    Returns the exit code. Raises Unavailable if the site has not enrolled, Refused if it has to again.
+    Returns the exit code: 0; 4 if a newer agent of the site has taken over; with ``once`` 5 if nobody answered.
+    Where another agent is at work on this home, ``once`` leaves it to that one. Raises Unavailable if the site
+    has not enrolled, Refused if it has to again, or if an agent of it runs here already.
     """
     identity = SiteIdentity.load(Path(config.home))
     if identity.trust.site != config.site:
@@ -56,6 +64,14 @@ def run_agent(config: SiteConfig, once: bool = False, launcher: Launcher | None 
         )
     if identity.seconds_left(time.time()) <= 0:
         raise Refused("this site's certificate has expired; ask for a new invitation and enrol again")
+    other = at_work(Path(config.home))
+    if other is not None and once:
+        _log.info("agent %d on %s is at work; nothing is left for this one to do", other.pid, other.host)
+        return 0
+    if other is not None and other.is_running:
+        raise Refused(
+            f"{config.home}: an agent of this site runs here already, pid {other.pid}; stop it first"
+        )
 
     async def run() -> int:
         agent = Agent(config, identity, launcher or make_launcher(config))
@@ -64,17 +80,28 @@ def run_agent(config: SiteConfig, once: bool = False, launcher: Launcher | None 
     return asyncio.run(run())
 
 
+class Seen(Fact):
+    """Everything that one look at the site finds."""
+
+    held: tuple[AttemptFiles, ...] = ()
+    sightings: dict[AttemptId, Sighting] = {}
+    mode: Mode = Mode()
+    standing: Standing = Standing()
+
+
 class Agent:
     """To be made within a running event loop."""
 
     def __init__(self, config: SiteConfig, identity: SiteIdentity, launcher: Launcher) -> None:
-        home = Path(config.home)
+        self._home = home = Path(config.home)
         self._config = config
         self._launcher = launcher
-        self._limits = Limits(slots=config.slots, lives_max=config.lives_max)
+        self._limits = limits(config)
         self._spool = Spool(home / "spool")
         self._incarnation = secrets.token_hex(8)
-        self._link = Link(config.site, config.coordinator, home, identity, self._incarnation)
+        self._link = Link(
+            config.site, config.coordinator, home, identity, self._incarnation, config.proxy_setting
+        )
         self._wake = asyncio.Event()
         self._talk = Conversation(self._link, config.sync_seconds, self._wake.set)
         self._transfers = Transfers(self._wake.set, lambda: self._talk.connected)
@@ -83,11 +110,14 @@ class Agent:
         )
         self._description = Description(config)
         self._spending = Spending(config)
-        self._started_at = time.time()
+        self._supervisor = Supervisor(os.environ)
+        self._presence = Presence(home, config.site, self._incarnation)
+        self._release = version("sprachbund")
+        self._seen = Seen()
+        self._plan: Plan | None = None  # None: none yet, or the spool could not be read
         self._said: dict[str, str] = {}
 
     async def run(self) -> int:
-        loop = asyncio.get_running_loop()
         stopping = asyncio.Event()
 
         def stop() -> None:
@@ -95,43 +125,56 @@ class Agent:
             self._wake.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
+            asyncio.get_running_loop().add_signal_handler(number, stop)
         self._description.keep_fresh(self._wake.set)
         _log.info("agent %s of site %s starts", self._incarnation, self._config.site)
+        self._note()
         try:
-            while not stopping.is_set():
-                plan = await self._step()
-                if plan is not None and self._description.manifest is not None:
-                    self._talk.say(self._describe(), plan.reports)
+            self._supervisor.is_ready()
+            while not stopping.is_set() and not self._superseded:
+                self._plan = await self._step()
+                if self._plan is not None and self._description.manifest is not None:
+                    self._talk.say(self._describe(), self._plan.reports)
+                self._supervisor.turned(self._in_words())
                 with contextlib.suppress(TimeoutError):
-                    pause = min(self._launcher.poll_seconds, self._talk.seconds_until_due())
-                    async with asyncio.timeout(pause):  # wait_for of Python 3.11 may swallow a cancellation
+                    async with asyncio.timeout(
+                        self._pause()
+                    ):  # wait_for of Python 3.11 may swallow a cancellation
                         await self._wake.wait()
                 self._wake.clear()
-                if self._talk.listen():
-                    self._note()
+                self._talk.listen()
+                self._note()
         finally:
             await self._close()
+        if self._superseded:
+            _log.error("%s; this one leaves, jobs go on", self._superseded)
+            return Superseded.exit_code
         _log.info("agent %s stops; jobs go on", self._incarnation)
         return 0
 
     async def run_once(self) -> int:
         """Sync, do all that follows, Sync again to tell it; for sites where nothing may stay resident."""
         self._talk.wait_seconds = 0.0
+        self._note()
         try:
             await asyncio.to_thread(self._description.refresh)
             for _ in range(2):
-                plan = await self._step()
-                if plan is None:
+                self._plan = await self._step()
+                if self._plan is None:
                     return Unavailable.exit_code
-                self._talk.say(self._describe(), plan.reports)
+                self._talk.say(self._describe(), self._plan.reports)
                 while self._talk.is_under_way:
                     await self._wake.wait()
                     self._wake.clear()
                     self._talk.listen()
                 self._note()
+                if self._superseded:
+                    _log.error("%s; it does the rest", self._superseded)
+                    return Superseded.exit_code
                 await self._step()
-                await self._transfers.wait()
+                while self._transfers.are_under_way:
+                    await self._transfers.wait(SEEN_SECONDS)
+                    self._note()
                 await self._step()
         finally:
             await self._close()
@@ -143,37 +186,45 @@ class Agent:
         """Look, decide and do, until nothing more can be done at once. None: the spool cannot be read now."""
         for _ in range(_STEPS_MAX):
             try:
-                held, sightings = await asyncio.to_thread(self._look)
-                standing = await asyncio.to_thread(self._spending.look, held)
+                seen = await asyncio.to_thread(self._look)
             except Unavailable as error:
                 self._say("spool", logging.ERROR, str(error))
                 return None
             self._said.pop("spool", None)
-            news = self._talk.news
-            observed = Observation(
-                wanted=news.offers if news else None,
-                answered=news.answered if news else frozenset(),
-                settled=news.settled if news else frozenset(),
-                held=held,
-                sightings=sightings,
-                problems=self._transfers.problems,
-                closing=standing.closing,
-                waits=standing.waits,
-                pause_running=standing.pause_running,
-            )
-            plan = reconcile(observed, self._limits, self._config.consent)
+            self._seen = seen
+            plan = reconcile(self._observed(seen), self._limits, self._config.consent)
             changed = [await self._act(action) for action in plan.actions]
             if not any(changed):
                 break
         return plan
 
-    def _look(self) -> tuple[tuple[AttemptFiles, ...], dict[AttemptId, Sighting]]:
+    def _look(self) -> Seen:
         held, complaints = self._spool.look()
         for complaint in complaints:
             _log.error("%s", complaint)
         begun = {self._spool.directory(files.attempt): files.attempt for files in held if files.lives}
-        seen = self._launcher.poll(list(begun)) if begun else {}
-        return held, {begun[directory]: sighting for directory, sighting in seen.items()}
+        polled = self._launcher.poll(list(begun)) if begun else {}
+        sightings = {begun[directory]: sighting for directory, sighting in polled.items()}
+        try:
+            mode = read_mode(self._home)
+        except BadInput as error:  # what the operator wants cannot be known: nothing new, then
+            mode = Mode(mode="drain", reason=str(error))
+        return Seen(held=held, sightings=sightings, mode=mode, standing=self._spending.look(held))
+
+    def _observed(self, seen: Seen) -> Observation:
+        news = self._talk.news
+        self._say("mode", logging.INFO, f"mode: {seen.mode.mode} {seen.mode.reason}".strip())
+        return Observation(
+            wanted=news.offers if news else None,
+            answered=news.answered if news else frozenset(),
+            settled=news.settled if news else frozenset(),
+            held=seen.held,
+            sightings=seen.sightings,
+            problems=self._transfers.problems,
+            closing=seen.standing.closing,
+            waits=seen.mode.waits or seen.standing.waits,
+            pause_running=bool(seen.mode.waits) or seen.standing.pause_running,
+        )
 
     async def _act(self, action: Action) -> bool:
         """Carry out one action; whether it leaves something to be decided at once."""
@@ -192,14 +243,36 @@ class Agent:
         config = self._config
         return description_message(
             self._description.manifest,
-            config.slots,
-            version("sprachbund"),
+            self._limits.slots,
+            self._release,
             config.consent.merges,
+            draining=self._seen.mode.is_draining,
             allocation=self._spending.allocation,
             windows=self._spending.windows,
             gpus=config.gpus_of_job,
             launcher=config.launcher,
         )
+
+    @property
+    def _superseded(self) -> str:
+        return self._talk.superseded or self._transfers.superseded
+
+    def _pause(self) -> float:
+        """Seconds until the next look, if nothing wakes the loop before."""
+        is_idle = self._plan is not None and not self._plan.reports
+        look = max(_IDLE_SECONDS, self._launcher.poll_seconds) if is_idle else self._launcher.poll_seconds
+        limits = (look, self._talk.seconds_until_due(), self._supervisor.seconds_max)
+        return min(limit for limit in limits if limit is not None)
+
+    def _in_words(self) -> str:
+        """For the service manager; changes only when something does."""
+        if self._plan is None:
+            return "the spool cannot be read"
+        phases = Counter(report.phase.value for report in self._plan.reports)
+        jobs = ", ".join(f"{number} {phase}" for phase, number in sorted(phases.items())) or "no job"
+        talk = self._talk.trouble or ("in touch" if self._talk.news else "not heard yet")
+        mode = self._seen.mode.mode
+        return f"{jobs}; coordinator: {talk}" + (f"; mode {mode}" if mode != "work" else "")
 
     def _say(self, subject: str, level: int, sentence: str) -> None:
         """One line when something changes, not one a look."""
@@ -209,24 +282,27 @@ class Agent:
 
     def _note(self) -> None:
         """For ``site status``, which must not speak to the coordinator in this agent's place."""
-        news = self._talk.news
-        status = AgentStatus(
-            site=self._config.site,
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            incarnation=self._incarnation,
-            started_at=self._started_at,
-            synced_at=self._talk.synced_at,
-            trouble=self._talk.trouble,
-            clock_ahead_seconds=news.clock_ahead_seconds if news else 0.0,
-        )
         try:
-            write_status(Path(self._config.home), status)
+            self._presence.note(self._talk)
         except Unavailable as error:
             self._say("status", logging.ERROR, str(error))
 
     async def _close(self) -> None:
+        self._supervisor.is_leaving()
         self._description.stop()
         await self._talk.stop()
         await self._transfers.stop_all()
         await self._link.close()
+        with contextlib.suppress(SprachbundError):  # a full disk is no reason not to leave
+            self._presence.leave()
+
+
+def limits(config: SiteConfig) -> Limits:
+    gpus = config.gpus_of_job
+    return Limits(
+        slots=slots(config.slots, config.consent, gpus),
+        gpus=gpus,
+        lives_max=config.lives_max,
+        lives_total_max=config.lives_total_max,
+        stall_seconds=config.stall_minutes * 60.0,
+    )

@@ -51,10 +51,14 @@ class Transfers:
         for attempt in sorted(self._tasks):
             await self.stop(attempt)
 
-    async def wait(self) -> None:
-        """Until none is under way."""
-        while self._tasks:
-            await asyncio.wait(list(self._tasks.values()))
+    @property
+    def are_under_way(self) -> bool:
+        return bool(self._tasks)
+
+    async def wait(self, seconds: float | None = None) -> None:
+        """Until none is under way, at most so long."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()), timeout=seconds)
 
     def forget(self, attempt: AttemptId) -> None:
         self.problems.pop(attempt, None)
