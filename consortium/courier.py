@@ -20,9 +20,7 @@ from consortium.identity import Identity, check_signing_request
 from consortium.ids import AttemptId, Digest, SiteName, site_name
 from consortium.manifests import FileRef
 from consortium.roles import Role
-from consortium.signing import open_envelope
-
-COURIER = "courier"  #: in place of the coordinator's address in a site's config
+from consortium.signing import envelope_claims, open_envelope
 
 ENROLMENT_ASKED = "application/vnd.sprachbund.courier.enrolment-asked+json"
 ENROLMENT_GIVEN = "application/vnd.sprachbund.courier.enrolment-given+json"
@@ -116,28 +114,23 @@ def signed_by_its_key(head: Head) -> EnrolmentAsked:
     return asked
 
 
-class _Envelope(Fact):
-    payloadType: str
-    payload: bytes  #: base64, as DSSE has it
-
-
 def kind_of(head: Head) -> str:
     """What the statement claims to be, not verified."""
-    return _unsigned(head).payloadType
+    return envelope_claims(head.envelope)[0]
 
 
 def claimed(head: Head) -> EnrolmentAsked | EnrolmentGiven | Said | Answered:
     """What the statement says, **not verified**: to show it, or to find out whose it is. Raises BadInput."""
-    envelope = _unsigned(head)
+    kind, payload = envelope_claims(head.envelope)
     kinds: dict[str, type[EnrolmentAsked] | type[EnrolmentGiven] | type[Said] | type[Answered]] = {
         ENROLMENT_ASKED: EnrolmentAsked,
         ENROLMENT_GIVEN: EnrolmentGiven,
         SAID: Said,
         ANSWERED: Answered,
     }
-    if envelope.payloadType not in kinds:
-        raise BadInput(f"this bundle is {describe_kind(envelope.payloadType)}; update the older side")
-    return decode(envelope.payload, kinds[envelope.payloadType], "the bundle's statement")
+    if kind not in kinds:
+        raise BadInput(f"this bundle is {describe_kind(kind)}; update the older side")
+    return decode(payload, kinds[kind], "the bundle's statement")
 
 
 def describe_kind(kind: str) -> str:
@@ -147,7 +140,3 @@ def describe_kind(kind: str) -> str:
         SAID: "what a site says",
         ANSWERED: "an answer to a site",
     }.get(kind, f"of an unknown kind {kind[:80]!r}")
-
-
-def _unsigned(head: Head) -> _Envelope:
-    return decode(head.envelope, _Envelope, "the bundle's signed envelope")

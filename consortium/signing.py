@@ -82,6 +82,23 @@ def open_envelope(data: bytes, payload_type: str, *keys: PublicKey) -> bytes:
     raise Corrupt(f"signed envelope: signed by {signers}, expected key {' or '.join(k[:12] for k in known)}")
 
 
+def unsigned_payload(data: bytes, payload_type: str) -> bytes:
+    """The payload of an envelope, **not verified**: of one's own, or to learn whose it claims to be."""
+    kind, payload = envelope_claims(data)
+    if kind != payload_type:
+        raise Corrupt(f"signed envelope: its type is {kind[:100]!r}, expected {payload_type!r}")
+    return payload
+
+
+def envelope_claims(data: bytes) -> tuple[str, bytes]:
+    """Payload type and payload of an envelope, **not verified**. Raises Corrupt."""
+    try:
+        envelope = decode(data, _Envelope, "signed envelope")
+        return envelope.payloadType, base64.b64decode(envelope.payload, validate=True)
+    except (BadInput, ValueError) as error:
+        raise Corrupt(f"signed envelope: not DSSE JSON ({error})") from error
+
+
 # ---- raw signatures of the ledger key
 
 

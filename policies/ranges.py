@@ -12,10 +12,19 @@ Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 VocabularySize = Annotated[int, Meta(ge=257)]  #: of a byte-level BPE: 256 bytes and an end of text at least
 Port = Annotated[int, Meta(ge=0, le=65535)]  #: 0: any free one
+COURIER = "courier"  #: in place of an address: no network leads there, bundles are carried
+_ADDRESS = r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}"
 Address = Annotated[
     str,
     Meta(
-        pattern=r"^([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}$",
+        pattern=f"^{_ADDRESS}$",
         description="host:port, such as coordinator.example.eu:7443 or [::1]:7443",
+    ),
+]
+AddressOrCourier = Annotated[
+    str,
+    Meta(
+        pattern=f"^({COURIER}|{_ADDRESS})$",
+        description="host:port, such as coordinator.example.eu:7443; or courier, where bundles carry everything",
     ),
 ]

@@ -27,12 +27,12 @@ from site_agent.conversation import Conversation
 from site_agent.core.consent import slots
 from site_agent.core.facts import Act, Action, AttemptFiles, Limits, Observation, Plan, Sighting
 from site_agent.core.reconcile import reconcile
+from site_agent.courier.link import make_link
 from site_agent.deeds import Deeds
 from site_agent.description import Description
 from site_agent.identity import SiteIdentity
 from site_agent.launchers import make_launcher
 from site_agent.launchers.base import Launcher
-from site_agent.link import Link
 from site_agent.mode import Mode, read_mode
 from site_agent.presence import Presence
 from site_agent.residuals import Residuals
@@ -99,9 +99,7 @@ class Agent:
         self._limits = limits(config)
         self._spool = Spool(home / "spool")
         self._incarnation = secrets.token_hex(8)
-        self._link = Link(
-            config.site, config.coordinator, home, identity, self._incarnation, config.proxy_setting
-        )
+        self._link = make_link(config, identity, self._incarnation)
         self._wake = asyncio.Event()
         self._talk = Conversation(self._link, config.sync_seconds, self._wake.set)
         self._transfers = Transfers(self._wake.set, lambda: self._talk.connected)

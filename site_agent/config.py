@@ -14,7 +14,7 @@ from consortium.loading import Problems, read
 from consortium.proxies import check_proxy
 from policies.languages import Languages, load_languages, normalise_all
 from policies.licences import load_licences
-from policies.ranges import Address, Count, Fraction, Natural, Positive
+from policies.ranges import COURIER, AddressOrCourier, Count, Fraction, Natural, Positive
 from policies.site_profile import SiteProfile, fill_in_profile, profile_names
 from policies.windows import time_zone
 from site_agent.limits import Granted, OpenHours
@@ -77,8 +77,8 @@ class SiteConfig(Fact):
     """The site's file, resolved: languages as the consortium spells them, paths absolute."""
 
     site: SiteName
-    coordinator: Address
-    enrolment: Address
+    coordinator: AddressOrCourier
+    enrolment: AddressOrCourier
     proxy: str | None = None  #: http://host:port; None: as the environment says, in either case; "": none
     home: str  #: spool, blobs, prepared text and keys lie below it
     slots: Count = 1  #: jobs at once
@@ -106,6 +106,11 @@ class SiteConfig(Fact):
     consent: Consent = Consent()
     log: Log = Log()
     metrics_port: Count | None = None  #: on 127.0.0.1: /metrics, /healthz, /readyz
+
+    @property
+    def by_courier(self) -> bool:
+        """Whether no network leads to the coordinator, so that bundles carry everything."""
+        return self.coordinator == COURIER
 
     @property
     def granted(self) -> Allocation | None:

@@ -100,7 +100,7 @@ class Conversation:
             await asyncio.wait([self._task])
 
     async def _talk(self, description: site_pb2.SiteDescription, reports: tuple[Report, ...]) -> News:
-        if self._link.identity.is_due(time.time()):
+        if self._link.is_due(time.time()):
             try:
                 await self._link.renew()
                 _log.info("the certificate was renewed")

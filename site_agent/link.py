@@ -89,6 +89,10 @@ class Link:
         self._revision = answer.revision
         return self._news(answer, frozenset(report.attempt for report in reports))
 
+    def is_due(self, now: float) -> bool:
+        """Whether the certificate should be renewed over this link."""
+        return self.identity.is_due(now)
+
     async def renew(self) -> None:
         """A certificate for a new key, in place of the present one, on disk and on the wire."""
         key = next_key(self._home)
