@@ -101,12 +101,11 @@ class Connection:
         for opening in range(_OPENINGS):
             with self.session(script, arguments) as session:
                 try:
-                    out, err = session.process.communicate(stdin, timeout=timeout)
+                    out, _ = session.process.communicate(stdin, timeout=timeout)
                 except subprocess.TimeoutExpired:
-                    session.process.kill()
-                    session.process.communicate()
                     self._leave_if_silent()
                     raise Unavailable(f"{self.host}: no answer within {timeout:.0f} s") from None
+                err = session.complaints()
             if b"open refused by peer" not in err or session.mark in out:
                 return self._framed(session.mark, out, err)
             time.sleep(_OPENING_SECONDS * (opening + 1))
@@ -121,28 +120,35 @@ class Connection:
         The script's own input begins where the caller begins to write. Raises Unavailable without a connection.
         """
         self.open()
+        with self._begun(script, arguments) as session:
+            yield session
+
+    @contextlib.contextmanager
+    def _begun(self, script: str, arguments: Sequence[str]) -> Iterator["Session"]:
         mark = secrets.token_hex(8).encode()
         text = _framed_script(mark.decode(), script, arguments)
         fetch = f"sh -c 'eval \"$(dd bs=1 count={len(text)} 2>/dev/null)\"'"  # no csh or fish trips over it
-        with self._free:
+        with self._free, tempfile.TemporaryFile() as complaints:  # a pipe nobody reads would fill up
             process = subprocess.Popen(
                 ["ssh", *_SESSION, "-S", str(self.socket), "--", self.host, fetch],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=complaints,
                 start_new_session=True,  # a Ctrl-C for the agent is none for what it does at the site
             )
+            assert process.stdin is not None and process.stdout is not None
             try:
-                assert process.stdin is not None
                 with contextlib.suppress(BrokenPipeError):  # the answer says why
                     process.stdin.write(text)
                     process.stdin.flush()
-                yield Session(process, mark)
+                yield Session(process, mark, complaints)
             finally:
                 if process.poll() is None:
                     process.kill()
-                with contextlib.suppress(OSError, ValueError):
-                    process.communicate()
+                for pipe in (process.stdin, process.stdout):
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+                process.wait()
 
     def open(self, patient: bool = True) -> None:
         """Make sure that a master is there; heal what a dead one left.
@@ -277,7 +283,7 @@ class Connection:
 
     def _leave_if_silent(self) -> None:
         """After a timeout: a master whose line is dead is left behind, so that the next call logs in anew."""
-        with contextlib.suppress(Unavailable), self.session(":") as session:
+        with self._begun(":", ()) as session:
             try:
                 session.process.communicate(timeout=_CHECK_SECONDS)
             except subprocess.TimeoutExpired:
@@ -309,21 +315,27 @@ class Connection:
 
 
 class Session:
-    """A script that runs at the site. Its output begins after a line that is the mark."""
+    """A script that runs at the site. Its output begins after a line that ends in the mark."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", mark: bytes) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", mark: bytes, complaints: IO[bytes]) -> None:
         assert process.stdin is not None and process.stdout is not None
         self.process = process
         self.mark = mark
         self.stdin: IO[bytes] = process.stdin
         self.stdout: IO[bytes] = process.stdout
+        self._complaints = complaints
 
     def skip_to_output(self) -> bool:
         """Read past what start-up files print; False if the script never began."""
         for line in self.stdout:
-            if line.rstrip(b"\n").endswith(self.mark):
+            if line.endswith(self.mark + b"\n"):
                 return True
         return False
+
+    def complaints(self) -> bytes:
+        """What came on the script's second stream so far, its marks included."""
+        self._complaints.seek(0)
+        return self._complaints.read()
 
 
 def _framed_script(mark: str, script: str, arguments: Sequence[str]) -> bytes:
