@@ -75,6 +75,12 @@ def _vocabulary(tokenizer_json: Path) -> dict[str, int]:
     return found
 
 
+def end_of_document(vocabulary: Mapping[str, int]) -> int | None:
+    """The token that ends a document, by the names that tokenizers give it; None if it has none of them."""
+    known = _first_known(_NAMES["eos_token"], vocabulary)
+    return None if known is None else vocabulary[known]
+
+
 def _filled(config: Mapping[str, Any], vocabulary: Mapping[str, int]) -> dict[str, Any]:
     """The config with what the tokenizer decides."""
     if not isinstance(config.get("model_type"), str):

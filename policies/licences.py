@@ -35,6 +35,24 @@ class Licences(Fact):
             name = "private"
         return next(one for one in self.classes if one.name == name)
 
+    def redistribution(self, licence: str, said: str | None) -> RedistributionClass:
+        """The class that an operator says, or the licence's. Raises BadInput if it is unknown or allows more.
+
+        For a licence of our list no class may allow more than its own; an unlisted ``LicenseRef-`` is a
+        contract that only its holder has read, so what they say counts.
+        """
+        own = self.class_of(licence)
+        if said is None:
+            return own
+        names = [one.name for one in self.classes]
+        found = next((one for one in self.classes if one.name == said), None)
+        if found is None:
+            raise BadInput(f"no redistribution class is called {shown(said)}; {nearest(said, names)}")
+        is_wider = (found.text_may_leave and not own.text_may_leave) or (found.replay and not own.replay)
+        if licence in self.licences and is_wider:
+            raise BadInput(f"{licence} is {own.name}, which allows less than {said}; write {own.name!r}")
+        return found
+
     def judge(self, licence: str, access: Literal["private", "public"]) -> Verdict:
         """Whether text under ``licence`` may be offered with that access. Raises BadInput for one unknown."""
         rule = self.class_of(licence)

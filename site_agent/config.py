@@ -34,7 +34,9 @@ class Text(Fact):
     text_field: str = "text"  #: of jsonl and parquet
     id_field: str | None = None  #: what translations share; None: "id", where a document has one
     other_languages: Literal["keep", "drop"] = "keep"  #: documents that say they are in another language
-    opted_out: Literal["keep", "drop"] = "drop"  #: documents whose own fields say that robots.txt forbids them
+    opted_out: Literal["keep", "drop"] = (
+        "drop"  #: documents whose own fields say that robots.txt forbids them
+    )
     source: str | None = None  #: name, DOI or URL of the data set, for the manifest, as all that follows
     redistribution: str | None = None  #: a class of policies/licences.yaml; None: the licence's
     robots: str | None = None  #: how opt-outs were honoured when it was gathered
@@ -160,9 +162,8 @@ def load_site_config(path: str | Path, languages: Languages | None = None) -> Si
         if verdict is not None and not verdict.allowed:
             problems.add((*place, "access"), verdict.reason)
         if verdict is not None and text.redistribution is not None:
-            problems.attempt(
-                (*place, "redistribution"), licences.redistribution, text.licence, text.redistribution
-            )
+            say = partial(licences.redistribution, text.licence)
+            problems.attempt((*place, "redistribution"), say, text.redistribution)
         path = text.path if config.ssh else document.beside(text.path)
         if not path.startswith("/"):
             problems.add((*place, "path"), f"{path!r} has to be an absolute path of the site, with `ssh`")

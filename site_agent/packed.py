@@ -8,6 +8,7 @@ Source: Megatron-LM, megatron/core/datasets/indexed_dataset.py.
 
 import os
 import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -25,30 +26,32 @@ _HEAD = struct.Struct("<9sQBQQ")
 _CODES: dict[np.dtype[Any], int] = {np.dtype("<u2"): 8, np.dtype("<i4"): 4}
 _DTYPES: dict[int, np.dtype[Any]] = {code: dtype for dtype, code in _CODES.items()}
 
+_CHUNK = 1 << 20  # bytes or numbers at a time
+
 
 def dtype_for(vocabulary_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocabulary_size <= 1 << 16 else np.dtype("<i4")
 
 
 class PackedWriter:
-    """Documents in any order become ``<stem>.bin`` and ``<stem>.idx``, sorted by document digest.
+    """Documents become ``<stem>.bin`` and ``<stem>.idx``; they come sorted by document digest.
 
-    Sorted, so that the same documents give the same bytes whatever files they came in.
+    Sorted, so that the same documents give the same bytes whatever files they came in. Memory is bounded.
     """
 
     def __init__(self, stem: Path, dtype: np.dtype[Any]) -> None:
         self._stem, self._dtype = stem, dtype
-        self._unsorted = stem.with_suffix(".unsorted")
-        self._file: BinaryIO = open(self._unsorted, "wb")
-        self._digests: list[bytes] = []
-        self._lengths: list[int] = []
+        self._lengths_path = stem.with_suffix(".lengths")
+        self._lengths = open(self._lengths_path, "w+b")
+        self._file: BinaryIO = open(stem.with_suffix(".bin"), "wb", _CHUNK)
+        self._documents = 0
 
-    def add(self, digest: bytes, tokens: npt.ArrayLike) -> None:
-        """One document, its EOS included."""
-        array = np.asarray(tokens, self._dtype)
-        self._file.write(array.tobytes())
-        self._digests.append(digest)
-        self._lengths.append(array.size)
+    def add(self, documents: Sequence[npt.ArrayLike]) -> None:
+        """Some documents, the EOS of each included."""
+        arrays = [np.asarray(tokens, self._dtype) for tokens in documents]
+        self._file.write(b"".join(array.data for array in arrays))
+        self._lengths.write(np.asarray([array.size for array in arrays], "<i4").tobytes())
+        self._documents += len(arrays)
 
     def __enter__(self) -> Self:
         return self
@@ -56,28 +59,31 @@ class PackedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        if kind is None:
-            self._sort()
-        self._unsorted.unlink()
+        with self._file, self._lengths:
+            if kind is None:
+                _sync(self._file)
+                self._write_index()
+        self._lengths_path.unlink()
 
-    def _sort(self) -> None:
-        order = sorted(range(len(self._digests)), key=self._digests.__getitem__)
-        lengths = np.asarray(self._lengths, np.int64)
-        begins = np.cumsum(lengths) - lengths
-        tokens = _map(self._unsorted, self._dtype)
-        with open(self._stem.with_suffix(".bin"), "wb") as packed:
-            for index in order:
-                packed.write(tokens[begins[index] : begins[index] + lengths[index]].tobytes())
-            _sync(packed)
-        sizes = lengths[order] if order else lengths
-        offsets = (np.cumsum(sizes) - sizes) * self._dtype.itemsize
-        with open(self._stem.with_suffix(".idx"), "wb") as index_file:
-            index_file.write(_HEAD.pack(_MAGIC, 1, _CODES[self._dtype], len(order), len(order) + 1))
-            index_file.write(sizes.astype("<i4").tobytes())
-            index_file.write(offsets.astype("<i8").tobytes())
-            index_file.write(np.arange(len(order) + 1, dtype="<i8").tobytes())
-            _sync(index_file)
+    def _write_index(self) -> None:
+        with open(self._stem.with_suffix(".idx"), "wb", _CHUNK) as index:
+            index.write(_HEAD.pack(_MAGIC, 1, _CODES[self._dtype], self._documents, self._documents + 1))
+            for lengths in self._chunks():
+                index.write(lengths.tobytes())
+            offset = 0
+            for lengths in self._chunks():
+                ends = offset + np.cumsum(lengths, dtype=np.int64)
+                index.write(((ends - lengths) * self._dtype.itemsize).astype("<i8").tobytes())
+                offset = int(ends[-1])
+            for begin in range(0, self._documents + 1, _CHUNK):
+                marks = np.arange(begin, min(begin + _CHUNK, self._documents + 1), dtype="<i8")
+                index.write(marks.tobytes())
+            _sync(index)
+
+    def _chunks(self) -> Iterator[npt.NDArray[np.int32]]:
+        self._lengths.seek(0)
+        while data := self._lengths.read(4 * _CHUNK):
+            yield np.frombuffer(data, "<i4")
 
 
 class Packed:
@@ -90,12 +96,12 @@ class Packed:
     def __init__(self, stem: Path) -> None:
         path = stem.with_suffix(".idx")
         with disk_errors(path):
-            raw = path.read_bytes()
-        if len(raw) < _HEAD.size:
-            raise Corrupt(f"{path}: {len(raw)} bytes are no index; delete the folder, it will be made again")
-        magic, version, code, count, marks = _HEAD.unpack_from(raw)
+            raw = _map(path, np.dtype(np.uint8))
+        if raw.size < _HEAD.size:
+            raise Corrupt(f"{path}: {raw.size} bytes are no index; delete the folder, it will be made again")
+        magic, version, code, count, marks = _HEAD.unpack(raw[: _HEAD.size].tobytes())
         expected = _HEAD.size + count * 12 + marks * 8
-        if magic != _MAGIC or version != 1 or code not in _DTYPES or len(raw) != expected:
+        if magic != _MAGIC or version != 1 or code not in _DTYPES or raw.size != expected:
             raise Corrupt(
                 f"{path}: not a Megatron index of uint16 or int32; delete the folder, it will be made again"
             )

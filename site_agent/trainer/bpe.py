@@ -1,7 +1,11 @@
 """How a campaign's tokenizer is trained: byte-level BPE on public text, as many bytes of every language."""
 
 import itertools
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
 
 from consortium.canonical import replace
 from consortium.errors import BadInput
@@ -10,9 +14,10 @@ from consortium.ids import Digest, Language
 from consortium.jobs import Tokenizer
 from consortium.models import END_OF_TEXT, PADDING
 from consortium.store import ref_of
-from site_agent.holdings import digest_of_documents, documents
-from site_agent.prepared import by_access, training_split
-from site_agent.text import Faults
+from site_agent.data.contents import Plan, plan_of, ranges_of
+from site_agent.data.merging import PARTS, digest_of_documents
+from site_agent.data.pool import work_through
+from site_agent.data.segments import Split, UnitReader
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, ProgressLog, write_contribution
 
 _SPECIALS = (END_OF_TEXT, PADDING)
@@ -75,27 +80,39 @@ def train_bpe(texts: list[str], vocabulary_size: int) -> str:
 def _chosen(folder: JobFolder, work: Tokenizer, language: Language) -> dict[bytes, str]:
     """Public documents to train on, by digest: in the order of digests, until there are bytes enough."""
     sources = [source for source in folder.site.text if source.language == language]
-    classes = by_access(sources)
-    public = training_split(classes, folder.site.heldout_share, work.split_seed)["public"]
-    if not public:
+    wanted: set[bytes] = set()
+    if sources:
+        split = Split(heldout_share=folder.site.heldout_share, seed=work.split_seed)
+        plan = plan_of(sources, None, split, Path(folder.site.cache) / "choices")
+        work_through([plan], merge=False)
+        wanted = _first_public(plan, work.bytes_per_language)
+    if not wanted:
         raise JobFailed(
             FailureReason.NO_DATA,
             f"this site has no public {language} text to train a tokenizer on; add some to `text:` in its "
             "config with `access: public`",
         )
+    found: dict[bytes, str] = {}
+    for unit in plan.units_in("public"):
+        for document in UnitReader(unit, None, split, None).documents():
+            digest = document.digest
+            if digest in wanted:
+                found[digest] = document.text
+    shutil.rmtree(plan.folder, ignore_errors=True)
+    return dict(sorted(found.items()))
+
+
+def _first_public(plan: Plan, bytes_wanted: int) -> set[bytes]:
+    """The first public documents by digest that make up so many bytes, or all there are."""
     wanted: set[bytes] = set()
     size = 0
-    for digest in sorted(public):
-        if size >= work.bytes_per_language:
-            break
-        wanted.add(digest)
-        size += public[digest]
-    found: dict[bytes, str] = {}
-    for document in documents(classes["public"], Faults()):
-        digest = document.digest
-        if digest in wanted:
-            found[digest] = document.text
-    return dict(sorted(found.items()))
+    for found in ranges_of(plan):
+        for index in np.flatnonzero(found.parts_N == PARTS.index("public")).tolist():
+            if size >= bytes_wanted:
+                return wanted
+            wanted.add(found.digests_N[index : index + 1].tobytes())
+            size += int(found.bytes_N[index])
+    return wanted
 
 
 def _repeated(chosen: dict[bytes, str], size: int) -> Iterator[str]:

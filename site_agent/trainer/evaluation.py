@@ -24,8 +24,8 @@ from consortium.jobs import Evaluate, Subject
 from consortium.manifests import LanguageScore, Scores
 from consortium.store import ref_of
 from consortium.tensors import Checkpoint
+from site_agent.data.contents import Prepared
 from site_agent.packed import Tokens
-from site_agent.prepared import Prepared
 from site_agent.trainer.folder import (
     FailureReason,
     JobFailed,

@@ -17,7 +17,8 @@ from consortium.deltas import apply_delta
 from consortium.ids import Digest
 from consortium.jobs import Evaluate, Subject
 from consortium.manifests import LanguageScore, Scores
-from site_agent.prepared import Words, prepare
+from site_agent.data.segments import Words
+from site_agent.prepared import prepare
 from site_agent.trainer import evaluation
 from site_agent.trainer.evaluation import evaluate, nats_of, windows_of
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, Site, Stopped

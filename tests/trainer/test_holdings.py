@@ -1,18 +1,22 @@
 """Surveys of a site's text, and what of it is trained on."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from trainer_samples import ALPHABETS, make_site, sentences, source, write_jsonl
+from trainer_samples import ALPHABETS, make_site, sentences, source, training_split, write_jsonl
 
 from consortium.errors import Unavailable
 from consortium.ids import Digest, SiteName
 from consortium.manifests import DataManifest
 from site_agent import holdings
 from site_agent.config import Text
-from site_agent.prepared import Words, by_access, prepare, training_split
+from site_agent.data import segments
+from site_agent.data.merging import digest_of_documents
+from site_agent.data.segments import Words
+from site_agent.prepared import prepare
 from site_agent.text import is_heldout
 
 SITE = SiteName("sofia")
@@ -47,7 +51,7 @@ def test_a_survey_is_remembered_until_a_file_changes(tmp_path: Path, monkeypatch
     path = tmp_path / "et.jsonl"
     write_jsonl(path, sentences("et", 20))
     first = _describe((source("et", path),), tmp_path / "cache")
-    monkeypatch.setattr(holdings, "read", None)  # reading again would fail
+    monkeypatch.setattr(segments, "document_of", None)  # reading again would fail
     assert _describe((source("et", path),), tmp_path / "cache") == first
     monkeypatch.undo()
     write_jsonl(path, sentences("et", 21))
@@ -59,14 +63,13 @@ def test_translations_are_held_out_together(tmp_path: Path) -> None:
     site = make_site(tmp_path)
     split = {}
     for language in ALPHABETS:
-        found = training_split(
-            by_access([text for text in site.text if text.language == language]), site.heldout_share, 0
-        )
+        sources = [text for text in site.text if text.language == language]
+        found = training_split(sources, site.heldout_share, 0, tmp_path / "cache")
         texts = {"public": sentences(language, 120, seed=1), "private": sentences(language, 200)}
         if language == "el":
             del texts["private"]
         names = {
-            holdings.hashlib.sha256(text.encode()).digest(): f"{access[0] if access == 'public' else 'o'}{n}"
+            hashlib.sha256(text.encode()).digest(): f"{access[0] if access == 'public' else 'o'}{n}"
             for access, all_texts in texts.items()
             for n, text in enumerate(all_texts)
         }
@@ -81,7 +84,7 @@ def test_public_text_that_says_what_is_held_out_is_not_trained_on(tmp_path: Path
     write_jsonl(tmp_path / "own.jsonl", texts, "own")
     write_jsonl(tmp_path / "public.jsonl", texts, "public")  # the same words under other ids
     sources = [source("et", tmp_path / "own.jsonl"), source("et", tmp_path / "public.jsonl", "public")]
-    parts = training_split(by_access(sources), 0.15, 0)
+    parts = training_split(sources, 0.15, 0, tmp_path / "cache")
     assert len(parts["heldout"]) > 20  # held out by either id
     assert not parts["heldout"].keys() & parts["private"].keys()
     assert parts["public"] == {}  # the rest is private training text already
@@ -103,10 +106,10 @@ def test_prepared_text_is_made_once_and_is_the_documents(tmp_path: Path) -> None
     assert sorted(text for texts in documents.values() for text in texts) == sorted(everything)
     assert [len(text.encode()) for text in documents["heldout"]] == made.heldout_bytes.tolist()
     for part, texts in documents.items():
-        digests = [holdings.hashlib.sha256(text.encode()).digest() for text in texts]
+        digests = [hashlib.sha256(text.encode()).digest() for text in texts]
         described = getattr(made.contents, part)
         assert digests == sorted(digests)
-        assert described.digest == holdings.digest_of_documents(digests)
+        assert described.digest == digest_of_documents(digests)
         assert described.tokens == made.tokens(part).tokens.size == described.bytes + described.documents
     other_split = prepare(sources, WORDS, lambda: _bytes, 0.15, 1, cache)
     assert other_split.folder != made.folder
@@ -132,5 +135,5 @@ def test_text_that_changes_while_it_is_read_is_not_used(tmp_path: Path) -> None:
         write_jsonl(tmp_path / "et.jsonl", sentences("et", 31))
         return _bytes(texts)
 
-    with pytest.raises(Unavailable, match="the et text changed while it was read"):
+    with pytest.raises(Unavailable, match="changed while"):
         prepare([source("et", tmp_path / "et.jsonl")], WORDS, lambda: meddling, 0.15, 0, tmp_path / "cache")

@@ -9,12 +9,20 @@ from pathlib import Path
 import msgspec
 import pytest
 from tokenizers import Tokenizer
-from trainer_samples import ALPHABETS, contribution, languages, make_job, make_site, sentences, tokenizer_work
+from trainer_samples import (
+    ALPHABETS,
+    contribution,
+    languages,
+    make_job,
+    make_site,
+    sentences,
+    tokenizer_work,
+    training_split,
+)
 
 from consortium.errors import BadInput
 from consortium.jobs import Tokenizer as TokenizerWork
-from site_agent.holdings import digest_of_documents
-from site_agent.prepared import by_access, training_split
+from site_agent.data.merging import digest_of_documents
 from site_agent.trainer.bpe import _repeated, train_bpe, train_tokenizer
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, Site
 
@@ -74,7 +82,7 @@ def test_only_public_text_that_is_not_held_out_is_used(tmp_path: Path, site: Sit
     used = contribution(folder).data
     for language in ALPHABETS:
         sources = [text for text in site.text if text.language == language]
-        public = training_split(by_access(sources), site.heldout_share, 0)["public"]
+        public = training_split(sources, site.heldout_share, 0, tmp_path)["public"]
         assert used[f"{language}.public"] == digest_of_documents(public)
 
 

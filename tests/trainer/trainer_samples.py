@@ -16,6 +16,10 @@ from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteN
 from consortium.jobs import Assignment, Evaluate, Optimizer, Purpose, Subject, Tokenizer, Train, Work
 from consortium.manifests import Contribution
 from site_agent.config import Text
+from site_agent.data.contents import plan_of, ranges_of
+from site_agent.data.merging import PARTS
+from site_agent.data.pool import work_through
+from site_agent.data.segments import Split
 from site_agent.trainer.folder import Site
 
 ALPHABETS = {"et": "aeiklmnõst", "bg": "абвгдеинос", "el": "αβγδεικνοσ"}
@@ -135,3 +139,18 @@ def contribution(folder: Path) -> Contribution:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def training_split(
+    sources: list[Text], heldout_share: float, seed: int, cache: Path
+) -> dict[str, dict[bytes, int]]:
+    """``private``, ``public`` and ``heldout``: document digest -> UTF-8 bytes."""
+    plan = plan_of(sources, None, Split(heldout_share=heldout_share, seed=seed), cache)
+    work_through([plan], merge=False)
+    parts: dict[str, dict[bytes, int]] = {part: {} for part in PARTS}
+    for found in ranges_of(plan):
+        for index, part in enumerate(found.parts_N.tolist()):
+            digest = found.digests_N[index : index + 1].tobytes()
+            parts[PARTS[part]][digest] = int(found.bytes_N[index])
+    shutil.rmtree(plan.folder)
+    return parts

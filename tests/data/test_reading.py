@@ -10,10 +10,12 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from trainer_samples import source
+from text_samples import reading, source
 
 from consortium.errors import BadInput, Corrupt
-from site_agent.text import LINE_BYTES_MAX, Document, Faults, files_of, is_heldout, read
+from site_agent.data.documents import Document
+from site_agent.data.segments import Findings
+from site_agent.text import files_of, is_heldout
 
 HPLT_V2 = {
     "f": "warc", "o": 1, "s": 2, "rs": 3, "u": "https://example.org", "c": "text/html", "ts": "2024-01-01",
@@ -31,9 +33,8 @@ HPLT_V3 = {
 HPLT_V4 = {"md": "# Neljas", "openlid-v2": {"lang": [], "prob": []}, "text": "Neljas.", "allowed": True}
 
 
-def _all(path: Path, **more: str) -> tuple[list[Document], Faults]:
-    faults = Faults()
-    return list(read(source("et", path, **more), faults)), faults
+def _all(path: Path, **more: str) -> tuple[list[Document], Findings]:
+    return reading(source("et", path, **more))
 
 
 def test_hplt_lines_of_every_version_and_what_is_not_a_document(tmp_path: Path) -> None:
@@ -55,13 +56,20 @@ def test_hplt_lines_of_every_version_and_what_is_not_a_document(tmp_path: Path) 
     path.write_bytes(b"\n".join(lines))
     found, faults = _all(path)
     assert found == [
-        Document("a1", "Tere, maailm.\nTeine rida."),
+        Document("a1", "Tere, maailm.\nTeine rida.", "ekk_Latn"),
         Document("a2", "Kolmas."),
         Document(None, "Neljas."),
         Document("7", "number as id"),
     ]
-    assert faults.counts == {"not JSON": 2, "no 'text'": 3, "not an object": 1, "not UTF-8": 1}
-    assert faults.first == f"{path}:5: not JSON"
+    kinds = {"not JSON": 2, "no 'text'": 2, "empty": 1, "not an object": 1, "not UTF-8": 1}
+    assert faults.faults == kinds
+    assert faults.first_faults == (
+        f"{path}:5: not JSON",
+        f"{path}:6: no 'text'",
+        f"{path}:7: no 'text'",
+        f"{path}:8: empty",
+        f"{path}:9: not an object",
+    )
 
 
 def test_zstd_of_many_frames_and_gzip_are_seen_through(tmp_path: Path) -> None:
@@ -90,7 +98,7 @@ def test_parquet_rows(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     found, faults = _all(tmp_path)
     assert found == [Document("x", "esimene")]
-    assert faults.counts == {"no 'text'": 1}
+    assert faults.faults == {"no 'text'": 1}
     with pytest.raises(BadInput, match="has no column 'content' but text, id, url"):
         _all(tmp_path, text_field="content")
 
@@ -105,23 +113,22 @@ def test_plain_text_is_paragraphs_or_else_lines(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("four\nfive")
     found, faults = _all(tmp_path)
     assert [document.text for document in found] == ["one\ntwo", "three  spaced", "four", "five"]
-    assert faults.counts == {"not UTF-8": 1}
+    assert faults.faults == {"not UTF-8": 1}
 
 
 def test_a_line_without_end_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("site_agent.text.LINE_BYTES_MAX", 100)
-    assert LINE_BYTES_MAX > 100
+    monkeypatch.setattr("site_agent.data.records.LINE_BYTES_MAX", 100)
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "x" * 1000}) + "\n" + json.dumps({"text": "short"}))
     found, faults = _all(path)
     assert [document.text for document in found] == ["short"]
-    assert faults.counts == {"line too long": 1}
+    assert faults.faults == {"line too long": 1}
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such file or folder"):
         files_of(source("et", tmp_path / "nowhere"))
-    with pytest.raises(BadInput, match=r"holds no \.txt, \.jsonl, \.parquet file"):
+    with pytest.raises(BadInput, match=r"holds no \.txt, \.jsonl, \.parquet, \.wet file"):
         files_of(source("et", tmp_path))
     (tmp_path / "text.csv").write_text("a,b")
     with pytest.raises(BadInput, match="cannot tell its format"):
