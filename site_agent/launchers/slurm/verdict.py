@@ -73,8 +73,8 @@ class Patience(Fact):
     begin_seconds: float = 900.0  #: RUNNING, and the batch script has not begun: a prolog or a node hangs
 
 
-class Watch(Fact):
-    """``watch.json``: an opinion that is not firm yet, so that a new agent does not begin to count anew."""
+class Doubt(Fact):
+    """``doubt.json``: an opinion that is not firm yet, so that a new agent does not begin to count anew."""
 
     life: int
     opinion: str = ""
@@ -162,8 +162,8 @@ def judge(seen: Evidence) -> Opinion:
 
 
 def settle(
-    opinion: Opinion, life: Life, watch: Watch | None, now: float, patience: Patience
-) -> tuple[Sighting, Watch | None]:
+    opinion: Opinion, life: Life, doubt: Doubt | None, now: float, patience: Patience
+) -> tuple[Sighting, Doubt | None]:
     """What may be said after this look, and what to remember; None: nothing.
 
     now  epoch seconds by the agent's clock
@@ -171,20 +171,20 @@ def settle(
     if opinion.needs == "nothing":
         return opinion.sighting, None
     words = f"{opinion.needs}: {opinion.sighting.cause}"
-    if watch is None or (watch.life, watch.opinion) != (life.number, words) or now < watch.since:
-        watch = Watch(life=life.number, opinion=words, since=now)
-    watch = replace(watch, answers=min(watch.answers + 1, patience.answers))
+    if doubt is None or (doubt.life, doubt.opinion) != (life.number, words) or now < doubt.since:
+        doubt = Doubt(life=life.number, opinion=words, since=now)
+    doubt = replace(doubt, answers=min(doubt.answers + 1, patience.answers))
     waited = {
         "answers": 0.0,
         "requeue": patience.requeue_seconds,
         "intent": patience.intent_seconds,
         "lost": patience.lost_seconds,
     }[opinion.needs]
-    if watch.answers >= patience.answers and now - watch.since >= waited:
-        return opinion.sighting, watch
+    if doubt.answers >= patience.answers and now - doubt.since >= waited:
+        return opinion.sighting, doubt
     if opinion.sighting.seen is not Seen.GONE:  # hopeless, so far seen once: it waits
-        return replace(opinion.sighting, cause=None), watch
-    return Sighting(seen=Seen.UNKNOWN, detail=f"not sure yet: {opinion.sighting.detail}"), watch
+        return replace(opinion.sighting, cause=None), doubt
+    return Sighting(seen=Seen.UNKNOWN, detail=f"not sure yet: {opinion.sighting.detail}"), doubt
 
 
 def hangs(seen: Evidence, now: float, patience: Patience) -> str:

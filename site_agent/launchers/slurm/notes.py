@@ -1,0 +1,112 @@
+"""What a job directory says of its lives in Slurm: the launcher's notes, and what the batch script left.
+
+life.json                       the newest life (``Life``)
+submitted.<life>.json           an intent and its time, from before the first ``sbatch`` of that life, for good
+doubt.json                      an opinion that is not firm yet (``Doubt``)
+hung.<life>.json                why the launcher cancelled it, and the nodes it hung on
+owner.<life>                    the Slurm job whose life it is; the launcher's own word if it gave the life up
+started.<life>.<restart>        made by the batch script when it begins
+end.<life>.<restart>.json       made by it when it ends (``LifeEnd``)
+"""
+
+import contextlib
+import re
+from pathlib import Path
+from typing import TypeVar
+
+from consortium.canonical import Fact, decode
+from consortium.errors import BadInput
+from consortium.files import disk_errors
+from site_agent.core.facts import Usage
+from site_agent.launchers.base import LIFE_FILE, USAGE_FILE, Life
+from site_agent.launchers.slurm.verdict import LifeEnd, Doubt
+from site_agent.trainer.folder import CONTINUE
+
+DOUBT_FILE = "doubt.json"
+GIVEN_UP = "given up"  #: as the owner of a life that no Slurm job may begin any more
+NOBODY_FILE = ".nobody"  #: says so, and becomes ``owner.<life>`` by a link
+
+_T = TypeVar("_T", bound=Fact)
+_STARTED = re.compile(r"started\.([0-9]+)\.([0-9]+)")
+_END = re.compile(r"end\.([0-9]+)\.([0-9]+)\.json")
+_SUBMITTED = re.compile(r"submitted\.([0-9]+)\.json")
+
+
+class Intent(Fact):
+    """``submitted.<life>.json``."""
+
+    name: str
+    submitted_at: float  #: epoch seconds, of the first try
+
+
+class Hung(Fact):
+    """``hung.<life>.json``."""
+
+    why: str
+    nodes: str = ""
+
+
+class Notes(Fact):
+    """One directory, read once."""
+
+    life: Life | None
+    doubt: Doubt | None = None
+    owner: str = ""
+    has_begun: bool = False  #: the newest restart of the newest life
+    end: LifeEnd | None = None  #: of that restart
+    ends: tuple[LifeEnd, ...] = ()  #: of all lives
+    intents: tuple[Intent, ...] = ()  #: of all lives
+    hung: Hung | None = None  #: of the newest life
+    bad_nodes: tuple[str, ...] = ()  #: of all lives
+    continues: bool = False
+    usage: Usage = Usage()
+
+
+def submitted_name(life: int) -> str:
+    return f"submitted.{life}.json"
+
+
+def hung_name(life: int) -> str:
+    return f"hung.{life}.json"
+
+
+def read_notes(directory: Path) -> Notes:
+    """Raises Unavailable if the file system does not answer. What cannot be decoded counts as not there."""
+    with disk_errors(directory):
+        names = sorted(entry.name for entry in directory.iterdir())
+    life = read_fact(directory / LIFE_FILE, Life)
+    number = life.number if life else 0
+    started = [
+        int(found[2]) for name in names if (found := _STARTED.fullmatch(name)) and int(found[1]) == number
+    ]
+    ends = [read_fact(directory / name, LifeEnd) for name in names if _END.fullmatch(name)]
+    known = tuple(end for end in ends if end is not None)
+    newest = max([*started, *(end.restart for end in known if end.life == number)], default=-1)
+    intents = [read_fact(directory / name, Intent) for name in names if _SUBMITTED.fullmatch(name)]
+    hung = [read_fact(directory / name, Hung) for name in names if name.startswith("hung.")]
+    return Notes(
+        life=life,
+        doubt=read_fact(directory / DOUBT_FILE, Doubt),
+        owner=_word(directory / f"owner.{number}"),
+        has_begun=newest >= 0,
+        end=next((end for end in known if (end.life, end.restart) == (number, newest)), None),
+        ends=known,
+        intents=tuple(intent for intent in intents if intent is not None),
+        hung=read_fact(directory / hung_name(number), Hung),
+        bad_nodes=tuple(sorted({one.nodes for one in hung if one is not None and one.nodes})),
+        continues=CONTINUE in names,
+        usage=read_fact(directory / USAGE_FILE, Usage) or Usage(),
+    )
+
+
+def read_fact(path: Path, kind: type[_T]) -> _T | None:
+    """None if there is no such file, or none that can be decoded."""
+    with disk_errors(path), contextlib.suppress(FileNotFoundError, BadInput):
+        return decode(path.read_bytes(), kind, str(path))
+    return None
+
+
+def _word(path: Path) -> str:
+    with disk_errors(path), contextlib.suppress(FileNotFoundError):
+        return path.read_text(errors="replace").strip()
+    return ""
