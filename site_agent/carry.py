@@ -4,6 +4,7 @@ Both ways may be begun again at any time: what has arrived is not fetched or sen
 """
 
 import asyncio
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,30 @@ async def deliver(
     ref = await asyncio.to_thread(store.put_bytes, envelope)
     await upload(artifacts, store.path(ref.digest), ref)
     return Ended(outcome=Outcome.SUCCEEDED, contribution=ref.digest)
+
+
+async def salvage(directory: Path) -> None:
+    """Make the partial result of the job in ``directory`` from its newest training checkpoint, in a process of its own.
+
+    Raises BadInput with the trainer's words if there is none, Unavailable if trying again may help.
+    """
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "site_agent.trainer", "--finish", str(directory)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=directory,
+    )
+    try:
+        _, said = await child.communicate()
+    except asyncio.CancelledError:
+        child.kill()
+        await child.wait()
+        raise
+    if child.returncode:
+        why = said.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+        kind = BadInput if child.returncode in (BadInput.exit_code, Corrupt.exit_code) else Unavailable
+        raise kind(f"no partial result can be made of {directory / 'checkpoint'}: {why[0]}")
 
 
 async def _fetch(digests: Iterable[Digest], store: BlobStore, artifacts: Any) -> None:

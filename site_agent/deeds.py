@@ -59,9 +59,13 @@ class Deeds:
                 case Act.LAUNCH:
                     await asyncio.to_thread(self._launch, attempt, action.life)
                 case Act.STOP:
-                    await asyncio.to_thread(self._spool.ask_to_stop, attempt)
+                    await asyncio.to_thread(self._stop, action)
                 case Act.KILL:
-                    await asyncio.to_thread(self._launcher.cancel, self._spool.directory(attempt))
+                    await asyncio.to_thread(self._kill, action)
+                case Act.FINISH:
+                    await asyncio.to_thread(self._spool.ask_to_finish, attempt)
+                case Act.SALVAGE:
+                    self._transfers.begin(attempt, partial(carry.salvage, self._spool.directory(attempt)))
                 case Act.END:
                     assert action.outcome is not None, action
                     await self._transfers.stop(attempt)
@@ -94,8 +98,18 @@ class Deeds:
         await asyncio.to_thread(self._spool.end, attempt, ended)
 
     def _launch(self, attempt: AttemptId, life: int) -> None:
-        self._spool.take_back_stop(attempt)
+        self._spool.begin_life(attempt, life)
         self._launcher.submit(self._spool.directory(attempt), life)
+
+    def _stop(self, action: Action) -> None:
+        if action.meant:
+            self._spool.send_away(action.attempt, action.reason, action.meant)
+        self._spool.ask_to_stop(action.attempt)
+
+    def _kill(self, action: Action) -> None:
+        if action.meant:
+            self._spool.send_away(action.attempt, action.reason, action.meant)
+        self._launcher.cancel(self._spool.directory(action.attempt))
 
     def _site_file(self) -> bytes:
         config = self._config
@@ -105,5 +119,6 @@ class Deeds:
                 heldout_share=config.heldout_share,
                 cache=str(prepared_text(config)),
                 threads=config.torch_threads,
+                sharding=config.sharding,
             )
         )

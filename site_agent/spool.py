@@ -4,7 +4,9 @@
         job.json       the assignment, verbatim         job.sig      the coordinator's signature of it
         site.json      written last by staging          life.json    the launcher's note of the newest start
         progress.jsonl, checkpoint/, result/, failure.json, log.txt  the trainer's
-        STOP           the agent's wish that it leaves  ended.json   how it ended, to be reported
+        lives.jsonl    a line a launch                  usage.json   what was used so far: the launcher's
+        STOP, FINISH   the agent's wish that it leaves, or delivers what it has
+        ended.json     how it ended, to be reported
     spool/broken/      what could not be read: moved aside for a person, never deleted, never in the way
 
 All that an agent knows of its jobs it knows from here: a new agent, and a person with ``ls``, know as much.
@@ -18,15 +20,16 @@ import time
 from pathlib import Path
 
 from consortium import ids
-from consortium.canonical import decode, encode
+from consortium.canonical import decode, encode, replace
 from consortium.errors import BadInput
 from consortium.files import disk_errors, make_folder, move_into_place, write_bytes_atomically
 from consortium.folders import fresh_folder
 from consortium.ids import AttemptId
 from consortium.jobs import Assignment
-from site_agent.core.facts import AttemptFiles, Ended, Progress, Usage
+from site_agent import record
+from site_agent.core.facts import AttemptFiles, Ended, Meant, Progress, Seen, Usage
 from site_agent.launchers.base import LIFE_FILE, USAGE_FILE, Life
-from site_agent.trainer.folder import Failure
+from site_agent.trainer.folder import FINISH, STOP, Failure
 
 _TAIL_BYTES = 8192  # a progress line is below 1 kB
 _BROKEN = "broken"
@@ -88,11 +91,36 @@ class Spool:
     def ask_to_stop(self, attempt: AttemptId) -> None:
         with disk_errors(self.directory(attempt)):
             with contextlib.suppress(FileExistsError):
-                (self.directory(attempt) / "STOP").touch(exist_ok=False)
+                (self.directory(attempt) / STOP).touch(exist_ok=False)
 
-    def take_back_stop(self, attempt: AttemptId) -> None:
+    def ask_to_finish(self, attempt: AttemptId) -> None:
         with disk_errors(self.directory(attempt)):
-            (self.directory(attempt) / "STOP").unlink(missing_ok=True)
+            (self.directory(attempt) / FINISH).touch()
+
+    def begin_life(self, attempt: AttemptId, life: int) -> None:
+        """Take back what the life before was asked for, and note where this one begins."""
+        directory = self.directory(attempt)
+        with disk_errors(directory):
+            for wish in (STOP, FINISH):
+                (directory / wish).unlink(missing_ok=True)
+            record.note_launch(directory, life)
+
+    def send_away(self, attempt: AttemptId, why: str, meant: Meant) -> None:
+        """Note why the newest life is about to be asked to leave, or killed."""
+        directory = self.directory(attempt)
+        with disk_errors(directory):
+            life = decode(_read(directory / LIFE_FILE), Life, str(directory / LIFE_FILE))
+            record.note_sent_away(directory, life.number, why, meant)
+
+    def watch(self, files: AttemptFiles, seen: Seen) -> AttemptFiles:
+        """The same with how long a running life has been quiet."""
+        directory = self.directory(files.attempt)
+        with disk_errors(directory):
+            if seen is Seen.RUNNING:
+                return replace(files, quiet_seconds=record.quiet_seconds(directory, files.lives))
+            if seen is not Seen.UNKNOWN:
+                record.forget_quiet(directory)
+        return files
 
     def end(self, attempt: AttemptId, ended: Ended) -> None:
         write_bytes_atomically(self.directory(attempt) / "ended.json", encode(ended))
@@ -124,6 +152,7 @@ class Spool:
             else None
         )
         ended = place / "ended.json"
+        checkpoint, has_partial = record.checkpoint_of(place) if life else (0, False)
         return AttemptFiles(
             attempt=attempt,
             staged=(place / "site.json").is_file(),
@@ -131,8 +160,12 @@ class Spool:
             native_id=life.native_id if life else "",
             has_result=(place / "result").is_dir(),
             failure=_failure(place / "failure.json"),
-            stopping_seconds=_age_seconds(place / "STOP"),
+            stopping_seconds=_age_seconds(place / STOP),
+            finishing=(place / FINISH).exists(),
             progress=_newest_progress(place / "progress.jsonl"),
+            checkpoint=checkpoint,
+            has_partial=has_partial,
+            launches=record.read_launches(place) if life else (),
             usage=_usage(place / USAGE_FILE),
             ended=decode(_read(ended), Ended, str(ended)) if ended.exists() else None,
         )

@@ -26,6 +26,9 @@ from consortium.jobs import Assignment
 from consortium.manifests import Contribution, FileRef
 from site_agent.config import Text
 
+STOP = "STOP"  #: the wish that the job leaves with a training checkpoint
+FINISH = "FINISH"  #: the wish that it delivers what it has, from the step it has reached
+CONTINUE = "CONTINUE"  #: the trainer's word that it stopped with a whole training checkpoint and may go on
 RESIDUAL = "residual.safetensors"  #: in the job directory and in ``result/``
 CONTINUE_LATER = 75  #: exit code: a training checkpoint is there, start again (EX_TEMPFAIL of sysexits.h)
 PROGRESS_SECONDS = 2.0  # a person watching the console sees it move; a line costs 0.1 ms
@@ -40,6 +43,7 @@ class Site(Fact):
     cache: str  #: folder of surveys and tokenised text, shared by the site's jobs; made when missing
     threads: int = 1  #: of torch; the bits of a CPU job depend on it
     device: Literal["auto", "cpu", "cuda"] = "auto"  #: auto: the GPU if there is one
+    sharding: Literal["none", "fsdp", "hsdp"] = "none"  #: how ranks share a model; see ``SiteConfig``
     device_sequences: int | None = None  #: most sequences in one forward pass, for memory; None: all
 
 
@@ -100,7 +104,7 @@ class JobFolder:
 
     @property
     def is_asked_to_stop(self) -> bool:
-        return (self.path / "STOP").exists()
+        return (self.path / STOP).exists()
 
     @property
     def has_result(self) -> bool:

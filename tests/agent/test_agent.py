@@ -278,7 +278,7 @@ async def test_a_program_that_only_dies_is_given_up(config, coordinator, identit
         coordinator.want()
         report = await coordinator.until_phase("ENDED")
     assert report.outcome == FAILED
-    assert "life 2 of 2 ended without a result (exit code 3)" in report.reason
+    assert "life 2 ended without a result (exit code 3), the last of 2 in a row" in report.reason
     assert (Path(config.home) / "logs").is_dir()
 
 

@@ -70,7 +70,10 @@ def test_a_new_agent_reads_everything_from_the_directory(spool):
     assert files.progress == Progress(step=4, steps=9)
     assert files.stopping_seconds is not None
     assert files.ended is None
-    spool.take_back_stop(A1)
+    spool.ask_to_finish(A1)
+    assert found(spool)[0].finishing
+    spool.begin_life(A1, 3)
+    assert not found(spool)[0].finishing
     ended = Ended(outcome=Outcome.FAILED, reason="no room")
     spool.end(A1, ended)
     [files] = found(spool)

@@ -165,7 +165,7 @@ async def test_a_merge_that_is_killed_midway_is_made_again(
             await admin.until_ended("demo")
         story = "\n".join(await admin.why("demo_r1-merge"))
     assert digests(consortium)["demo/v1"] == digests(completed)["demo/v1"]
-    failed = "a1 failed: life 1 of 1 ended without a result (killed by SIGKILL)"
+    failed = "a1 failed: life 1 ended without a result (killed by SIGKILL)"
     assert (failed in story) == (lives_max == 1)
     assert f"demo_r1-merge.a{2 if lives_max == 1 else 1} delivered by varna" in story
 
