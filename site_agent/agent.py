@@ -207,6 +207,10 @@ class Agent:
             mode = read_mode(self._home)
         except BadInput as error:  # what the operator wants cannot be known: nothing new, then
             mode = Mode(mode="drain", reason=str(error))
+        held = tuple(
+            self._spool.watch(files, sightings[files.attempt].seen) if files.attempt in sightings else files
+            for files in held
+        )
         return Seen(held=held, sightings=sightings, mode=mode, standing=self._spending.look(held))
 
     def _observed(self, seen: Seen) -> Observation:
