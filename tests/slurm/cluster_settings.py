@@ -121,14 +121,21 @@ def slurm_conf(settings: Settings, host: str) -> str:
     lines += [
         f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={settings.node_port(number)} CPUs=8"
         " Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=8000"
-        f" Gres=gpu:a100:{GPUS_PER_NODE} Feature=a100,fake State=UNKNOWN"
+        f" Gres=gpu:a100:{GPUS_PER_NODE} Feature=a100,{_side(settings, number)} State=UNKNOWN"
         for number, name in enumerate(settings.node_names)
     ]
+    north = [name for number, name in enumerate(settings.node_names) if _side(settings, number) == "north"]
+    south = [name for name in settings.node_names if name not in north] or north
     lines += [
         f"PartitionName=gpu Nodes={nodes} Default=YES MaxTime=2-00:00:00 DefaultTime=00:10:00 State=UP"
         " PriorityTier=10 PreemptMode=off",
         f"PartitionName=preempt Nodes={nodes} MaxTime=1-00:00:00 DefaultTime=00:10:00 State=UP"
         " PriorityTier=1 PreemptMode=requeue GraceTime=3",
+        # two virtual sites with nodes of their own; jobs here push out those of ``preempt``
+        f"PartitionName=north Nodes={','.join(north)} MaxTime=2-00:00:00 DefaultTime=00:10:00 State=UP"
+        " PriorityTier=10 PreemptMode=off",
+        f"PartitionName=south Nodes={','.join(south)} MaxTime=2-00:00:00 DefaultTime=00:10:00 State=UP"
+        " PriorityTier=10 PreemptMode=off",
         "PartitionName=debug Nodes=node0 MaxTime=00:30:00 DefaultTime=00:05:00 State=UP"
         " PriorityTier=20 PreemptMode=off",
     ]
@@ -171,6 +178,10 @@ def cgroup_conf(version: str) -> str:
     """``version`` as ``slurmd -V`` has it, ``slurm-wlm 22.05.8``; newer ones start their cgroup plugin unasked."""
     year = int(version.split()[-1].partition(".")[0])
     return "ConstrainDevices=no\n" if year <= 22 else "CgroupPlugin=disabled\n"
+
+
+def _side(settings: Settings, number: int) -> str:
+    return "north" if 2 * number < settings.nodes else "south"
 
 
 def _bracketed(nodes: int) -> str:
