@@ -21,7 +21,7 @@ BEGIN, SITE, CAMPAIGNS, LOOK, AUDIT = (
     "Models and audit",
 )
 _ORDER = (  # in which help names the commands; panels come in the order of their first one
-    *("demo", "init", "coordinator", "invite", "site"),
+    *("demo", "init", "coordinator", "invite", "site", "data", "courier"),
     *("submit", "stop", "promote", "rollback", "sites"),
     *("status", "watch", "versions", "why"),
     *("merge", "export", "checksums", "ledger", "verify"),
@@ -102,10 +102,10 @@ def _program(
     """Sprachbund: many sites train one open multilingual language model, and no text ever leaves its site."""
 
 
-def group(name: str, panel: str, purpose: str) -> typer.Typer:
+def group(name: str, panel: str | None, purpose: str, under: typer.Typer = app) -> typer.Typer:
     """A word under which several commands stand, such as ``sprachbund site``."""
     made = typer.Typer(no_args_is_help=True)
-    app.add_typer(made, name=name, help=purpose, rich_help_panel=panel)
+    under.add_typer(made, name=name, help=purpose, rich_help_panel=panel)
     return made
 
 

@@ -18,6 +18,7 @@ from sprachbund.v1 import (
     audit_pb2_grpc,
 )
 
+from consortium import ids
 from consortium.canonical import Fact, decode, encode
 from consortium.channels import open_channel
 from consortium.connection import CONNECTION_FILE, Connection
@@ -183,6 +184,11 @@ class Coordinator:
         request = admin_pb2.PromoteRequest(campaign=campaign, version=version, reason=reason)
         call = self._admin.RollBack if is_back else self._admin.Promote
         return _done(await call(request, timeout=CALL_SECONDS))
+
+    async def carry(self, head: bytes) -> tuple[list[Digest], bytes]:
+        """Blobs that have to come first, or the head of the answer to a bundle's ``head``."""
+        got = await self._admin.Carry(admin_pb2.CarryRequest(said=head), timeout=CALL_SECONDS)
+        return [ids.digest(text) for text in got.missing], got.answer
 
     async def blob(self, digest: Digest) -> FileRef:
         """A blob that the coordinator has, with its size."""

@@ -2,10 +2,13 @@
 
 import os
 
-from console import administration, auditing, home, looking, merging, site
+from console import administration, auditing, courier, data, home, looking, merging, operating, site
 from console.app import app
 
-COMMANDS = (home, site, administration, looking, merging, auditing)  # importing them makes their commands
+COMMANDS = (  # importing them makes their commands
+    *(home, site, operating, courier),
+    *(administration, looking, merging, auditing),
+)
 
 
 def main() -> None:

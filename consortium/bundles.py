@@ -32,7 +32,7 @@ from consortium.identity import Identity, identity_of
 from consortium.ids import Digest
 from consortium.manifests import FileRef
 from consortium.signing import key_of_certificate, open_envelope, seal
-from consortium.store import BlobStore
+from consortium.store import BlobStore, ref_of_section
 
 HEAD_BYTES_MAX = 12 << 20  # below a gRPC message's limit; a hundred thousand digests
 SUFFIX = ".bundle"
@@ -44,10 +44,16 @@ _SYNC_BYTES = 64 << 20  # begin to write to disk after so many: the fsync at the
 _OWNER = "bundle"  # of partials in the receiver's store
 
 Moved = Callable[[int], None]  #: is told how many bytes of the blobs have been moved so far
+Begin = Callable[[int], Moved]  #: is told before how many there are
 
 
 def _untold(moved: int) -> None:
     pass
+
+
+def silent(size: int) -> Moved:
+    """For nobody who waits."""
+    return _untold
 
 
 def _after(before: int, moved: Moved) -> Moved:
@@ -179,6 +185,12 @@ class Bundle:
                 "(of several parts: all, in their order)"
             )
         return found
+
+    def verify(self, statement: Carried) -> None:
+        """Read every blob and compare it with its digest. Raises Corrupt."""
+        for ref, begin in self.places(statement).values():
+            found = ref_of_section(self.path, begin, ref.size)
+            _same(ref, found.size, found.digest, str(self.path))
 
     def take_in(self, statement: Carried, store: BlobStore, moved: Moved = _untold) -> None:
         """Put every blob into ``store``; what is whole there already is passed over.

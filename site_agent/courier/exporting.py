@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sprachbund.v1 import site_pb2
 
-from consortium.bundles import Moved, sign_head, write_bundle
+from consortium.bundles import Begin, sign_head, silent, write_bundle
 from consortium.canonical import Fact, decode
 from consortium.courier import ENROLMENT_ASKED, SAID, EnrolmentAsked, Said
 from consortium.errors import BadInput, Refused, Unavailable
@@ -60,7 +60,7 @@ def ask_to_enrol(config: SiteConfig, invitation: Invitation, out: Path) -> Writt
     return Written(file=str(out), number=0, bytes=size)
 
 
-def export(config: SiteConfig, out: Path, moved: Moved) -> Written:
+def export(config: SiteConfig, out: Path, begin: Begin = silent) -> Written:
     """Write what the agent has said last, with every result that it speaks of, signed by the site's key.
 
     Raises Unavailable if the agent has said nothing yet, BadInput if ``out`` exists, Corrupt if a result is not
@@ -91,7 +91,8 @@ def export(config: SiteConfig, out: Path, moved: Moved) -> Written:
         has=tuple(store.digests()[:_HAS_MAX]),
     )
     head = sign_head(said, SAID, identity.key, identity.certificate)
-    size = write_bundle(out, head, [(ref, sources[ref.digest]) for ref in said.blobs], moved)
+    blobs = [(ref, sources[ref.digest]) for ref in said.blobs]
+    size = write_bundle(out, head, blobs, begin(sum(ref.size for ref in said.blobs)))
     return Written(
         file=str(out),
         number=series.written,

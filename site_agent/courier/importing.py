@@ -7,7 +7,7 @@ its digests and asked for by nobody; the next import goes on from there.
 import time
 from pathlib import Path
 
-from consortium.bundles import Bundle, Moved, open_bundle
+from consortium.bundles import Begin, Bundle, open_bundle, silent
 from consortium.canonical import Fact
 from consortium.courier import Answered, EnrolmentGiven, statement_of
 from consortium.errors import Refused
@@ -33,7 +33,7 @@ class TakenIn(Fact):
     valid_days: float = 0.0  #: of the site's certificate, from now on
 
 
-def take_in(config: SiteConfig, path: Path, moved: Moved) -> TakenIn:
+def take_in(config: SiteConfig, path: Path, begin: Begin = silent) -> TakenIn:
     """Take in the bundle at ``path``: an answer, or the certificate that was asked for.
 
     Raises Corrupt, Refused or BadInput with what is wrong with it; then the agent goes on as before.
@@ -60,7 +60,7 @@ def take_in(config: SiteConfig, path: Path, moved: Moved) -> TakenIn:
             raise Refused(
                 f"{path}: answers a site that has enrolled; the one that brings the certificate comes first"
             )
-        return _take_in(home, bundle, statement, moved)
+        return _take_in(home, bundle, statement, begin)
 
 
 def _join(home: Path, given: EnrolmentGiven, authority: bytes) -> TakenIn:
@@ -83,11 +83,11 @@ def _join(home: Path, given: EnrolmentGiven, authority: bytes) -> TakenIn:
     return TakenIn(number=0, new=True, certificate=True, valid_days=_days(identity))
 
 
-def _take_in(home: Path, bundle: Bundle, answer: Answered, moved: Moved) -> TakenIn:
+def _take_in(home: Path, bundle: Bundle, answer: Answered, begin: Begin) -> TakenIn:
     memory, identity = Memory(home), SiteIdentity.load(home)
     response = response_of(answer)
     new = _is_new(memory, bundle, answer)
-    bundle.take_in(answer, BlobStore(home), moved)
+    bundle.take_in(answer, BlobStore(home), begin(sum(ref.size for ref in answer.blobs)))
     # After the blobs, so that a damaged bundle leaves no trace here; before the rest, lest a rewritten ledger counts
     Witness(home / "checkpoints.jsonl", identity.ledger_key).see(wire.checkpoint(response.checkpoint))
     certificate = answer.certificate.encode()
