@@ -22,9 +22,9 @@ from site_agent.launchers.slurm.answer import Account, Queue, QueueRow, State, s
 from site_agent.launchers.slurm.commands import Commands, JobFiles
 from site_agent.launchers.slurm.controller import Controller
 from site_agent.launchers.slurm.notes import (
+    DOUBT_FILE,
     GIVEN_UP,
     NOBODY_FILE,
-    DOUBT_FILE,
     Hung,
     Intent,
     Notes,

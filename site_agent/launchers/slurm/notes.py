@@ -19,7 +19,7 @@ from consortium.errors import BadInput
 from consortium.files import disk_errors
 from site_agent.core.facts import Usage
 from site_agent.launchers.base import LIFE_FILE, USAGE_FILE, Life
-from site_agent.launchers.slurm.verdict import LifeEnd, Doubt
+from site_agent.launchers.slurm.verdict import Doubt, LifeEnd
 from site_agent.trainer.folder import CONTINUE
 
 DOUBT_FILE = "doubt.json"
