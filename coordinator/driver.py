@@ -170,6 +170,7 @@ class Driver:
             now=self.clock(),
             seen=self.seen,
             sights=self.sights,
+            openings=openings(self.state, self.clock()),
         )
 
     def events(self) -> Iterator[tuple[int, float, ev.AnyEvent]]:
@@ -180,4 +181,4 @@ class Driver:
         yield from self._ledger.read(max(1, from_sequence))
 
     def why(self, subject: str) -> tuple[Line, ...]:
-        return tell(self.events(), self.state, subject)
+        return tell(self.events(), self.state, subject, self._moment(self.state, self.clock()))

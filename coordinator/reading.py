@@ -6,7 +6,7 @@ from consortium.errors import BadInput
 from consortium.views import ConsortiumView
 from coordinator.core.story import Line, tell
 from coordinator.core.view import view
-from coordinator.driver import decode_event, replay
+from coordinator.driver import decode_event, openings, replay
 from coordinator.ledger import Ledger
 
 
@@ -15,7 +15,15 @@ def view_of(home: Path) -> ConsortiumView:
     with Ledger(home / "ledger.sqlite", read_only=True) as ledger:
         last = max((recorded.at for recorded in ledger.read(ledger.head.seq)), default=0.0)
         state = replay(ledger)
-        return view(state, sequence=ledger.head.seq, head=ledger.head.hash, now=last, seen={}, sights={})
+        return view(
+            state,
+            sequence=ledger.head.seq,
+            head=ledger.head.hash,
+            now=last,
+            seen={},
+            sights={},
+            openings=openings(state, last),
+        )
 
 
 def story_of(home: Path, subject: str) -> tuple[Line, ...]:

@@ -48,6 +48,10 @@ class TrainPlan(Fact):
     delta_dtype: EncodingName = "bf16"  #: of the rounds' deltas; int8, int4 and topk with error feedback
     delta_density: Annotated[float, Meta(gt=0, le=1)] = DENSITY  #: share of the elements that topk keeps
     checkpoint_steps: Count = 50
+    #: whether every site does `steps`, or each so many that all finish together; the sum is the same
+    pace: Literal["equal_steps", "finish_together"] = "equal_steps"
+    steps_share_min: Annotated[float, Meta(gt=0, le=1)] = 0.25  #: of `steps`; nobody is asked for less
+    steps_share_max: Annotated[float, Meta(ge=1)] = 4.0  #: of `steps`; nobody is asked for more
 
 
 class SeedRound(Fact):
@@ -63,7 +67,14 @@ class Quorum(Fact):
     #: of the round's jobs that must have been admitted (rounded up); 1: all that can still come
     share: Annotated[float, Meta(gt=0, le=1)] = 1.0
     minimum: Count = 1  #: contributions below which the round fails
-    deadline_hours: Positive = 72.0  #: after this, close with `minimum` or fail
+    #: of one job, from when it began to run; when no open job has hours left, close with `minimum` or fail
+    deadline_hours: Positive = 72.0
+    queue_hours_max: Positive | None = None  #: that a job may wait before it begins; None: `deadline_hours`
+    grace_hours: NotNegative = 0.0  #: from the quorum on, for those that are still at it
+    #: what becomes of a job that is still at it when its round closes: cancelled, or merged a round later
+    late: Literal["refuse", "next_round"] = "refuse"
+    staleness_max: Annotated[int, Meta(ge=1, le=3)] = 1  #: rounds that a late delta may be behind
+    stale_percent: Annotated[int, Meta(ge=1, le=100)] = 50  #: its weight for each round that it is behind
 
 
 class Gate(Fact):

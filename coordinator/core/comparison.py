@@ -8,6 +8,7 @@ from consortium.jobs import Purpose, Subject, Train
 from coordinator.core import events as ev
 from coordinator.core.able import holders_of_public_text, judges, own_languages
 from coordinator.core.decide import Moment
+from coordinator.core.lateness import overdue
 from coordinator.core.orders import evaluation, planned, train_inputs, train_order
 from coordinator.core.state import CampaignState, State
 from coordinator.core.transitions import JobState
@@ -48,11 +49,9 @@ def models_to_compare(state: State, campaign: CampaignState, moment: Moment) -> 
     comparisons = [state.jobs[j] for j in campaign.compare_jobs]
     since = max((j.planned_at for j in comparisons), default=_last_word(campaign))
     waiting = [j for j in (*rivals, *comparisons) if not j.is_final]
-    if waiting and campaign.is_late(since, moment.now):
-        for late in waiting:
-            yield ev.JobCancelled(
-                job=late.id, reason="comparison deadline passed; the campaign ends without it"
-            )
+    for job_ in waiting:
+        if (late := overdue(campaign, job_, moment.now, since)) is not None:
+            yield ev.JobCancelled(job=job_.id, reason=f"{late}; the campaign ends without it")
     if waiting or comparisons:
         return
     subjects = tuple(

@@ -6,7 +6,7 @@ from consortium.errors import Broken
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.decide import Moment, decide
-from coordinator.core.place import leases
+from coordinator.core.place import next_lease
 from coordinator.core.plan import follow
 from coordinator.core.state import State, apply
 
@@ -40,7 +40,8 @@ def handle(state: State, command: cm.Command, moment: Moment) -> Decision:
     else:
         raise Broken("the plan does not settle: the same events follow for ever")
     if isinstance(command, cm.SyncSite):
-        record(leases(state, command.site))
+        while (lease := next_lease(state, command.site, moment)) is not None:
+            record([lease])
     return Decision(tuple(happened), _reason(happened))
 
 

@@ -12,6 +12,7 @@ from consortium.jobs import Purpose
 from coordinator.core import events as ev
 from coordinator.core.able import mergers, names_of
 from coordinator.core.decide import Moment
+from coordinator.core.lateness import overdue
 from coordinator.core.orders import merge_inputs, merge_order, planned
 from coordinator.core.state import CampaignState, Job, Round, State
 from coordinator.core.transitions import JobState
@@ -65,8 +66,8 @@ def _overdue(campaign: CampaignState, job: Job, moment: Moment) -> str | None:
     spec = campaign.spec
     if job.state is JobState.DELIVERED:
         return None
-    if campaign.is_late(job.planned_at, moment.now):
-        return f"no merge within {spec.quorum.deadline_hours:g} h: {job.state.value}, {job.reason}"
+    if (late := overdue(campaign, job, moment.now)) is not None:
+        return f"no merge in time, {late}: {job.state.value}, {job.reason}"
     asked_since = max(job.free_since, moment.started_at)
     if spec.merge_at == "any" and job.state is JobState.PLANNED:
         if moment.now > asked_since + spec.lease_seconds:

@@ -1,12 +1,24 @@
-"""Which planned job a site gets when it has a slot free, and why the others wait."""
+"""Which planned job a site gets when it has a slot free, and why the others wait.
+
+A job for one site waits for that site. One that several could do goes to the site expected to finish first; if that
+one could ask and does not within a grace, to whoever asks. Nothing is leased outside a site's windows or beyond what
+is left of its allocations. docs/placement.md has the formulas.
+"""
+
+from dataclasses import dataclass
 
 from consortium.canonical import digest_of_fact
+from consortium.capacity import Opening
 from consortium.ids import SiteName, attempt_of
 from consortium.jobs import Purpose, Train
 from coordinator.core import events as ev
+from coordinator.core.accounting import in_force, left
+from coordinator.core.decide import Moment
+from coordinator.core.estimates import Cost, cost, queue_seconds
 from coordinator.core.plan import has_rounds_ahead
 from coordinator.core.state import Job, Site, State
 from coordinator.core.transitions import JobState
+from coordinator.core.words import gpu_hours, spoken
 
 #: What a free slot is used for first: what others wait for comes before comparisons.
 URGENCY = (
@@ -18,28 +30,34 @@ URGENCY = (
     Purpose.COMPARE,
     Purpose.RIVAL,
 )
+#: Of a lease's length: so long the best site may take to ask. Below one, so that it comes before the coordinator
+#: merges by itself.
+GRACE_SHARE = 0.5
+#: Who would finish within this share of the best site's time is as good: estimates are not exacter.
+_AS_GOOD = 1.1
 
 
-def leases(state: State, name: SiteName) -> list[ev.AnyEvent]:
-    """Leases for the site that is asking now, as many as it has free slots."""
+def next_lease(state: State, name: SiteName, moment: Moment) -> ev.JobLeased | None:
+    """The next lease for the site that is asking now; None: it gets no more."""
     site = state.sites[name]
     free = site.slots - len(state.live(name))
-    given: list[ev.AnyEvent] = []
     for job in sorted(state.jobs.values(), key=_turn):
-        if job.state is not JobState.PLANNED or unable(state, site, job, free - len(given)) is not None:
+        if job.state is not JobState.PLANNED or unable(state, site, job, free, moment) is not None:
             continue
         attempt = attempt_of(job.id, job.attempts + 1)
-        given.append(
-            ev.JobLeased(
-                job=job.id,
-                attempt=attempt,
-                site=name,
-                lease_seconds=state.campaigns[job.campaign].lease_seconds(site),
-                assignment=digest_of_fact(job.assignment(attempt, name)),
-                reason=f"{name} asked with {free - len(given)} free slot(s)",
-            )
+        campaign = state.campaigns[job.campaign]
+        allocation, _ = _charge(state, site, _cost(state, site, job), moment.now)
+        return ev.JobLeased(
+            job=job.id,
+            attempt=attempt,
+            site=name,
+            lease_seconds=campaign.lease_seconds(site),
+            assignment=digest_of_fact(job.assignment(attempt, name)),
+            allocation=allocation,
+            gpu_hours=_cost(state, site, job).gpu_seconds / 3600.0,
+            reason=f"{name} asked with {free} free slot(s)" + _why_here(state, site, job, allocation, moment),
         )
-    return given
+    return None
 
 
 def _turn(job: Job) -> tuple[int, int, str]:
@@ -48,8 +66,26 @@ def _turn(job: Job) -> tuple[int, int, str]:
     return URGENCY.index(job.purpose), -steps, job.id
 
 
-def unable(state: State, site: Site, job: Job, free: int) -> str | None:
+def unable(state: State, site: Site, job: Job, free: int, moment: Moment) -> str | None:
     """Why this site may not have this job now; None: it may."""
+    if (never := _unfit(site, job)) is not None:
+        return never
+    if free < 1:
+        return f"{site.name} has no free slot"
+    campaign = state.campaigns[job.campaign]
+    if job.purpose is Purpose.RIVAL and free < 2 and has_rounds_ahead(campaign):
+        return f"{site.name}'s last free slot is kept for the rounds"
+    takes = _cost(state, site, job)
+    if (closed := _outside(site, takes, moment)) is not None:
+        return closed
+    _, unaffordable = _charge(state, site, takes, moment.now)
+    if unaffordable is not None:
+        return unaffordable
+    return _better_elsewhere(state, site, job, moment)
+
+
+def _unfit(site: Site, job: Job) -> str | None:
+    """Why the site is not one for this job, however long one waits."""
     if site.name not in job.sites:
         return f"{site.name} is not among its sites"
     if site.status != "enrolled":
@@ -62,19 +98,182 @@ def unable(state: State, site: Site, job: Job, free: int) -> str | None:
         return f"{site.name} no longer offers to merge"
     if site.name in job.disproved:
         return f"{site.name} delivered a wrong result"
-    if free < 1:
-        return f"{site.name} has no free slot"
-    campaign = state.campaigns[job.campaign]
-    if job.purpose is Purpose.RIVAL and free < 2 and has_rounds_ahead(campaign):
-        return f"{site.name}'s last free slot is kept for the rounds"
     return None
 
 
-def waiting(state: State, job: Job) -> str:
+def waiting(state: State, job: Job, moment: Moment) -> str:
     """Why a planned job is not leased, in a sentence."""
     reasons = []
     for name in job.sites:
         site = state.sites[name]
-        why = unable(state, site, job, site.slots - len(state.live(name)))
+        why = unable(state, site, job, site.slots - len(state.live(name)), moment)
         reasons.append(why or f"{name} has not asked since")
     return "; ".join(reasons)
+
+
+# --- windows and allocations -----------------------------------------------------------------------
+
+
+def _outside(site: Site, takes: Cost, moment: Moment) -> str | None:
+    """Why the site's windows do not allow the job now.
+
+    A job of known length begins only if it can end before the window closes; one that is longer than the whole
+    window only in its first half, because it will need several anyway. Of unknown length: in any open window.
+    """
+    opening = moment.opening(site)
+    if not opening.is_open:
+        opens = "" if opening.until is None else f"; they open in {spoken(opening.until - moment.now)}"
+        return f"it is outside {site.name}'s windows{opens}"
+    if opening.until is None or not takes.seconds.is_measured:
+        return None
+    needs = queue_seconds(site).value + takes.seconds.value
+    if moment.now + needs <= opening.until:
+        return None
+    length = _length(opening, moment.now)
+    if needs <= length:
+        return (
+            f"it needs about {spoken(needs)} at {site.name}, whose window closes in "
+            f"{spoken(opening.until - moment.now)}; it waits for the next"
+        )
+    if moment.now > opening.until - length / 2.0:
+        return (
+            f"it needs about {spoken(needs)} at {site.name}, more than a whole window of {spoken(length)}; "
+            "it waits for the first half of one"
+        )
+    return None
+
+
+def _length(opening: Opening, now: float) -> float:
+    assert opening.until is not None
+    return opening.until - (now if opening.since is None else opening.since)
+
+
+def _charge(state: State, site: Site, takes: Cost, now: float) -> tuple[str, str | None]:
+    """The allocation that pays for a job begun now ("" where the site has none), or why none can."""
+    if not site.allocations:
+        return "", None
+    why = f"{site.name}'s allocation has ended"
+    for allocation in in_force(site, now):
+        remaining = left(state, site, allocation)
+        ends = now + queue_seconds(site).value + takes.seconds.value
+        if remaining <= 0.0:
+            why = f"allocation {allocation.name} of {site.name} is used up, or kept for what runs"
+        elif takes.gpu_seconds > remaining:
+            why = (
+                f"it needs about {gpu_hours(takes.gpu_seconds)} at {site.name} ({takes.seconds.how}), "
+                f"allocation {allocation.name} has {gpu_hours(remaining)} left"
+            )
+        elif allocation.until is not None and ends > allocation.until:
+            why = (
+                f"it needs about {spoken(ends - now)} at {site.name}, allocation {allocation.name} ends in "
+                f"{spoken(allocation.until - now)}"
+            )
+        else:
+            return allocation.name, None
+    return "", why
+
+
+def lacking(site: Site, takes: Cost, now: float) -> str | None:
+    """Why the site's allocations cannot pay for a job even when everything else is done; None: they can."""
+    if not site.allocations:
+        return None
+    for allocation in in_force(site, now):
+        remaining = allocation.gpu_hours * 3600.0 - site.charged.get(allocation.name, 0.0)
+        if remaining > 0.0 and takes.gpu_seconds <= remaining:
+            return None
+    if not in_force(site, now):
+        return f"{site.name}'s allocation has ended"
+    return f"{site.name} has not the {gpu_hours(takes.gpu_seconds)} left that its job needs ({takes.seconds.how})"
+
+
+# --- who finishes first ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Prospect:
+    """What one site could do about a job from now on; the earliest finish is the best."""
+
+    finish_seconds: float  #: from now
+    site: SiteName
+    wait_seconds: float  #: until it could be given the job: a window, a free slot
+    queue: float
+    work: float
+
+    @property
+    def words(self) -> str:
+        parts = [("queue", self.queue), ("work", self.work)]
+        if self.wait_seconds > 0.0:
+            parts.insert(0, ("busy or closed", self.wait_seconds))
+        told = ", ".join(f"{what} {spoken(seconds)}" for what, seconds in parts if seconds > 0.0)
+        return f"in {spoken(self.finish_seconds)}" + (f" ({told})" if told else "")
+
+
+def prospect(state: State, site: Site, job: Job, moment: Moment) -> Prospect | None:
+    """When the site would finish the job; None if it cannot have it, or nobody can say when."""
+    takes = _cost(state, site, job)
+    if _unfit(site, job) is not None or _charge(state, site, takes, moment.now)[1] is not None:
+        return None
+    opening = moment.opening(site)
+    wait = 0.0
+    if not opening.is_open:
+        if opening.until is None:
+            return None
+        wait = opening.until - moment.now
+    wait = max(wait, _until_free(state, site, moment.now))
+    queue, work = queue_seconds(site).value, takes.seconds.value
+    return Prospect(wait + queue + work, site.name, wait, queue, work)
+
+
+def _until_free(state: State, site: Site, now: float) -> float:
+    """Seconds until the site has a free slot, by what its jobs were expected to take."""
+    live = state.live(site.name)
+    if len(live) < site.slots:
+        return 0.0
+    queue = queue_seconds(site).value
+    ends = sorted(
+        (job.leased_at + queue if job.started_at is None else job.started_at)
+        + _cost(state, site, job).seconds.value
+        for job in live
+    )
+    over = len(live) - site.slots  # more than slots, if the site lowered them
+    return max(0.0, ends[over] - now) if over < len(ends) else 0.0
+
+
+def _better_elsewhere(state: State, site: Site, job: Job, moment: Moment) -> str | None:
+    """Why a job that several sites could do waits for another one than the site that asks."""
+    found = [p for name in job.sites if (p := prospect(state, state.sites[name], job, moment)) is not None]
+    mine = next((p for p in found if p.site == site.name), None)
+    if mine is None or len(found) < 2:
+        return None
+    best = min(found)
+    if mine.finish_seconds <= best.finish_seconds * _AS_GOOD:
+        return None
+    asked_since = max(job.free_since, moment.started_at)
+    grace = GRACE_SHARE * state.campaigns[job.campaign].spec.lease_seconds
+    if best.wait_seconds <= 0.0 and moment.now > asked_since + grace:
+        return None  # the best one could have asked, and did not
+    return f"{best.site} is expected to finish it {best.words}, {site.name} {mine.words}"
+
+
+def _why_here(state: State, site: Site, job: Job, allocation: str, moment: Moment) -> str:
+    """What made the choice, for the ledger: the other sites, and the price."""
+    said = []
+    if len(job.sites) > 1:
+        found = [
+            p for name in job.sites if (p := prospect(state, state.sites[name], job, moment)) is not None
+        ]
+        mine = next((p for p in found if p.site == site.name), None)
+        others = sorted(p for p in found if p.site != site.name)
+        if mine is not None and others:
+            other = others[0]
+            first = mine.finish_seconds <= other.finish_seconds * _AS_GOOD
+            verb = "expected to finish" if first else f"{other.site} did not ask; expected to finish"
+            said.append(f"{verb} {mine.words}, {other.site} {other.words}")
+    if allocation:
+        takes = _cost(state, site, job)
+        said.append(f"about {gpu_hours(takes.gpu_seconds)} of allocation {allocation} ({takes.seconds.how})")
+    return "".join(f"; {sentence}" for sentence in said)
+
+
+def _cost(state: State, site: Site, job: Job) -> Cost:
+    return cost(state, state.campaigns[job.campaign], site, job)

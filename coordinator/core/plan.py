@@ -15,6 +15,7 @@ from coordinator.core.able import holders_of_public_text, judges, own_languages,
 from coordinator.core.accounting import warnings
 from coordinator.core.comparison import is_compared, models_to_compare, rivals_to_train
 from coordinator.core.decide import Moment, lease_until
+from coordinator.core.lateness import overdue
 from coordinator.core.merging import job_at_a_site, where_to_merge
 from coordinator.core.orders import evaluation, fed_back, planned, train_inputs, train_order
 from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State
@@ -145,8 +146,8 @@ def _tokenizer(state: State, campaign: CampaignState, moment: Moment) -> Iterato
         elif job.state is JobState.FAILED:
             reason = f"no tokenizer: {job.reason}"
             yield ev.CampaignEnded(campaign=spec.campaign, status="failed", reason=reason)
-        elif campaign.is_late(job.planned_at, moment.now):
-            reason = f"no tokenizer within {spec.quorum.deadline_hours:g} h: {job.state.value}, {job.reason}"
+        elif (late := overdue(campaign, job, moment.now)) is not None:
+            reason = f"no tokenizer in time, {late}: {job.state.value}, {job.reason}"
             yield ev.JobCancelled(job=job.id, reason=reason)
             yield ev.CampaignEnded(campaign=spec.campaign, status="failed", reason=reason)
     else:
@@ -277,10 +278,15 @@ def is_complete(campaign: CampaignState, round_: Round, jobs: list[Job], now: fl
     if pending == 0:
         return f"{done} of {len(jobs)} contributions are in and no other can come"
     wanted = math.ceil(quorum.share * len(jobs) - 1e-9)  # 0.55 of 20 is 11, not 11.000000000000002
-    if quorum.share < 1.0 and done >= max(quorum.minimum, wanted):
-        return f"quorum: {done} of {len(jobs)} contributions are in"
-    if campaign.is_late(round_.opened_at, now):
-        return f"deadline of {quorum.deadline_hours:g} h passed with {done} of {len(jobs)} contributions"
+    needed = max(quorum.minimum, wanted)
+    if quorum.share < 1.0 and done >= needed:
+        met_at = sorted(j.admitted_at for j in jobs if _enough(j, campaign))[needed - 1]
+        if now >= met_at + quorum.grace_hours * 3600.0:
+            grace = f", and {quorum.grace_hours:g} h of grace are over" if quorum.grace_hours else ""
+            return f"quorum: {done} of {len(jobs)} contributions are in{grace}"
+    late = [overdue(campaign, j, now) for j in jobs if not j.is_final]
+    if None not in late:
+        return f"deadline passed with {done} of {len(jobs)} contributions: {'; '.join(sorted(set(filter(None, late))))}"
     return None
 
 
@@ -304,12 +310,10 @@ def _gate_jobs(state: State, campaign: CampaignState, round_: Round, moment: Mom
                 tuple(Subject(name=v, version=v) for v in subjects),
                 languages,
             )
-    elif campaign.is_late(round_.candidate_at, moment.now):
-        for name in round_.gate_jobs:
-            if not state.jobs[name].is_final:
-                yield ev.JobCancelled(
-                    job=name, reason="evaluation deadline passed; its languages count as unscored"
-                )
+    for name in round_.gate_jobs:
+        job = state.jobs[name]
+        if not job.is_final and (late := overdue(campaign, job, moment.now)) is not None:
+            yield ev.JobCancelled(job=name, reason=f"{late}; its languages count as unscored")
 
 
 def _scored(campaign: CampaignState, subject: str, site: Site, languages: tuple[Language, ...]) -> bool:

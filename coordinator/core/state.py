@@ -192,10 +192,6 @@ class CampaignState(msgspec.Struct):
         """How long ``site`` may be silent. Days pass between two bundles, so its lease cannot be the others'."""
         return self.spec.courier_lease_hours * 3600.0 if site.courier else self.spec.lease_seconds
 
-    def is_late(self, since: float, now: float) -> bool:
-        """Whether the quorum's deadline, counted from ``since``, has passed."""
-        return now > since + self.spec.quorum.deadline_hours * 3600.0
-
 
 #: Of snapshots; to be raised when a field of the state is added. One of another layout is not used: events say it all.
 LAYOUT = 2

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Mapping
 from consortium.canonical import Fact
 from consortium.ids import short
 from coordinator.core import events as ev
+from coordinator.core.decide import Moment
 from coordinator.core.place import waiting
 from coordinator.core.state import State
 from coordinator.core.transitions import JobState
 from coordinator.core.waits import waits
+from coordinator.core.words import spoken
 
 
 class Line(Fact):
@@ -17,10 +19,16 @@ class Line(Fact):
     text: str
 
 
-def tell(happened: Iterable[tuple[int, float, ev.AnyEvent]], state: State, subject: str) -> tuple[Line, ...]:
+def tell(
+    happened: Iterable[tuple[int, float, ev.AnyEvent]],
+    state: State,
+    subject: str,
+    moment: Moment | None = None,
+) -> tuple[Line, ...]:
     """Every event that concerns ``subject``, in words, then what it waits for now.
 
     subject   a job, an attempt, a round (``demo/r2``), a version (name or digest), a site or a campaign
+    moment    of "now"; None: when the last event was written
     Returns no lines if nothing in the ledger speaks of it.
     """
     lines: list[Line] = []
@@ -33,7 +41,10 @@ def tell(happened: Iterable[tuple[int, float, ev.AnyEvent]], state: State, subje
             holders[event.attempt] = event.site
         if known_as & _concerned(event, state, holders):
             lines.append(Line(at=at, sequence=sequence, text=sentence(event)))
-    lines.extend(Line(at=last[1], sequence=last[0], text=f"now: {text}") for text in _now(state, subject))
+    lines.extend(
+        Line(at=last[1], sequence=last[0], text=f"now: {text}")
+        for text in _now(state, subject, moment or Moment(now=last[1]))
+    )
     return tuple(lines)
 
 
@@ -75,26 +86,16 @@ def _round_of_job(job: str) -> str:
     return f"{campaign}/{what.partition('-')[0]}"
 
 
-def _now(state: State, subject: str) -> list[str]:
+def _now(state: State, subject: str, moment: Moment) -> list[str]:
     for name, job in state.jobs.items():
         if subject in (name, job.attempt):
             return [
-                f"{job.state.value}: {waiting(state, job) if job.state is JobState.PLANNED else job.reason}"
+                f"{job.state.value}: {waiting(state, job, moment) if job.state is JobState.PLANNED else job.reason}"
             ]
     for wait in waits(state):
         if subject in (wait.campaign, f"{wait.campaign}/r{wait.round}"):
             return [f"waits for {wait.reason}"]
     return []
-
-
-def spoken(seconds: float) -> str:
-    """A length of time as people say it, to two units: ``3 h 20 min``."""
-    whole = round(seconds)
-    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            rest = whole % size // part
-            return f"{whole // size} {unit}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole} s"
 
 
 def sentence(event: ev.AnyEvent) -> str:

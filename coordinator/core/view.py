@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from consortium import views as vw
+from consortium.capacity import Opening
 from consortium.ids import AttemptId, SiteName
 from consortium.jobs import Train
 from consortium.metrics import bits_per_byte
+from coordinator.core.decide import Moment
 from coordinator.core.place import waiting
 from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State, Version
 from coordinator.core.transitions import JobState
@@ -33,8 +35,10 @@ def view(
     now: float,
     seen: Mapping[SiteName, float],
     sights: Mapping[AttemptId, Sight],
+    openings: Mapping[SiteName, Opening] | None = None,
 ) -> vw.ConsortiumView:
     """The whole consortium at ``now``; ``seen`` is when each site last synced, ``sights`` what it said."""
+    moment = Moment(now=now, openings=openings or {})
     reasons = waits(state)
     return vw.ConsortiumView(
         consortium=state.consortium,
@@ -43,7 +47,7 @@ def view(
         now=now,
         sites=tuple(_site(state, s, now, seen) for _, s in sorted(state.sites.items())),
         campaigns=tuple(_campaign(state, c, reasons) for _, c in sorted(state.campaigns.items())),
-        jobs=tuple(_job(state, j) for _, j in sorted(state.jobs.items())),
+        jobs=tuple(_job(state, j, moment) for _, j in sorted(state.jobs.items())),
         attempts=tuple(
             _attempt(job, sights.get(job.attempt))
             for _, job in sorted(state.jobs.items())
@@ -66,8 +70,8 @@ def _site(state: State, site: Site, now: float, seen: Mapping[SiteName, float]) 
     )
 
 
-def _job(state: State, job: Job) -> vw.JobView:
-    reason = waiting(state, job) if job.state is JobState.PLANNED else job.reason
+def _job(state: State, job: Job, moment: Moment) -> vw.JobView:
+    reason = waiting(state, job, moment) if job.state is JobState.PLANNED else job.reason
     return vw.JobView(
         job=job.id,
         campaign=job.campaign,

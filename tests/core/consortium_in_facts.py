@@ -22,6 +22,7 @@ from coordinator.core.machine import handle
 from coordinator.core.owed import Inspect, Judge, MakeBase, Merge, Owed, owed
 from coordinator.core.state import Job, State, apply, restore
 from policies.campaign import Campaign, ModelSource, Quorum, SeedRound, TokenizerSource, TrainPlan
+from policies.windows import opening
 
 LANGUAGES = (Language("fi"), Language("ga"), Language("hu"))
 OWN = {"north": ("fi",), "south": ("hu",), "west": ("ga",)}  #: what each site alone holds
@@ -209,10 +210,19 @@ class Coordinator:
         if isinstance(command, cm.SyncSite):
             held = {job.attempt for job in self.state.live(command.site)}
             self.renewed.update((r.attempt, self.now) for r in command.reports if r.attempt in held)
-        moment = Moment(now=self.now, started_at=self.started_at, renewed=self.renewed)
-        happened = handle(self.state, command, moment).events
+        happened = handle(self.state, command, self.moment).events
         self.ledger.extend((encode(event), self.now) for event in happened)
         return happened
+
+    @property
+    def moment(self) -> Moment:
+        """As the driver would say it, windows read by the same library."""
+        return Moment(
+            now=self.now,
+            started_at=self.started_at,
+            renewed=self.renewed,
+            openings={n: opening(s.windows, self.now) for n, s in self.state.sites.items() if s.windows},
+        )
 
     def replayed(self) -> State:
         state = State()

@@ -196,7 +196,9 @@ def test_a_tokenizer_is_not_waited_for_without_end() -> None:
     coordinator = consortium(campaign(lease_seconds=1e6))
     assert coordinator.wait(2 * HOUR) == []
     assert coordinator.wait(1) == ["JobCancelled demo_tokenizer", "CampaignEnded demo failed"]
-    assert coordinator.state.campaigns[DEMO].reason.startswith("no tokenizer within 2 h: leased, ")
+    assert coordinator.state.campaigns[DEMO].reason.startswith(
+        "no tokenizer in time, it did not start within 2 h: leased, "
+    )
     assert coordinator.sync("west", success("demo_tokenizer.a1")) == []
 
 

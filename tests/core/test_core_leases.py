@@ -87,7 +87,10 @@ def test_never_more_leases_than_slots() -> None:
     assert len(coordinator.sync("north", slots=2)) == 2
     assert coordinator.sync("north", slots=2) == []
     assert coordinator.sync("north", slots=0) == ["SiteDescribed north"]
-    assert waiting(coordinator.state, coordinator.job("c_r1-train-north")) == "north has no free slot"
+    assert (
+        waiting(coordinator.state, coordinator.job("c_r1-train-north"), coordinator.moment)
+        == "north has no free slot"
+    )
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -100,7 +103,7 @@ def test_the_last_free_slot_is_kept_from_rivals_until_the_rounds_are_over(slots:
     happened = coordinator.deliver("demo_r1-train-north", slots=slots)
     rival = ["JobLeased demo_rival-public.a1 north"]  # the longest first
     assert [line for line in happened if "JobLeased" in line] == (rival if slots == 2 else [])
-    reason = waiting(coordinator.state, coordinator.job("demo_rival-alone-north"))
+    reason = waiting(coordinator.state, coordinator.job("demo_rival-alone-north"), coordinator.moment)
     assert reason == "north's last free slot is kept for the rounds"
     for site in ("south", "west"):
         coordinator.sync(site)
@@ -269,7 +272,7 @@ def test_who_refuses_is_not_asked_again(anyone: Coordinator) -> None:
         assert anyone.sync(site) == []
         if site != "west":
             assert len(happened) == 1
-            assert f"{site} refused it" in waiting(anyone.state, anyone.job("demo_r0-seed"))
+            assert f"{site} refused it" in waiting(anyone.state, anyone.job("demo_r0-seed"), anyone.moment)
     assert happened[1] == "JobFailed demo_r0-seed"
     job = anyone.job("demo_r0-seed")
     assert (job.reason, job.failures) == ("every able site refused, the last: consent.purposes", 0)
@@ -286,7 +289,7 @@ def test_who_refused_cannot_resume(anyone: Coordinator) -> None:
 
 def test_why_a_job_waits(coordinator: Coordinator) -> None:
     def why(site: str) -> str:
-        return waiting(coordinator.state, coordinator.job(f"demo_r1-train-{site}"))
+        return waiting(coordinator.state, coordinator.job(f"demo_r1-train-{site}"), coordinator.moment)
 
     assert why("south") == "south has not asked since"
     coordinator.do(cm.SetSite(site=SiteName("south"), status="suspended", reason="so"))

@@ -331,7 +331,7 @@ def test_with_site_nobody_steps_in_before_the_deadline() -> None:
     coordinator = collected("site", quorum=Quorum(deadline_hours=2))
     assert coordinator.wait(HOUR) == []
     assert coordinator.wait(HOUR + 1)[:2] == [f"JobCancelled {JOB}", "RoundFailed demo/r1"]
-    assert "no merge within 2 h: planned, " in first(coordinator).reason
+    assert "no merge in time, it did not start within 2 h: planned, " in first(coordinator).reason
 
 
 def test_a_merge_that_is_being_inspected_is_not_cut_off() -> None:
