@@ -47,11 +47,18 @@ class Contents(Fact):
     language: Language
     tokenizer: Digest
     eos: int
+    dtype: str  #: of a token, as numpy spells it
     split: Split
     private: Part  #: to train on
     public: Part  #: to train on
     heldout: Part  #: private and public together
     files: dict[str, FileRef]
+
+    @property
+    def words(self) -> Words:
+        """What it was made with; the size of the vocabulary as far as it matters."""
+        size = 1 << 16 if self.dtype == "<u2" else (1 << 16) + 1
+        return Words(digest=self.tokenizer, eos=self.eos, vocabulary_size=size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +115,7 @@ class Plan(Fact):
     def segments_of(self, unit: Unit) -> list[Path]:
         """The segments' files of a unit that is done, in order. Raises Unavailable if it is not."""
         key = unit.key(self.words, self.split)
-        found: list[Survey] = []
+        found: list[Path] = []
         while not found or not read_head(found[-1]).is_last:
             found.append(segment_path(self.folder, key, len(found)))
         return found
@@ -253,6 +260,7 @@ def _describe(folder: Path, plan: Plan, words: Words, parts: dict[str, Counting]
         language=plan.language,
         tokenizer=words.digest,
         eos=words.eos,
+        dtype=words.dtype.str,
         split=plan.split,
         files={name: ref_of(folder / name) for name in names},
         **{part: counted.done() for part, counted in parts.items()},
