@@ -68,7 +68,8 @@ def run(
 ) -> None:
     """Be the site's agent until SIGTERM or SIGINT; jobs go on without it.
 
-    Logs JSON lines to stderr. May be killed at any moment: started again, it finds its jobs.
+    Logs JSON lines to stderr, or where the config's `log` says. May be killed at any moment: started again, it
+    finds its jobs.
     """
     import sys
 
@@ -77,7 +78,9 @@ def run(
     from site_agent.config import load_site_config
 
     loaded = load_site_config(config)
-    log_json(sys.stderr, log_level.upper())
+    log = loaded.log
+    target = Path(log.file) if log.file else sys.stderr
+    log_json(target, log_level.upper(), log.bytes_max, log.keep)
     raise typer.Exit(run_agent(loaded, once))
 
 

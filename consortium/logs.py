@@ -3,7 +3,11 @@
 import json
 import logging
 import time
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import TextIO
+
+from consortium.files import disk_errors, make_folder
 
 _ALWAYS_THERE = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
 
@@ -23,9 +27,24 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def log_json(target: TextIO, level: int | str = logging.INFO) -> None:
-    """Send the log of this process to a stream; what callers pass as ``extra`` becomes fields of the line."""
-    handler = logging.StreamHandler(target)
+def log_json(
+    target: TextIO | Path, level: int | str = logging.INFO, bytes_max: int = 0, keep: int = 0
+) -> None:
+    """Send the log of this process to a stream or file; what callers pass as ``extra`` becomes fields of the line.
+
+    bytes_max  of a file, before it becomes ``<file>.1`` and so on; 0: it grows for ever
+    keep       such older files
+    Raises Unavailable if the file cannot be opened.
+    """
+    handler: logging.Handler
+    if isinstance(target, Path):
+        with disk_errors(target):
+            make_folder(target.parent)
+            handler = RotatingFileHandler(
+                target, maxBytes=bytes_max, backupCount=keep, encoding="utf-8", delay=False
+            )
+    else:
+        handler = logging.StreamHandler(target)
     handler.setFormatter(_JsonLines())
     root = logging.getLogger()
     root.addHandler(handler)

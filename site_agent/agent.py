@@ -21,6 +21,7 @@ from sprachbund.v1 import site_pb2
 from consortium.canonical import Fact
 from consortium.errors import BadInput, Refused, SprachbundError, Superseded, Unavailable
 from consortium.ids import AttemptId
+from consortium.jobs import Phase
 from consortium.store import BlobStore
 from site_agent.config import SiteConfig
 from site_agent.conversation import Conversation
@@ -40,6 +41,7 @@ from site_agent.spending import Spending, Standing
 from site_agent.spool import Spool
 from site_agent.status import SEEN_SECONDS, at_work
 from site_agent.supervision import Supervisor
+from site_agent.told import Told, free_bytes, make_health
 from site_agent.transfers import Transfers
 from site_agent.wire import description_message
 
@@ -113,6 +115,7 @@ class Agent:
         self._release = version("sprachbund")
         self._seen = Seen()
         self._plan: Plan | None = None  # None: none yet, or the spool could not be read
+        self._health = make_health(config.metrics_port, self._standing)
         self._said: dict[str, str] = {}
 
     async def run(self) -> int:
@@ -134,6 +137,8 @@ class Agent:
                 if self._plan is not None and self._description.manifest is not None:
                     self._talk.say(self._describe(), self._plan.reports)
                 self._supervisor.turned(self._in_words())
+                if self._health is not None:
+                    self._health.turned()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(
                         self._pause()
@@ -276,6 +281,28 @@ class Agent:
         mode = self._seen.mode.mode
         return f"{jobs}; coordinator: {talk}" + (f"; mode {mode}" if mode != "work" else "")
 
+    def _standing(self) -> Told:
+        """For whoever watches; called in another thread, so it only reads."""
+        reports = self._plan.reports if self._plan is not None else ()
+        allocation = self._spending.allocation
+        running = (report.progress for report in reports if report.phase is Phase.RUNNING)
+        return Told(
+            site=self._config.site,
+            release=self._release,
+            mode=self._seen.mode.mode,
+            phases=dict(Counter(report.phase.value for report in reports)),
+            slots=self._limits.slots,
+            synced_at=self._talk.synced_at,
+            is_connected=self._talk.connected,
+            sent_bytes=self._deeds.meter.sent,
+            received_bytes=self._deeds.meter.received,
+            free_bytes=free_bytes(self._home),
+            used_gpu_seconds=self._spending.gpu_hours * 3600.0,
+            granted_gpu_seconds=allocation.gpu_hours * 3600.0 if allocation else None,
+            tokens_per_second=sum(progress.tokens_per_second for progress in running if progress),
+            launched=self._deeds.launched,
+        )
+
     def _say(self, subject: str, level: int, sentence: str) -> None:
         """One line when something changes, not one a look."""
         if self._said.get(subject) != sentence:
@@ -291,6 +318,8 @@ class Agent:
 
     async def _close(self) -> None:
         self._supervisor.is_leaving()
+        if self._health is not None:
+            await asyncio.to_thread(self._health.close)
         self._description.stop()
         await self._talk.stop()
         await self._transfers.stop_all()

@@ -5,7 +5,7 @@ Both ways may be begun again at any time: what has arrived is not fetched or sen
 
 import asyncio
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import grpc
 from sprachbund.v1 import artifact_pb2
 
 from consortium.canonical import decode, encode
+from consortium.channels import CHUNK_BYTES
 from consortium.errors import BadInput, Corrupt, Unavailable
 from consortium.files import write_bytes_atomically
 from consortium.ids import AttemptId, Digest
@@ -42,8 +43,47 @@ _MANIFEST_BYTES_MAX = 16 << 20
 _STAT_SECONDS = 30.0
 
 
+class Meter:
+    """Bytes of blobs that this agent moved; what a resumed transfer had before does not count."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.received = 0
+
+    def sends(self) -> Callable[[int], None]:
+        def count(more: int) -> None:
+            self.sent += more
+
+        return _growth(count)
+
+    def receives(self) -> Callable[[int], None]:
+        def count(more: int) -> None:
+            self.received += more
+
+        return _growth(count)
+
+
+def _growth(count: Callable[[int], None]) -> Callable[[int], None]:
+    """For who is told how much of one blob has been moved: a hook that hands on how much that is more."""
+    last = 0
+
+    def moved(now: int) -> None:
+        nonlocal last
+        if now > last:
+            count(min(now - last, CHUNK_BYTES))
+        last = now
+
+    return moved
+
+
 async def stage(
-    attempt: AttemptId, spool: Spool, store: BlobStore, residuals: Residuals, artifacts: Any, site: bytes
+    attempt: AttemptId,
+    spool: Spool,
+    store: BlobStore,
+    residuals: Residuals,
+    artifacts: Any,
+    site: bytes,
+    meter: Meter | None = None,
 ) -> None:
     """Fetch and lay out what the attempt's job needs; ``site.json`` comes last and says: all here.
 
@@ -52,7 +92,7 @@ async def stage(
     Raises BadInput or Corrupt if the assignment cannot be carried out, else what the coordinator says.
     """
     assignment = spool.assignment(attempt)
-    await _fetch(assignment.inputs, store, artifacts)
+    await _fetch(assignment.inputs, store, artifacts, meter or Meter())
     await asyncio.to_thread(_lay_out_inputs, assignment, spool.directory(attempt), store)
     if isinstance(assignment.work, Train) and assignment.work.residual is not None:
         target = spool.directory(attempt) / RESIDUAL
@@ -68,6 +108,7 @@ async def deliver(
     artifacts: Any,
     identity: SiteIdentity,
     upload_bytes_max: int,
+    meter: Meter | None = None,
 ) -> Ended:
     """Send what the attempt made, then the signed contribution; returns what is to be written down.
 
@@ -76,6 +117,7 @@ async def deliver(
     upload_bytes_max  for all artifacts together; 0: no limit
     Raises BadInput or Corrupt if the result is not whole, else what the coordinator says.
     """
+    meter = meter or Meter()
     result = spool.directory(attempt) / "result"
     contribution, envelope = await asyncio.to_thread(_seal, result, attempt, identity)
     size = sum(ref.size for ref in contribution.artifacts.values())
@@ -84,10 +126,10 @@ async def deliver(
             f"the result has {size} bytes, the coordinator takes {upload_bytes_max}; ask its admin"
         )
     for kind, ref in sorted(contribution.artifacts.items()):
-        await upload(artifacts, result / ARTIFACTS.get(kind, kind), ref)
+        await upload(artifacts, result / ARTIFACTS.get(kind, kind), ref, moved=meter.sends())
     await asyncio.to_thread(residuals.keep, contribution, result / RESIDUAL)
     ref = await asyncio.to_thread(store.put_bytes, envelope)
-    await upload(artifacts, store.path(ref.digest), ref)
+    await upload(artifacts, store.path(ref.digest), ref, moved=meter.sends())
     return Ended(outcome=Outcome.SUCCEEDED, contribution=ref.digest)
 
 
@@ -115,12 +157,12 @@ async def salvage(directory: Path) -> None:
         raise kind(f"no partial result can be made of {directory / 'checkpoint'}: {why[0]}")
 
 
-async def _fetch(digests: Iterable[Digest], store: BlobStore, artifacts: Any) -> None:
+async def _fetch(digests: Iterable[Digest], store: BlobStore, artifacts: Any, meter: Meter) -> None:
     for (
         digest
     ) in digests:  # one after the other: one stream fills most links, and attempts are fetched at once
         if not store.has(digest):
-            await download(artifacts, await _ref(digest, artifacts), store)
+            await download(artifacts, await _ref(digest, artifacts), store, moved=meter.receives())
 
 
 async def _ref(digest: Digest, artifacts: Any) -> FileRef:

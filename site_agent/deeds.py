@@ -40,6 +40,8 @@ class Deeds:
         self._residuals = residuals
         self._launcher = launcher
         self._transfers = transfers
+        self.meter = carry.Meter()
+        self.launched = 0  #: lives since the agent started
 
     async def do(self, action: Action, link: Link, news: News | None) -> bool:
         """Carry out ``action``; whether it leaves something to be decided at once.
@@ -83,7 +85,9 @@ class Deeds:
         if signed is not None:  # else it is in the spool already
             await asyncio.to_thread(self._spool.create, attempt, signed.job, signed.signature)
         artifacts: Any = link.artifacts
-        await carry.stage(attempt, self._spool, self._store, self._residuals, artifacts, self._site_file())
+        await carry.stage(
+            attempt, self._spool, self._store, self._residuals, artifacts, self._site_file(), self.meter
+        )
 
     async def _deliver(self, attempt: AttemptId, link: Link, upload_bytes_max: int) -> None:
         ended = await carry.deliver(
@@ -94,12 +98,14 @@ class Deeds:
             link.artifacts,
             link.identity,
             upload_bytes_max,
+            self.meter,
         )
         await asyncio.to_thread(self._spool.end, attempt, ended)
 
     def _launch(self, attempt: AttemptId, life: int) -> None:
         self._spool.begin_life(attempt, life)
         self._launcher.submit(self._spool.directory(attempt), life)
+        self.launched += 1
 
     def _stop(self, action: Action) -> None:
         if action.meant:

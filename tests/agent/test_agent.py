@@ -200,7 +200,7 @@ async def test_a_coordinator_that_is_not_there_yet(config, coordinator, identity
     await coordinator.down()
     coordinator.want()
     async with running(config, identity, launcher):
-        await until(lambda: "unavailable" in site_status(config).agent.trouble, "a failed Sync")
+        await until(lambda: "unavailable" in getattr(site_status(config).agent, "trouble", ""), "a failed Sync")
         await coordinator.up()
         assert (await coordinator.until_phase("ENDED")).outcome == SUCCEEDED
 
