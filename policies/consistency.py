@@ -9,6 +9,7 @@ from typing import Any
 
 from consortium.canonical import Fact
 from consortium.checking import Place, Problem, problems_of, shown
+from consortium.codecs.names import is_coded
 from consortium.errors import BadInput
 from consortium.ids import campaign_id, site_name
 from consortium.jobs import Optimizer
@@ -127,6 +128,19 @@ def _quorum(campaign: Campaign) -> Iterator[Problem]:
             ("sites_expected",),
             f"{expected} exceeds the {len(campaign.sites)} of sites; lower it, or name more sites",
         )
+    if campaign.quorum.late == "next_round":
+        if is_coded(campaign.train.delta_dtype):
+            sentence = (
+                f"next_round does not go with delta_dtype {campaign.train.delta_dtype}: what an encoding leaves "
+                "unsaid is said in the delta that follows, in order; write bf16, or late: refuse"
+            )
+            yield ("quorum", "late"), sentence
+        if campaign.merge.weights != "tokens":
+            sentence = (
+                f"next_round discounts a late delta's weight, but the recipe weighs {campaign.merge.weights}; "
+                "write weights: tokens, or late: refuse"
+            )
+            yield ("quorum", "late"), sentence
 
 
 def _optimizer(optimizer: Optimizer, steps: int, section: str) -> Iterator[Problem]:

@@ -105,6 +105,7 @@ class RoundOpened(Event):
     campaign: CampaignId
     round: int
     base: Digest
+    late: tuple[JobId, ...] = ()  #: jobs of earlier rounds whose deltas may be merged in this one
     reason: str
 
 
@@ -227,12 +228,14 @@ class RoundCollected(Event):
     round: int
     jobs: tuple[JobId, ...]
     merged_by: Literal["coordinator", "site"] = "coordinator"  #: a site by a job of its own
+    left: tuple[JobId, ...] = ()  #: still at it; the next round takes them over
     reason: str
 
 
 class RoundFailed(Event):
     campaign: CampaignId
     round: int
+    left: tuple[JobId, ...] = ()  #: still at it; the next round takes them over
     reason: str
 
 

@@ -7,6 +7,7 @@ from consortium.jobs import Evaluate, Merge, Part, Purpose, Subject, Train, Work
 from consortium.manifests import Contribution, VersionManifest
 from consortium.merging.recipe import PLAIN_AVERAGE, Recipe
 from coordinator.core import events as ev
+from coordinator.core.late import staleness, weights
 from coordinator.core.state import CampaignState, Round, Site, State
 from policies.campaign import Campaign
 
@@ -140,9 +141,16 @@ def merge_order(state: State, campaign: CampaignState, round_: Round) -> Merge:
     recipe = recipe_of(campaign.spec, round_.number)
     parts: list[Part] = []
     languages: set[Language] = set()
-    for name in round_.collected:
+    counts = [
+        (
+            sum(_contribution(state, name).tokens.values()) if recipe.weights == "tokens" else 1,
+            staleness(round_, state.jobs[name]),
+        )
+        for name in round_.collected
+    ]
+    discounted = weights(counts, campaign.spec.quorum.stale_percent)
+    for name, weight in zip(round_.collected, discounted, strict=True):
         contribution, own = _contribution(state, name), state.jobs[name].work.languages
-        weight = sum(contribution.tokens.values()) if recipe.weights == "tokens" else 1
         parts.append(
             Part(
                 delta=contribution.artifacts["delta"],
@@ -179,7 +187,9 @@ def what_was_merged(state: State, campaign: CampaignState, round_: Round) -> str
     """For the ledger: whose contributions, onto what."""
     sites = ", ".join(_contribution(state, name).site for name in round_.collected)
     base = campaign.versions[round_.base].name
-    return f"merged {len(round_.collected)} contribution(s) of {sites} onto {base}"
+    stale = [name for name in round_.collected if staleness(round_, state.jobs[name])]
+    late = f", {len(stale)} of them late and discounted" if stale else ""
+    return f"merged {len(round_.collected)} contribution(s) of {sites} onto {base}{late}"
 
 
 def _contribution(state: State, job: JobId) -> Contribution:

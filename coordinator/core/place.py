@@ -12,7 +12,7 @@ from consortium.capacity import Opening
 from consortium.ids import SiteName, attempt_of
 from consortium.jobs import Purpose, Train
 from coordinator.core import events as ev
-from coordinator.core.accounting import in_force, left
+from coordinator.core.charging import charge
 from coordinator.core.decide import Moment
 from coordinator.core.estimates import Cost, cost, queue_seconds
 from coordinator.core.plan import has_rounds_ahead
@@ -46,7 +46,7 @@ def next_lease(state: State, name: SiteName, moment: Moment) -> ev.JobLeased | N
             continue
         attempt = attempt_of(job.id, job.attempts + 1)
         campaign = state.campaigns[job.campaign]
-        allocation, _ = _charge(state, site, _cost(state, site, job), moment.now)
+        allocation, _ = charge(state, site, _cost(state, site, job), moment.now)
         return ev.JobLeased(
             job=job.id,
             attempt=attempt,
@@ -78,7 +78,7 @@ def unable(state: State, site: Site, job: Job, free: int, moment: Moment) -> str
     takes = _cost(state, site, job)
     if (closed := _outside(site, takes, moment)) is not None:
         return closed
-    _, unaffordable = _charge(state, site, takes, moment.now)
+    _, unaffordable = charge(state, site, takes, moment.now)
     if unaffordable is not None:
         return unaffordable
     return _better_elsewhere(state, site, job, moment)
@@ -148,44 +148,6 @@ def _length(opening: Opening, now: float) -> float:
     return opening.until - (now if opening.since is None else opening.since)
 
 
-def _charge(state: State, site: Site, takes: Cost, now: float) -> tuple[str, str | None]:
-    """The allocation that pays for a job begun now ("" where the site has none), or why none can."""
-    if not site.allocations:
-        return "", None
-    why = f"{site.name}'s allocation has ended"
-    for allocation in in_force(site, now):
-        remaining = left(state, site, allocation)
-        ends = now + queue_seconds(site).value + takes.seconds.value
-        if remaining <= 0.0:
-            why = f"allocation {allocation.name} of {site.name} is used up, or kept for what runs"
-        elif takes.gpu_seconds > remaining:
-            why = (
-                f"it needs about {gpu_hours(takes.gpu_seconds)} at {site.name} ({takes.seconds.how}), "
-                f"allocation {allocation.name} has {gpu_hours(remaining)} left"
-            )
-        elif allocation.until is not None and ends > allocation.until:
-            why = (
-                f"it needs about {spoken(ends - now)} at {site.name}, allocation {allocation.name} ends in "
-                f"{spoken(allocation.until - now)}"
-            )
-        else:
-            return allocation.name, None
-    return "", why
-
-
-def lacking(site: Site, takes: Cost, now: float) -> str | None:
-    """Why the site's allocations cannot pay for a job even when everything else is done; None: they can."""
-    if not site.allocations:
-        return None
-    for allocation in in_force(site, now):
-        remaining = allocation.gpu_hours * 3600.0 - site.charged.get(allocation.name, 0.0)
-        if remaining > 0.0 and takes.gpu_seconds <= remaining:
-            return None
-    if not in_force(site, now):
-        return f"{site.name}'s allocation has ended"
-    return f"{site.name} has not the {gpu_hours(takes.gpu_seconds)} left that its job needs ({takes.seconds.how})"
-
-
 # --- who finishes first ----------------------------------------------------------------------------
 
 
@@ -211,7 +173,7 @@ class Prospect:
 def prospect(state: State, site: Site, job: Job, moment: Moment) -> Prospect | None:
     """When the site would finish the job; None if it cannot have it, or nobody can say when."""
     takes = _cost(state, site, job)
-    if _unfit(site, job) is not None or _charge(state, site, takes, moment.now)[1] is not None:
+    if _unfit(site, job) is not None or charge(state, site, takes, moment.now)[1] is not None:
         return None
     opening = moment.opening(site)
     wait = 0.0

@@ -7,17 +7,18 @@ asks again until nothing follows.
 import math
 from collections.abc import Iterator
 
-from consortium.canonical import replace
 from consortium.ids import Language, job_named
 from consortium.jobs import Outcome, Purpose, Subject, Tokenizer
 from coordinator.core import events as ev
-from coordinator.core.able import holders_of_public_text, judges, own_languages, participants
+from coordinator.core.able import holders_of_public_text, judges, participants
 from coordinator.core.accounting import warnings
 from coordinator.core.comparison import is_compared, models_to_compare, rivals_to_train
 from coordinator.core.decide import Moment, lease_until
+from coordinator.core.late import may_go_on
 from coordinator.core.lateness import overdue
 from coordinator.core.merging import job_at_a_site, where_to_merge
-from coordinator.core.orders import evaluation, fed_back, planned, train_inputs, train_order
+from coordinator.core.orders import evaluation, planned
+from coordinator.core.rounds import open_round
 from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State
 from coordinator.core.transitions import JobState
 
@@ -102,7 +103,7 @@ def _campaign(state: State, campaign: CampaignState, moment: Moment) -> Iterator
             return
     following = next_round(campaign)
     if following is not None:
-        yield from _open_round(state, campaign, following)
+        yield from open_round(state, campaign, following, moment)
     else:
         yield from rivals_to_train(state, campaign)
         yield from models_to_compare(state, campaign, moment)
@@ -171,71 +172,20 @@ def _tokenizer(state: State, campaign: CampaignState, moment: Moment) -> Iterato
             )
 
 
-def _open_round(state: State, campaign: CampaignState, number: int) -> Iterator[ev.AnyEvent]:
-    spec = campaign.spec
-    assert campaign.head is not None
-    able = participants(state, campaign)
-    if len(able) < spec.sites_expected:
-        return
-    if number == 0:
-        holders = holders_of_public_text(state, campaign)
-        if not holders:
-            return
-        yield ev.RoundOpened(
-            campaign=spec.campaign,
-            round=0,
-            base=campaign.head,
-            reason=f"seed round: public text at any of {len(holders)} site(s)",
-        )
-        assert spec.seed_round is not None
-        seed = train_order(campaign, campaign.head, 0, "seed", (), spec.seed_round.steps, replay_share=1.0)
-        seed = replace(seed, optimizer=spec.seed_round.optimizer, schedule_steps=seed.steps)
-        reason = "the base that every specialist branches from"
-        job = job_named(spec.campaign, "r0-seed")
-        yield planned(campaign, job, 0, Purpose.SEED, holders, seed, train_inputs(campaign, seed), reason)
-        return
-    names = ", ".join(s.name for s in able)
-    yield ev.RoundOpened(
-        campaign=spec.campaign,
-        round=number,
-        base=campaign.head,
-        reason=f"{len(able)} site(s) take part: {names}",
-    )
-    for site in able:
-        own = own_languages(site, campaign)
-        work = train_order(
-            campaign,
-            campaign.head,
-            number,
-            site.name,
-            own,
-            spec.train.steps,
-            replay_share=spec.train.replay_share,
-        )
-        work = fed_back(work, state, campaign, site.name)
-        yield planned(
-            campaign,
-            job_named(spec.campaign, f"r{number}-train-{site.name}"),
-            number,
-            Purpose.ROUND,
-            (site.name,),
-            work,
-            train_inputs(campaign, work),
-            f"{site.name} holds {', '.join(own)}",
-        )
-
-
 # --- closing a round -------------------------------------------------------------------------------
 
 
 def _collect(state: State, campaign: CampaignState, round_: Round, moment: Moment) -> Iterator[ev.AnyEvent]:
-    jobs = [state.jobs[j] for j in round_.jobs]
+    jobs = [state.jobs[j] for j in (*round_.jobs, *round_.late)]
     reason = is_complete(campaign, round_, jobs, moment.now)
     if reason is None:
         return
-    open_jobs = [j for j in jobs if not j.is_final]
-    for job in open_jobs:
-        yield ev.JobCancelled(job=job.id, reason=f"the round closed without it: {reason}")
+    left = []
+    for job in jobs:
+        if not job.is_final and may_go_on(campaign, round_, job, moment.now):
+            left.append(job.id)
+        elif not job.is_final:
+            yield ev.JobCancelled(job=job.id, reason=f"the round closed without it: {reason}")
     done = tuple(sorted(j.id for j in jobs if j.state is JobState.DONE))
     mergeable = tuple(j for j in done if _enough(state.jobs[j], campaign))
     needed = min(campaign.spec.quorum.minimum, len(jobs))
@@ -244,6 +194,7 @@ def _collect(state: State, campaign: CampaignState, round_: Round, moment: Momen
         yield ev.RoundFailed(
             campaign=campaign.spec.campaign,
             round=round_.number,
+            left=tuple(sorted(left)),
             reason=f"{len(mergeable)} of {needed} needed contributions; {reason}: {why}",
         )
         return
@@ -252,6 +203,7 @@ def _collect(state: State, campaign: CampaignState, round_: Round, moment: Momen
         campaign=campaign.spec.campaign,
         round=round_.number,
         jobs=mergeable,
+        left=tuple(sorted(left)),
         merged_by=merged_by,
         reason=reason + why,
     )

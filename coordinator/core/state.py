@@ -164,6 +164,8 @@ class Round(msgspec.Struct):
     state: RoundState = RoundState.TRAINING
     reason: str = ""
     jobs: tuple[JobId, ...] = ()  #: training
+    late: tuple[JobId, ...] = ()  #: of earlier rounds, taken over
+    left: tuple[JobId, ...] = ()  #: still at it when it closed; the next round takes them over
     gate_jobs: tuple[JobId, ...] = ()
     collected: tuple[JobId, ...] = ()
     merged_by: str = "coordinator"  #: or "site", by ``merge_job``
@@ -345,7 +347,7 @@ def _(event: ev.VersionMade, state: State, at: float) -> None:
 @apply.register
 def _(event: ev.RoundOpened, state: State, at: float) -> None:
     state.campaigns[event.campaign].rounds[event.round] = Round(
-        event.round, event.base, at, reason=event.reason
+        event.round, event.base, at, reason=event.reason, late=event.late
     )
 
 
@@ -468,13 +470,14 @@ def _(event: ev.JobCancelled, state: State, at: float) -> None:
 def _(event: ev.RoundCollected, state: State, at: float) -> None:
     round_ = state.campaigns[event.campaign].rounds[event.round]
     round_.state, round_.collected, round_.reason = RoundState.MERGING, event.jobs, event.reason
-    round_.merged_by = event.merged_by
+    round_.merged_by, round_.left = event.merged_by, event.left
 
 
 @apply.register
 def _(event: ev.RoundFailed, state: State, at: float) -> None:
     round_ = state.campaigns[event.campaign].rounds[event.round]
     round_.state, round_.reason = RoundState.CLOSED, event.reason
+    round_.left += event.left
 
 
 @apply.register

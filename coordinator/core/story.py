@@ -92,7 +92,7 @@ def _now(state: State, subject: str, moment: Moment) -> list[str]:
             return [
                 f"{job.state.value}: {waiting(state, job, moment) if job.state is JobState.PLANNED else job.reason}"
             ]
-    for wait in waits(state):
+    for wait in waits(state, moment):
         if subject in (wait.campaign, f"{wait.campaign}/r{wait.round}"):
             return [f"waits for {wait.reason}"]
     return []

@@ -39,7 +39,7 @@ def view(
 ) -> vw.ConsortiumView:
     """The whole consortium at ``now``; ``seen`` is when each site last synced, ``sights`` what it said."""
     moment = Moment(now=now, openings=openings or {})
-    reasons = waits(state)
+    reasons = waits(state, moment)
     return vw.ConsortiumView(
         consortium=state.consortium,
         sequence=sequence,
@@ -134,7 +134,7 @@ def _in_order(campaign: CampaignState) -> list[Version]:
 
 
 def _round(state: State, round_: Round) -> vw.RoundView:
-    jobs = round_.gate_jobs if round_.state is RoundState.EVALUATING else round_.jobs
+    jobs = round_.gate_jobs if round_.state is RoundState.EVALUATING else (*round_.jobs, *round_.late)
     return vw.RoundView(
         round=round_.number,
         state=round_.state.value,

@@ -3,8 +3,10 @@
 from consortium.canonical import Fact
 from consortium.ids import CampaignId
 from coordinator.core.able import holders_of_public_text, merging_sites, participants, why_no_merge
+from coordinator.core.decide import Moment
 from coordinator.core.owed import owed
 from coordinator.core.plan import next_round
+from coordinator.core.rounds import nobody_can_pay
 from coordinator.core.state import CampaignState, Round, RoundState, State
 
 
@@ -16,18 +18,18 @@ class Waiting(Fact):
     reason: str
 
 
-def waits(state: State) -> tuple[Waiting, ...]:
+def waits(state: State, moment: Moment | None = None) -> tuple[Waiting, ...]:
     """What each open campaign waits for, in sentences: the other face of ``follow``."""
     found = []
     for name, campaign in sorted(state.campaigns.items()):
         if campaign.status != "open":
             continue
         number = max(campaign.rounds, default=0)
-        found.append(Waiting(campaign=name, round=number, reason=_waits_for(state, campaign)))
+        found.append(Waiting(campaign=name, round=number, reason=_waits_for(state, campaign, moment)))
     return tuple(found)
 
 
-def _waits_for(state: State, campaign: CampaignState) -> str:
+def _waits_for(state: State, campaign: CampaignState, moment: Moment | None) -> str:
     last = campaign.rounds[max(campaign.rounds)] if campaign.rounds else None
     if last is not None and _waits_for_a_merger(last):
         why = "; ".join(filter(None, map(why_no_merge, merging_sites(state, campaign))))
@@ -46,6 +48,11 @@ def _waits_for(state: State, campaign: CampaignState) -> str:
         return "the base is being made"
     if next_round(campaign) == 0 and not holders_of_public_text(state, campaign):
         return f"no site holds public text in all of {', '.join(campaign.spec.languages)}"
+    following = next_round(campaign)
+    closed = last is None or last.state is RoundState.CLOSED
+    if moment is not None and closed and following is not None:
+        if (why := nobody_can_pay(state, campaign, following, moment)) is not None:
+            return f"an allocation that can pay for round {following}: {why}"
     open_jobs = [
         j.id for _, j in sorted(state.jobs.items()) if j.campaign == campaign.spec.campaign and not j.is_final
     ]
