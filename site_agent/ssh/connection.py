@@ -134,6 +134,7 @@ class Connection:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
+                bufsize=0,  # who reads a line leaves the rest to who reads bytes
                 start_new_session=True,  # a Ctrl-C for the agent is none for what it does at the site
             )
             assert process.stdin is not None and process.stdout is not None
@@ -327,7 +328,7 @@ class Session:
 
     def skip_to_output(self) -> bool:
         """Read past what start-up files print; False if the script never began."""
-        for line in self.stdout:
+        while line := self.stdout.readline():
             if line.endswith(self.mark + b"\n"):
                 return True
         return False

@@ -18,6 +18,7 @@ class Wire:
         self._flowing.set()
         self.dialled = 0  # connections accepted
         self.left = {"up": None, "down": None}  # bytes until the line is cut; None: never
+        self.carried = {"up": 0, "down": 0}
         self.is_down = False
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -72,6 +73,7 @@ class Wire:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 15):
                 self._flowing.wait()
+                self.carried[way] += len(data)
                 if self.left[way] is not None:
                     self.left[way] -= len(data)
                     if self.left[way] <= 0:

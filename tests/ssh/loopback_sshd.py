@@ -10,6 +10,7 @@ from pathlib import Path
 
 from breakable_line import Wire
 
+from consortium.canonical import replace
 from site_agent.ssh.connection import Connection
 from site_agent.ssh.settings import Ssh
 
@@ -96,6 +97,14 @@ class LoopbackSite:
     def connect(self, **changes) -> Connection:
         """Another process's view of the same connection."""
         return Connection(self.settings, folder=self.sockets, **changes)
+
+    def another_line(self) -> "LoopbackSite":
+        """Another way to the same machine, with a connection of its own."""
+        wire = Wire(self.sshd.port)
+        with open(self.known_hosts, "a") as file:
+            file.write(f"[127.0.0.1]:{wire.port} {self.sshd.host_key}\n")
+        settings = replace(self.settings, port=wire.port)
+        return LoopbackSite(self.sshd, wire, settings, self.sockets, self.root, self.known_hosts)
 
     def know(self, key: str) -> None:
         self.known_hosts.write_text(f"[127.0.0.1]:{self.wire.port} {key}\n")
