@@ -5,13 +5,14 @@ only the fused kernel's own arguments let a step be scaled or left out without a
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 from consortium.jobs import Train
+from site_agent.trainer.sharing import local
 
 _EPSILON = 1e-8  # of the update's denominator; the value of the paper and of every LLM we know of
 
@@ -28,18 +29,33 @@ def learning_rate(work: Train, step: int) -> float:
 class AdamW:
     """The optimizer of one job; its state has a name for each tensor, so that it can be saved.
 
+    total_norm  the norm of the whole gradient, of this rank's parts of its tensors
+    Weights may be sharded (FSDP2): state lies in the same shards, and each rank steps its own.
     Weight decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101) and spares vectors: norms and biases.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], work: Train) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        work: Train,
+        total_norm: Callable[[list[Tensor]], Tensor] = torch.nn.utils.get_total_norm,
+    ) -> None:
         distinct = {id(weight): (name, weight) for name, weight in reversed(list(weights.items()))}
         self._weights = dict(sorted(distinct.values(), key=lambda item: item[0]))
         self._work = work
+        self._total_norm = total_norm
         self._mean = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
         self._square = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
         self._updates = {
             name: torch.zeros((), device=weight.device) for name, weight in self._weights.items()
         }
+        groups = (self._weights, self._mean, self._square)
+        self._local = tuple({name: local(tensor) for name, tensor in group.items()} for group in groups)
+
+    @property
+    def names(self) -> dict[int, str]:
+        """id of a weight -> the name it is saved under; tied weights have one."""
+        return {id(weight): name for name, weight in self._weights.items()}
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -60,11 +76,12 @@ class AdamW:
 
         Returns whether it was done, on the device: a gradient that is not finite changes nothing.
         """
+        weights, mean, square = self._local
         gradients = {
-            name: torch.zeros_like(weight) if weight.grad is None else weight.grad
+            name: torch.zeros_like(weights[name]) if weight.grad is None else local(weight.grad)
             for name, weight in self._weights.items()
         }
-        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+        norm = self._total_norm(list(gradients.values()))
         is_finite = norm.isfinite()
         rule = self._work.optimizer
         scale = (norm / rule.clip_norm).clamp(min=1.0) if rule.clip_norm else None
@@ -73,10 +90,10 @@ class AdamW:
             if not names:
                 continue
             adamw(
-                [self._weights[name] for name in names],
+                [weights[name] for name in names],
                 [gradients[name] for name in names],
-                [self._mean[name] for name in names],
-                [self._square[name] for name in names],
+                [mean[name] for name in names],
+                [square[name] for name in names],
                 [],
                 [self._updates[name] for name in names],
                 fused=True,

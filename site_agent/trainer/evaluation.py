@@ -55,27 +55,36 @@ class Window(NamedTuple):
 def evaluate(folder: JobFolder, work: Evaluate, ranks: Ranks, is_asked_to_stop: Callable[[], bool]) -> None:
     """Do the evaluation in ``folder``; its result is there when this returns.
 
-    Raises Stopped with the subjects scored so far on disk, JobFailed, BadInput.
+    Raises Stopped with the languages scored so far on disk, JobFailed, BadInput.
     """
     heldout = _heldout(folder, work, ranks)
     progress = ProgressLog(folder.path, len(work.subjects) * len(heldout), enabled=ranks.is_first)
     progress.report(0, 0, None, now=True)
     scores: dict[str, dict[Language, LanguageScore]] = {}
     model: Model | None = None
-    tokens, loss = 0, None
+    tokens, loss, done = 0, None, 0
+
+    def check() -> None:
+        progress.report(done, tokens, loss)
+        if ranks.agree(is_asked_to_stop()):
+            if ranks.is_first and tokens:  # this start got further: another will, too
+                folder.say_it_may_go_on()
+            raise Stopped
+
     for number, subject in enumerate(sorted(work.subjects, key=lambda one: (one.version, one.delta or ""))):
         saved = folder.path / "checkpoint" / f"subject-{number}.json"
         found = _saved(saved, subject, heldout)
-        if found is None:
+        done = number * len(heldout) + len(found)
+        missing = {language: part for language, part in heldout.items() if language not in found}
+        if missing:
             model = _dressed(folder, subject, model, ranks)
-            found = {}
-            for language, part in heldout.items():
-                if ranks.agree(is_asked_to_stop()):
-                    raise Stopped
-                found[language] = _score(model, subject, part, work.sequence_tokens, ranks)
-                tokens += part.contents.heldout.tokens
-                loss = sum(found[language].nats) / part.contents.heldout.tokens
-                progress.report(number * len(heldout) + len(found), tokens, loss)
+        for language, part in missing.items():
+            assert model is not None
+            found[language] = _score(model, subject, part, work.sequence_tokens, ranks, check)
+            tokens += part.contents.heldout.tokens
+            loss = sum(found[language].nats) / part.contents.heldout.tokens
+            done += 1
+            progress.report(done, tokens, loss)
             if ranks.is_first:
                 partial = Scores(site=folder.job.site, subjects={subject.name: found})
                 write_bytes_atomically(saved, encode(partial))
@@ -97,11 +106,18 @@ def windows_of(document: int, length: int, size: int) -> list[Window]:
 
 @torch.inference_mode()
 def nats_of(
-    model: Model, documents: Sequence[Tokens], eos: int, sequence_tokens: int, ranks: Ranks
+    model: Model,
+    documents: Sequence[Tokens],
+    eos: int,
+    sequence_tokens: int,
+    ranks: Ranks,
+    check: Callable[[], None] = lambda: None,
 ) -> Floats:
     """(documents,) sum of -log p over the tokens of each document, which has no EOS of its own.
 
     Windows of similar length share a batch; which ones depends on nothing but the documents.
+
+    check  called by all ranks before each of them takes a batch; may raise
     """
     windows = [
         window
@@ -115,6 +131,8 @@ def nats_of(
         longest = windows[begin].end - windows[begin].begin
         rows = max(1, _LOGITS_MAX // (longest * model.vocabulary_size))
         batch = windows[begin : begin + rows]
+        if turn % ranks.world == 0:
+            check()
         if turn % ranks.world == ranks.rank:
             _add_batch(nats, model, documents, batch, eos, ranks.device)
         begin, turn = begin + rows, turn + 1
@@ -178,11 +196,16 @@ def _dressed(folder: JobFolder, subject: Subject, before: Model | None, ranks: R
 
 
 def _score(
-    model: Model, subject: Subject, part: Prepared, sequence_tokens: int, ranks: Ranks
+    model: Model,
+    subject: Subject,
+    part: Prepared,
+    sequence_tokens: int,
+    ranks: Ranks,
+    check: Callable[[], None],
 ) -> LanguageScore:
     documents = part.tokens("heldout").documents()
     eos = int(documents[0][-1])
-    nats = nats_of(model, [document[:-1] for document in documents], eos, sequence_tokens, ranks)
+    nats = nats_of(model, [document[:-1] for document in documents], eos, sequence_tokens, ranks, check)
     if not np.isfinite(nats).all():
         raise JobFailed(
             FailureReason.NON_FINITE,
@@ -196,18 +219,14 @@ def _score(
     )
 
 
-def _saved(
-    path: Path, subject: Subject, heldout: dict[Language, Prepared]
-) -> dict[Language, LanguageScore] | None:
-    """What an earlier start scored, if it did and the text is still the same."""
+def _saved(path: Path, subject: Subject, heldout: dict[Language, Prepared]) -> dict[Language, LanguageScore]:
+    """What an earlier start scored, where the text is still the same."""
     try:
         found = decode(path.read_bytes(), Scores, str(path)).subjects.get(subject.name, {})
     except (FileNotFoundError, BadInput):
-        return None
-    digests = {language: score.heldout for language, score in found.items()}
-    return (
-        found if digests == {lang: part.contents.heldout.digest for lang, part in heldout.items()} else None
-    )
+        return {}
+    digests = {language: part.contents.heldout.digest for language, part in heldout.items()}
+    return {language: score for language, score in found.items() if digests.get(language) == score.heldout}
 
 
 def _deliver(folder: JobFolder, scores: Scores, heldout: dict[Language, Prepared]) -> None:

@@ -6,7 +6,8 @@ In, read only:  job.json (``Assignment``), site.json (``Site``), tokenizer.json,
                 (deltas, their token counts, and the outer optimizer's state)
 Out:            progress.jsonl, checkpoint/, then result/ in one rename, or failure.json
 
-A STOP file, SIGTERM or SIGUSR1 ask for a training checkpoint and exit code 75. Imports nothing heavy.
+A STOP file, SIGTERM or SIGUSR1 ask for a training checkpoint and exit code 75; CONTINUE is then left beside a
+whole one. A FINISH file asks a training job for its result from the step it has reached. Imports nothing heavy.
 """
 
 import contextlib
@@ -105,6 +106,14 @@ class JobFolder:
     @property
     def is_asked_to_stop(self) -> bool:
         return (self.path / STOP).exists()
+
+    @property
+    def is_asked_to_finish(self) -> bool:
+        return (self.path / FINISH).exists()
+
+    def say_it_may_go_on(self) -> None:
+        """Everything that the next life needs is on disk; a batch script may queue it again."""
+        write_bytes_atomically(self.path / CONTINUE, b"")
 
     @property
     def has_result(self) -> bool:

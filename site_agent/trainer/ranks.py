@@ -20,6 +20,7 @@ class Ranks:
     rank: int
     world: int
     device: torch.device
+    nodes: int = 1  #: machines, real or virtual, with as many ranks each
 
     @property
     def is_first(self) -> bool:
@@ -34,6 +35,10 @@ class Ranks:
     def agree(self, flag: bool) -> bool:
         """Whether it is so at any rank."""
         return bool(self.total(torch.tensor(float(flag), device=self.device)))
+
+    def first_says(self, number: int) -> int:
+        """The first rank's ``number``, at all ranks."""
+        return int(self.total(torch.tensor(number if self.is_first else 0, device=self.device)))
 
     def wait(self) -> None:
         """Until all ranks are here."""
@@ -71,7 +76,8 @@ def joined(device: Literal["auto", "cpu", "cuda"], threads: int) -> Iterator[Ran
     if world > 1:
         torch.distributed.init_process_group("nccl" if has_gpu else "gloo", timeout=_PATIENCE)
     try:
-        yield Ranks(rank=rank, world=world, device=where)
+        nodes = max(1, world // int(os.environ.get("LOCAL_WORLD_SIZE", str(world))))
+        yield Ranks(rank=rank, world=world, device=where, nodes=nodes)
     finally:
         if world > 1:
             torch.distributed.destroy_process_group()

@@ -1,26 +1,34 @@
 """Where a training job can go on from: training checkpoints in ``checkpoint/step-<n>/``, the last two kept.
 
 A checkpoint appears whole, by one rename, and its ``state.json`` has the digest of its tensors: one that does not
-match, or that another job, text or model made, is passed over for the one before, or for the start.
+match, or that another job, text or model made, is passed over for the one before, or for the start. Tensors lie in
+it whole, whatever number of ranks wrote it, so that any number of ranks can go on from it. Importing this imports
+no torch: a partial result is made from a checkpoint where nothing trains.
 """
 
 import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from consortium.canonical import Fact, decode, encode, replace
+from consortium.canonical import Fact, decode, digest_of_fact, encode, replace
 from consortium.errors import BadInput
 from consortium.files import write_bytes_atomically
 from consortium.folders import fresh_folder
-from consortium.ids import Digest
+from consortium.ids import Digest, Language
+from consortium.jobs import Train
 from consortium.manifests import FileRef
 from consortium.store import ref_of
 from consortium.tensor_writer import TensorWriter
-from consortium.tensors import TensorFile
+from consortium.tensors import F32Array, TensorFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from site_agent.trainer.ranks import Ranks
+
+WEIGHT = "weight/"  #: what the names of weights begin with; the optimizer's other tensors have other prefixes
 
 _KEPT = 2
 _TENSORS = "state.safetensors"
@@ -38,55 +46,117 @@ class Account(Fact):
     seconds: float = 0.0  #: spent training, over all starts of the job
 
 
-class _State(Fact):
-    schema: int = 1
+class Made(Fact):
+    """What a result says beside the account's numbers."""
+
+    data: dict[str, Digest]  #: ``<language>.<access>`` -> documents trained on
+    tokens: dict[Language, int]
+    public_tokens: dict[Language, int]
+    software: dict[str, str]
+    weights: dict[str, str]  #: a weight's name in the base -> its name in the checkpoint; tied ones share one
+
+
+class State(Fact):
+    """``state.json``."""
+
+    schema: int = 2
     origin: Digest  #: of everything the numbers depend on
     account: Account
     tensors: FileRef
+    made: Made
 
 
-def save(folder: Path, origin: Digest, account: Account, tensors: Mapping[str, Tensor]) -> None:
-    """Write the checkpoint of ``account.step``, then forget all but the last two.
+def origin_of(work: Train, data: Mapping[str, Digest], backend: str) -> Digest:
+    """What a checkpoint has to have been made from, to be gone on from."""
+    return digest_of_fact([work, dict(data), backend])
 
-    tensors  float32, by names of the caller's own
+
+def save(
+    folder: Path,
+    origin: Digest,
+    account: Account,
+    made: Made,
+    tensors: "Mapping[str, Tensor]",
+    ranks: "Ranks",
+) -> None:
+    """Write the checkpoint of ``account.step``, then forget all but the last two. To be called by all ranks.
+
+    tensors  float32, by names of the caller's own; sharded ones are gathered one after the other
     """
     place = folder / f"step-{account.step:09d}"
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if not ranks.is_first:
+        for _ in _gathered(tensors):
+            pass
+        ranks.wait()
+        return
     if place.exists():  # made by an earlier start, passed over as broken, or saved a moment ago
         shutil.rmtree(place)
     with fresh_folder(place) as fresh:
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         with TensorWriter(fresh / _TENSORS, shapes, "F32") as writer:
-            for name, tensor in tensors.items():
-                writer.write(name, 0, tensor.detach().cpu().numpy().reshape(-1))
-        state = _State(origin=origin, account=account, tensors=ref_of(fresh / _TENSORS))
+            for name, values in _gathered(tensors):
+                writer.write(name, 0, values)
+        state = State(origin=origin, account=account, tensors=ref_of(fresh / _TENSORS), made=made)
         write_bytes_atomically(fresh / "state.json", encode(state))
     for old in _newest_first(folder)[_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
+    ranks.wait()
 
 
-def restore(folder: Path, origin: Digest, tensors: Mapping[str, Tensor]) -> Account:
-    """Fill ``tensors`` from the newest checkpoint that is whole and of the same origin.
-
-    Returns its account; an empty one, and nothing filled, if there is none.
-    """
+def newest(folder: Path, origin: Digest | None = None) -> tuple[State, Path] | None:
+    """The newest checkpoint that is whole and, if one is given, of ``origin``; and the file of its tensors."""
     for place in _newest_first(folder):
         with contextlib.suppress(BadInput, FileNotFoundError):
-            state = decode((place / "state.json").read_bytes(), _State, str(place / "state.json"))
-            if state.origin == origin and state.tensors == ref_of(place / _TENSORS):
-                _fill(place / _TENSORS, tensors)
-                return state.account
-    return Account()
+            state = decode((place / "state.json").read_bytes(), State, str(place / "state.json"))
+            if origin in (None, state.origin) and state.tensors == ref_of(place / _TENSORS):
+                return state, place / _TENSORS
+    return None
 
 
-@torch.no_grad()
-def _fill(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with TensorFile(path) as file:
+def restore(folder: Path, origin: Digest, tensors: "Mapping[str, Tensor]", ranks: "Ranks") -> Account:
+    """Fill ``tensors`` from the newest checkpoint that is whole and of the same origin. By all ranks.
+
+    Returns its account; an empty one, and nothing filled, if there is none. Digests are the first rank's work.
+    """
+    from site_agent.trainer.sharing import fill
+
+    found = newest(folder, origin) if ranks.is_first else None
+    step = ranks.first_says(found[0].account.step if found else -1)
+    if step < 0:
+        return Account()
+    place = folder / f"step-{step:09d}"
+    state = decode((place / "state.json").read_bytes(), State, str(place / "state.json"))
+    with TensorFile(place / _TENSORS) as file:
         for name, tensor in tensors.items():
-            tensor.copy_(torch.from_numpy(file.array(name)))
+            fill(tensor, file, name)
+    return state.account
+
+
+def _gathered(tensors: "Mapping[str, Tensor]") -> "Iterator[tuple[str, F32Array]]":
+    from site_agent.trainer.sharing import whole
+
+    for name, tensor in tensors.items():
+        yield name, whole(tensor).numpy().reshape(-1)
 
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
+
+
+class SavedWeights(Mapping[str, "F32Array"]):
+    """The weights in a checkpoint's file, by their names in the base; read when asked for."""
+
+    def __init__(self, file: TensorFile, names: Mapping[str, str]) -> None:
+        self._file, self._names = file, names
+
+    def __getitem__(self, name: str) -> F32Array:
+        return self._file.array(WEIGHT + self._names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def advanced(account: Account, *, tokens: int, nats: float, is_finite: bool) -> Account:

@@ -1,0 +1,126 @@
+"""How the ranks of one job share its model: each has all of it, a shard, or a shard within its node.
+
+Sharding is FSDP2 (Zhao et al. 2023, arXiv:2304.11277; ``torch.distributed.fsdp.fully_shard``): every block of the
+model is gathered for its forward and backward pass and dropped again; weights, gradients and moments lie in
+float32 in shards of rows. What a rank does with its own shard it does on ``local`` tensors; what is written to
+disk is made ``whole`` tensor by tensor, so that it does not depend on how many ranks there were.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from consortium.tensors import TensorFile
+from site_agent.trainer.model import Model
+from site_agent.trainer.ranks import Ranks
+
+Sharding = Literal["none", "fsdp", "hsdp"]
+
+_SHARD = "shard"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """A model as the ranks share it.
+
+    model      its weights are what the optimizer steps: whole, or in shards
+    objective  see ``Model.objective``; after a backward pass within ``last_part`` gradients are means over ranks
+    group      the ranks that have one copy of the model between them; None: each has a whole one
+    """
+
+    model: Model
+    objective: nn.Module
+    group: Any = None
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.group is not None
+
+    @contextlib.contextmanager
+    def part_of_batch(self, is_last: bool) -> Iterator[None]:
+        """Around forward and backward of one part: gradients are shared among ranks with the last."""
+        if self.is_sharded:
+            self.model.network.set_requires_gradient_sync(is_last)  # type: ignore[operator]
+            yield
+        elif is_last or not isinstance(self.objective, nn.parallel.DistributedDataParallel):
+            yield
+        else:
+            with self.objective.no_sync():
+                yield
+
+    def total_norm(self, gradients: list[Tensor]) -> Tensor:
+        """The Euclidean norm over all tensors of the model, the same at all ranks.
+
+        gradients  this rank's local ones
+        """
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not self.is_sharded:
+            return norm
+        squares = norm.square()
+        torch.distributed.all_reduce(squares, group=self.group)
+        return squares.sqrt()
+
+
+def share(model: Model, ranks: Ranks, sharding: Sharding) -> Shared:
+    """Share ``model``, which every rank has loaded, by ``sharding``; a single rank has it whole in any case."""
+    if sharding == "none" or ranks.world == 1:
+        return Shared(model=model, objective=ranks.share_gradients(model.objective))
+    # imports the compiler, which takes a second or more
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    kind = ranks.device.type
+    if sharding == "hsdp" and ranks.nodes > 1:
+        shape, names = (ranks.nodes, ranks.world // ranks.nodes), ("replica", _SHARD)
+        mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
+    else:
+        mesh = init_device_mesh(kind, (ranks.world,), mesh_dim_names=(_SHARD,))
+    for block in _blocks(model.network):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model.network, mesh=mesh)
+    state = model.network.state_dict(keep_vars=True)
+    sharded = dataclasses.replace(model, weights={name: state[name] for name in model.weights})
+    return Shared(model=sharded, objective=sharded.objective, group=mesh.get_group(_SHARD))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of ``tensor``: the same memory."""
+    if hasattr(tensor, "to_local"):  # a DTensor; its class is not imported where nothing is sharded
+        part: Tensor = tensor.to_local()
+        return part
+    return tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of ``tensor``, in main memory. To be called by all ranks, in the same order."""
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    return tensor.detach().cpu()
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, file: TensorFile, name: str) -> None:
+    """Copy ``name`` of ``file`` into ``tensor``: of a sharded one, only the rows that this rank has."""
+    part = local(tensor)
+    begin = 0
+    if hasattr(tensor, "placements"):
+        mesh = tensor.device_mesh  # type: ignore[attr-defined]
+        (dimension,) = (index for index, place in enumerate(tensor.placements) if place.is_shard(0))
+        share_of_rows = -(-tensor.shape[0] // mesh.size(dimension))  # the last ranks may have fewer, or none
+        begin = min(mesh.get_coordinate()[dimension] * share_of_rows, tensor.shape[0])
+    values = torch.empty(part.shape, dtype=torch.float32)
+    if part.numel():
+        file.read(name, begin * math.prod(part.shape[1:]), values.view(-1).numpy())
+    part.copy_(values)
+
+
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    """The model's layers: the elements of its longest list of modules."""
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=lambda modules: len(modules), default=()))
