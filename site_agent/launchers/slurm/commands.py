@@ -3,7 +3,7 @@
 import contextlib
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -43,8 +43,11 @@ class JobFiles(Protocol):
     def push(self, directory: Path) -> None:
         """Make the directory whole there. Raises Unavailable, or DiskFull."""
 
-    def pull(self, directories: Sequence[Path]) -> None:
-        """Bring what the jobs wrote: small files, and ``result/`` once it is there. Raises Unavailable."""
+    def pull(self, directories: Sequence[Path]) -> Mapping[Path, str]:
+        """Bring what the jobs wrote: small files, and ``result/`` once it is there. Raises Unavailable.
+
+        Returns the directories whose result is there but not whole here yet, and a sentence on how far it is.
+        """
 
     def write(self, directory: Path, name: str, data: bytes) -> None:
         """Make a small file hold ``data`` here and there, atomically. Raises Unavailable, or DiskFull."""
@@ -94,8 +97,8 @@ class LocalFiles:
         with disk_errors(directory):
             sync_folder(directory)
 
-    def pull(self, directories: Sequence[Path]) -> None:
-        pass
+    def pull(self, directories: Sequence[Path]) -> Mapping[Path, str]:
+        return {}
 
     def write(self, directory: Path, name: str, data: bytes) -> None:
         write_bytes_atomically(directory / name, data)

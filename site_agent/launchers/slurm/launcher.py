@@ -9,14 +9,14 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from consortium.canonical import decode, encode, replace
 from consortium.errors import BadInput, Refused, Unavailable
 from consortium.jobs import Assignment
 from policies.site_profile import SiteProfile
-from site_agent.core.facts import Seen, Sighting
+from site_agent.core.facts import Seen, Sighting, Usage
 from site_agent.launchers.base import LIFE_FILE, USAGE_FILE, Life
 from site_agent.launchers.slurm.answer import Account, Queue, QueueRow, State, state_of
 from site_agent.launchers.slurm.commands import Commands, JobFiles
@@ -198,9 +198,10 @@ class SlurmLauncher:
 
     def _look(self, paths: Sequence[Path], notes: dict[Path, Notes]) -> None:
         """Ask Slurm once about all that is not over."""
+        coming: Mapping[Path, str] = {}
         try:
             self._carry_wishes(paths, notes)
-            self._files.pull(paths)
+            coming = self._files.pull(paths)
         except Unavailable as error:
             queue = Queue(problem=str(error))
         else:
@@ -219,6 +220,9 @@ class SlurmLauncher:
             note = notes[path]
             if path not in mine or note.life is None:
                 self._remember(path, 0, _stranger(note))
+                continue
+            if path in coming:  # it has ended well, and to say that it is gone would start it again
+                self._remember(path, note.life.number, Sighting(seen=Seen.UNKNOWN, detail=coming[path]))
                 continue
             evidence = self._evidence(path, note, rows[path], queue, account)
             self._conclude(path, note, evidence)
@@ -321,7 +325,7 @@ class SlurmLauncher:
         began = row.starts if row is not None and state_of(row.state) is not State.PENDING else None
         if usage is None:
             queued = max(0.0, began - first) if began and evidence.life.number == 1 else 0.0
-            usage = usage_by_clock(note.ends, gpus, note.usage, queued)
+            usage = usage_by_clock(note.ends, gpus, note.usage or Usage(), queued)
         if usage != note.usage:
             self._files.write(path, USAGE_FILE, encode(usage))
         if began is not None:

@@ -59,7 +59,7 @@ class Notes(Fact):
     hung: Hung | None = None  #: of the newest life
     bad_nodes: tuple[str, ...] = ()  #: of all lives
     continues: bool = False
-    usage: Usage = Usage()
+    usage: Usage | None = None
 
 
 def submitted_name(life: int) -> str:
@@ -95,7 +95,7 @@ def read_notes(directory: Path) -> Notes:
         hung=read_fact(directory / hung_name(number), Hung),
         bad_nodes=tuple(sorted({one.nodes for one in hung if one is not None and one.nodes})),
         continues=CONTINUE in names,
-        usage=read_fact(directory / USAGE_FILE, Usage) or Usage(),
+        usage=read_fact(directory / USAGE_FILE, Usage),
     )
 
 
