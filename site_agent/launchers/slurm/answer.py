@@ -144,7 +144,7 @@ def state_of(word: str) -> State:
 
 def first_word(state: str) -> str:
     words = state.split()
-    return words[0].rstrip("+").upper() if words else ""
+    return words[0].rstrip("+") if words else ""
 
 
 def never_starts(reason: str) -> bool:

@@ -291,7 +291,7 @@ _WORDS = {
 def _by_itself(code: int | None, number: int, seen: Evidence) -> Sighting:
     if code == CONTINUE_LATER or (code != 0 and seen.continues):
         return _gone(Cause.STOPPED, "it stopped with a training checkpoint")
-    if code != 0 and seen.end is None and not seen.has_begun:
+    if (code or number) and seen.end is None and not seen.has_begun:
         return _gone(
             Cause.NODE_FAILED,
             "it ended before the batch script began: look for a quota, a full disk or the prolog",
