@@ -32,8 +32,11 @@ _U16, _U32, _U64 = np.dtype(np.uint16), np.dtype(np.uint32), np.dtype(np.uint64)
 _I32, _I64 = np.dtype(np.int32), np.dtype(np.int64)
 _SOURCE = np.dtype([("offset", np.int64), ("file", np.int32), ("kind", np.int32)])
 _STEP = np.dtype(
-    [("before", _SOURCE), ("rate", np.float64), ("momentum", np.float64), ("nesterov", np.int64)]
-    + [("kept", np.uint64)]
+    [
+        ("before", _SOURCE),
+        *[(name, np.float64) for name in ("rate", "momentum")],
+        *[("nesterov", np.int64), ("kept", np.uint64)],
+    ]
 )
 _THINNING = np.dtype(
     [("top_index", np.int64), ("without_index", np.int64), ("key", np.uint64)]

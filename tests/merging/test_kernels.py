@@ -372,15 +372,11 @@ def test_signs_are_elected(rows_KN: F32Array, normalize: bool, data: st.DataObje
     numbers = st.lists(st.sampled_from([1.0, 0.5, 0.3, -1.0, 2.0, 0.0]), min_size=num_rows, max_size=num_rows)
     factors, weights = data.draw(numbers), data.draw(numbers)
     order = data.draw(st.permutations(range(num_rows)))
-    expected = [
-        elected(column, factors, weights, normalize) for column in rows_KN.T.astype(float).tolist()
-    ]
+    expected = [elected(column, factors, weights, normalize) for column in rows_KN.T.astype(float).tolist()]
     for module in BUILDS:
         out_N = np.empty(size)
         for turn in (list(range(num_rows)), list(order)):
-            module.elect(
-                rows_KN[turn], np.array(factors)[turn], np.array(weights)[turn], out_N, normalize
-            )
+            module.elect(rows_KN[turn], np.array(factors)[turn], np.array(weights)[turn], out_N, normalize)
             assert out_N.tolist() == expected
 
 

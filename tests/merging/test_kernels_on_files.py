@@ -166,7 +166,9 @@ def test_rows_of_one_kind(tmp_path: Path, num_rows: int) -> None:
     rows_KN, base_N, places, base = alike(tmp_path / "rows", num_rows)
     factors = [portable.UNITS / (k + 2) for k in range(num_rows)]
     wanted_N, merged_N, out_N = np.zeros(N, np.float32), np.zeros(N), np.zeros(N, np.float32)
-    peaks = portable.sum_rows_onto([Row(row_N, False) for row_N in rows_KN], None, factors, SCALE, base_N, wanted_N)
+    peaks = portable.sum_rows_onto(
+        [Row(row_N, False) for row_N in rows_KN], None, factors, SCALE, base_N, wanted_N
+    )
     assert native.sum_files_onto(places, base, factors, SCALE, True, out_N) == peaks
     assert out_N.tobytes() == wanted_N.tobytes()
     portable.median(rows_KN, merged_N)
