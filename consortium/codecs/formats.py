@@ -18,6 +18,7 @@ once, in its metadata, as ``Layout``.
 Block scales: Dettmers et al. 2022, arXiv:2110.02861; chunked top-k: Sarfi et al. 2025, arXiv:2508.15706.
 """
 
+import functools
 import math
 from typing import Literal
 
@@ -102,6 +103,7 @@ def kept_before(count: int, kept: int) -> int:
     return chunks * kept + -(-rest * kept // TOPK_CHUNK)
 
 
+@functools.cache
 def scale_max(peak: int) -> np.float32:
     """The largest scale whose largest element is finite."""
     scale = np.finfo(np.float32).max / np.float32(peak)

@@ -18,6 +18,10 @@ U8Array = npt.NDArray[np.uint8]
 U16Array = npt.NDArray[np.uint16]
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
+#: For every byte its two codes, as float32, in one number of that size: looking up is cheaper than shifting.
+_HALVES = np.array(
+    [[((byte >> shift & 15) ^ 8) - 8 for shift in (0, 4)] for byte in range(256)], np.float32
+).view(np.float64)[:, 0]
 
 
 def encode_int8(
@@ -82,10 +86,8 @@ def decode_int8(codes_N: I8Array, scales_B: F32Array, start: int, out_N: F32Arra
 
 def decode_int4(packed_H: U8Array, scales_B: F32Array, start: int, out_N: F32Array) -> bool:
     """The same; ``packed_H`` begins with the byte in which element ``start`` lies."""
-    codes = np.empty(2 * packed_H.size, np.int8)
-    codes[0::2] = (packed_H << np.uint8(4)).view(np.int8) >> np.int8(4)
-    codes[1::2] = packed_H.view(np.int8) >> np.int8(4)
-    return _spread(codes[start % 2 :][: out_N.size], scales_B, start, PEAK["int4"], out_N)
+    codes_N = _HALVES.take(packed_H).view(np.float32)
+    return _spread(codes_N[start % 2 :][: out_N.size], scales_B, start, PEAK["int4"], out_N)
 
 
 def decode_topk(
@@ -141,10 +143,12 @@ def _groups(length: int, t_N: F32Array, codes_N: I8Array | None, scales_B: F32Ar
 def _quantise(t_BL: F32Array, peak: int, codes_BL: I8Array, scales_B: F32Array) -> None:
     """Codes and scales of rows; ``t_BL`` becomes what they do not say."""
     top = np.float32(peak)
-    largest_B = np.maximum(t_BL.max(axis=1), -t_BL.min(axis=1))
-    np.minimum(np.abs(largest_B) / top, scale_max(peak), out=scales_B)
+    coded = np.abs(t_BL)
+    # reduceat: half the time of max(axis=1)
+    largest_B = np.maximum.reduceat(coded.reshape(-1), np.arange(0, coded.size, coded.shape[1]))
+    np.minimum(largest_B / top, scale_max(peak), out=scales_B)
     divisor_B = np.where(scales_B == 0, np.float32(np.inf), scales_B)
-    coded = t_BL / divisor_B[:, None]
+    np.divide(t_BL, divisor_B[:, None], out=coded)
     np.clip(coded, -top, top, out=coded)
     codes_BL[...] = np.rint(coded, out=coded)
     coded += np.float32(0)  # a code has no -0
@@ -162,14 +166,24 @@ def _largest(t_CL: F32Array, k: int) -> npt.NDArray[np.bool_]:
     return chosen
 
 
-def _spread(codes_N: I8Array, scales_B: F32Array, start: int, peak: int, out_N: F32Array) -> bool:
+def _spread(codes_N: I8Array | F32Array, scales_B: F32Array, start: int, peak: int, out_N: F32Array) -> bool:
     """out = code * scale, where the first code is element ``start`` of the first block."""
-    if not _are_scales(scales_B, peak) or int(codes_N.min(initial=0)) < -peak:
+    if not _are_scales(scales_B, peak) or codes_N.min(initial=0) < -peak:
         return False
-    np.multiply(codes_N, np.repeat(scales_B, BLOCK)[start : start + out_N.size], out=out_N)
+    np.copyto(
+        out_N, codes_N
+    )  # then whole blocks by one scale each: half the time of a scale for every element
+    head = min(-start % BLOCK, out_N.size)
+    tail = out_N.size - (out_N.size - head) % BLOCK
+    first, last = start // BLOCK, (start + tail) // BLOCK
+    blocks_BL = out_N[head:tail].reshape(-1, BLOCK)
+    np.multiply(blocks_BL, scales_B[last - len(blocks_BL) : last, None], out=blocks_BL)
+    for edge, scale in ((out_N[:head], first), (out_N[tail:], last)):
+        if edge.size:
+            edge *= scales_B[scale]
     return True
 
 
 def _are_scales(scales_B: F32Array, peak: int) -> bool:
     """Whether all are from 0 to the largest allowed: as bits, where NaN and negative ones are greater."""
-    return bool((scales_B.view(np.uint32) <= scale_max(peak).view(np.uint32)).all())
+    return bool(scales_B.view(np.uint32).max(initial=0) <= scale_max(peak).view(np.uint32))

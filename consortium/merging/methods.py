@@ -203,7 +203,7 @@ class Elected:
 
     def __call__(self, rows_KN: F32Array, start: int, out_N: F64Array) -> float:
         self.thinned.thin(rows_KN, start)
-        self.require(kernels.elect(rows_KN, self.factors_K, self.weights_K, out_N, False, self.normalize))
+        self.require(kernels.elect(rows_KN, self.factors_K, self.weights_K, out_N, self.normalize))
         return self.scale
 
     def require(self, peak: float) -> None:

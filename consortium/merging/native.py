@@ -31,12 +31,19 @@ _F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
 _U16, _U32, _U64 = np.dtype(np.uint16), np.dtype(np.uint32), np.dtype(np.uint64)
 _I32, _I64 = np.dtype(np.int32), np.dtype(np.int64)
 _SOURCE = np.dtype([("offset", np.int64), ("file", np.int32), ("kind", np.int32)])
+_STEP = np.dtype(
+    [
+        ("before", _SOURCE),
+        *[(name, np.float64) for name in ("rate", "momentum")],
+        *[("nesterov", np.int64), ("kept", np.uint64)],
+    ]
+)
 _THINNING = np.dtype(
     [("top_index", np.int64), ("without_index", np.int64), ("key", np.uint64)]
     + [(name, np.uint32) for name in ("top_bits", "without_bits", "threshold")]
     + [("how", np.int32)]
 )
-_PIECE_BYTES = 4 << 15  # as kernels.c reads
+_PIECE_BYTES, _TILE_BYTES = 4 << 15, 4 << 9  # as kernels.c reads and works
 FILES_MAX = 256  # as kernels.c has room for
 _ROWS_MAX = 8192  #: rows that are sorted; C keeps at least one column of them on its stack
 _LETTERS = {
@@ -67,7 +74,7 @@ _first_non_finite = _function("first_non_finite", "l", "pl")
 _grid_add = _function("grid_add", "d", "ppdl")
 _sum_rows = _function("sum_rows", "-", "pppppl" + "pl")
 _sum_rows_onto = _function("sum_rows_onto", "-", "pppppl" + "dppl")
-_sum_files_onto = _function("sum_files_onto", "i", "plpppdiiplp")
+_sum_files_onto = _function("sum_files_onto", "i", "plpppdipiplp")
 _merge_files_onto = _function("merge_files_onto", "i", "plpplippidiiplpp")
 _read_rows = _function("read_rows", "i", "plppplp")
 _subtract_bf16 = _function("subtract_bf16", "l", "pppl")
@@ -77,7 +84,7 @@ _apply_step = _function("apply_step", "-", "ppdpl")
 _keep_window = _function("keep_window", "-", "plilil")
 _keep_random = _function("keep_random", "-", "pllku")
 _keep_ranked = _function("keep_ranked", "-", "plllkddipp")
-_elect = _function("elect", "d", "pllpppii")
+_elect = _function("elect", "d", "pllpppi")
 _median = _function("median", "-", "pllp")
 _trimmed_mean = _function("trimmed_mean", "-", "plllp")
 _variance = _function("variance", "-", "pllp")
@@ -154,6 +161,16 @@ class FileRow(NamedTuple):
 _NO_BASE = FileRow(-1, 0, False, False)
 
 
+class MomentumStep(NamedTuple):
+    """The outer step of a whole span, see ``sgd_step``."""
+
+    before: FileRow | None  #: the momentum that the last step left
+    rate: float
+    momentum: float
+    nesterov: bool
+    kept_N: F32Array  #: filled with the momentum to keep
+
+
 def sum_files_onto(
     rows: Sequence[FileRow],
     base: FileRow | None,
@@ -161,21 +178,30 @@ def sum_files_onto(
     scale: float,
     onto_base: bool,
     out_N: F32Array | U16Array,
+    step: MomentumStep | None = None,
 ) -> list[float] | None:
     """``sum_rows_onto`` of rows in files; out in float32, or bfloat16 as stored if it is uint16.
 
-    Returns the peaks; None if a byte could not be read, or the base is not finite.
+    step  what is made of the sum, if it is not just added to the base
+    Returns the peaks; None if a byte could not be read, or base or momentum are not finite.
     """
     peaks_K = np.zeros(len(rows), np.int32)
     stored = out_N.dtype == _U16
+    table = None if step is None else _step(step, out_N.size)
     is_read = _sum_files_onto(
         *_sources(rows, base),
         (ctypes.c_double * len(rows))(*factors),
         _at(peaks_K, _I32),
-        *(scale, onto_base, stored),
-        *(_at(out_N, _U16 if stored else _F32), out_N.size, _raw(len(rows) + 1)),
+        *(scale, onto_base, None if table is None else table.ctypes.data, stored),
+        *(_at(out_N, _U16 if stored else _F32), out_N.size, _raw((len(rows) + 2) * _PIECE_BYTES)),
     )
     return [float(peak) for peak in peaks_K.view(np.float32)] if is_read else None
+
+
+def _step(step: MomentumStep, size: int) -> npt.NDArray[Any]:
+    before = _source(step.before or _NO_BASE)
+    kept = _at(step.kept_N, _F32, size)
+    return np.array([(before, step.rate, step.momentum, step.nesterov, kept)], _STEP)
 
 
 def merge_files_onto(
@@ -191,7 +217,7 @@ def merge_files_onto(
     """A whole merge of rows in files, from element ``start`` of their tensor on: thinned, merged, scaled, added.
 
     election  factors, weights and normalize of ``elect``; None: the ``median``
-    Returns the largest |x| that was elected from; None if a byte could not be read, or is not finite.
+    Returns the largest |x| that was left to merge; None if a byte could not be read, or is not finite.
     """
     factors_K, weights_K, normalize = election or (np.zeros(0), np.zeros(0), False)
     factors_K, weights_K = factors_K * UNITS, np.rint(weights_K * UNITS)
@@ -202,7 +228,8 @@ def merge_files_onto(
         *_sources(rows, base),
         *(table.ctypes.data, start, election is None),
         *(_at(factors_K, _F64), _at(weights_K, _F64), normalize, scale, onto_base, stored),
-        *(_at(out_N, _U16 if stored else _F32), out_N.size, _raw(len(rows) + 4), _at(peak, _F64)),
+        *(_at(out_N, _U16 if stored else _F32), out_N.size),
+        *(_raw(len(rows) * (_PIECE_BYTES + _TILE_BYTES) + _PIECE_BYTES), _at(peak, _F64)),
     )
     return float(peak[0]) if is_read else None
 
@@ -227,7 +254,7 @@ def read_rows(rows: Sequence[FileRow], base: FileRow | None, out_KN: F32Array, b
     assert len(rows) == len(out_KN)
     return bool(
         _read_rows(
-            *_sources(rows, base), _at(out_KN, _F32), _at(base_N, _F32, size), size, _raw(len(rows) + 1)
+            *_sources(rows, base), _at(out_KN, _F32), _at(base_N, _F32, size), size, _raw(_PIECE_BYTES)
         )
     )
 
@@ -235,18 +262,22 @@ def read_rows(rows: Sequence[FileRow], base: FileRow | None, out_KN: F32Array, b
 def _sources(rows: Sequence[FileRow], base: FileRow | None) -> tuple[Any, int, Any]:
     assert len(rows) <= FILES_MAX and (base is not None or not any(row.is_relative for row in rows))
     given = [*rows, base or _NO_BASE]
-    table = np.array([(row.offset, row.file, row.is_bf16 + 2 * row.is_relative) for row in given], _SOURCE)
+    table = np.array([_source(row) for row in given], _SOURCE)
     first = table.ctypes.data
     keeping = ctypes.c_void_p(first)
     keeping.table = table  # type: ignore[attr-defined]  # as long as C looks at it
     return keeping, len(rows), first + _SOURCE.itemsize * len(rows)
 
 
-def _raw(pieces: int) -> int:
-    """The address of this thread's room for pieces of as many rows."""
+def _source(row: FileRow) -> tuple[int, int, int]:
+    return row.offset, row.file, row.is_bf16 + 2 * row.is_relative
+
+
+def _raw(size: int) -> int:
+    """The address of this thread's room of so many bytes."""
     room: npt.NDArray[np.uint8] | None = getattr(_local, "room", None)
-    if room is None or room.size < pieces * _PIECE_BYTES:
-        room = _local.room = np.empty(pieces * _PIECE_BYTES, np.uint8)
+    if room is None or room.size < size:
+        room = _local.room = np.empty(size, np.uint8)
     return room.ctypes.data
 
 
@@ -343,7 +374,6 @@ def elect(
     factors_K: F64Array,
     weights_K: F64Array,
     out_N: F64Array,
-    by_count: bool = False,
     normalize: bool = True,
 ) -> float:
     num_rows, size = rows_KN.shape
@@ -356,7 +386,6 @@ def elect(
             _at(factors_K, _F64, num_rows),
             _at(weights_K, _F64, num_rows),
             _at(out_N, _F64, size),
-            by_count,
             normalize,
         )
     )

@@ -14,7 +14,7 @@ from consortium.merging.outer import state_names
 from consortium.merging.recipe import OuterStep
 from consortium.merging.survey import scratch_rows
 from consortium.tensor_writer import Shapes, TensorWriter
-from consortium.tensors import F32Array, TensorFile
+from consortium.tensors import F32Array, TensorFile, TensorInfo
 
 
 class OuterState(AbstractContextManager["OuterState"]):
@@ -53,6 +53,16 @@ class OuterState(AbstractContextManager["OuterState"]):
         if self._after is not None:
             for row, values_N in zip(self._names, rows_SN, strict=True):
                 self._after.write(_stored(name, row), start, values_N)
+
+    def place_before(self, name: str) -> tuple[int, TensorInfo] | None:
+        """The open file that holds the only row of the state before, and where in it; None before the first step."""
+        return self._before.place(name) if self._before is not None else None
+
+    def start_writeback(self, name: str, elements: range) -> None:
+        """Have the system begin to write what was kept of these elements to disk."""
+        if self._after is not None:
+            for row in self._names:
+                self._after.start_writeback(_stored(name, row), elements)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -232,13 +232,12 @@ def elect(
     factors_K: F64Array,
     weights_K: F64Array,
     out_N: F64Array,
-    by_count: bool = False,
     normalize: bool = True,
 ) -> float:
     """The weighted mean of the addends that have the sign of their sum; returns the largest |x| of all rows.
 
     addend   a_k = float64(x_k) * (factor_k * UNITS); on the grid: rint(a_k)
-    sign     of sum_k rint(a_k), of sum_k sign(a_k) if ``by_count``; zero counts as positive
+    sign     of sum_k rint(a_k); zero counts as positive
     agrees   a_k that is not zero and has that sign
     out      sum of agreeing rint(a_k) / sum of their rint(weight_k * UNITS); over UNITS instead, if not
              ``normalize`` or if that sum is below ``SLIGHT``
@@ -247,8 +246,7 @@ def elect(
     """
     addends_KN = rows_KN * (factors_K * UNITS)[:, None]
     units_KN = np.rint(addends_KN)
-    votes_KN = np.sign(addends_KN) if by_count else units_KN
-    positive_N = _sum_rows(votes_KN) >= 0
+    positive_N = _sum_rows(units_KN) >= 0
     agrees_KN = np.where(positive_N, addends_KN > 0, addends_KN < 0)
     out_N[:] = _sum_rows(np.where(agrees_KN, units_KN, 0.0))
     divisor_N = np.full_like(out_N, UNITS)

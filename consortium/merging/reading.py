@@ -49,7 +49,7 @@ class TensorReader:
         self._scales = [scales[position] for position, _ in plan.sources] if scales else None
         self._relative, self._with_base = relative, with_base
         self.num_rows = len(self._sources) + with_base
-        self._files = None if with_base or self._scales else self._all_in_files()
+        self._files = None if self._scales else self._all_in_files()
 
     def rows(self, start: int, out_KN: F32Array) -> None:
         if self._files is not None:
@@ -67,10 +67,36 @@ class TensorReader:
 
         None where inputs have to be made, not read, and where anything is wrong: ``sum_onto`` says what.
         """
+        return self._sum_files(factors, span, onto_base, dtype, None)
+
+    def step_files(
+        self,
+        factors: Factors,
+        span: range,
+        dtype: DType,
+        before: tuple[int, TensorInfo] | None,
+        outer: tuple[float, float, bool],
+        kept_N: F32Array,
+    ) -> StoredArray | None:
+        """The same after a step of momentum SGD.
+
+        before  file and tensor of the momentum that the last step left
+        outer   rate, momentum, nesterov
+        kept_N  filled with the momentum to keep
+        """
+        if kernels.CHOSEN != "native":
+            return None
+        row = None if before is None else _file_row(*before, False, span.start)
+        return self._sum_files(factors, span, True, dtype, native.MomentumStep(row, *outer, kept_N))
+
+    def _sum_files(
+        self, factors: Factors, span: range, onto_base: bool, dtype: DType, step: "native.MomentumStep | None"
+    ) -> StoredArray | None:
         if self._files is None or dtype == "F16":
             return None
         out_N, (rows, base) = _stored_span(len(span), dtype), self._files.at(span.start)
-        peaks = native.sum_files_onto(rows, base, factors.in_units, factors.scale_of_units, onto_base, out_N)
+        place = (factors.in_units, factors.scale_of_units, onto_base, out_N)
+        peaks = native.sum_files_onto(rows, base, *place, step)
         if peaks is None:
             return None
         require_ranges(peaks, factors)
@@ -147,7 +173,8 @@ class TensorReader:
     def _all_in_files(self) -> "_Files | None":
         if kernels.CHOSEN != "native" or len(self._sources) > native.FILES_MAX:
             return None
-        rows, base = [], None
+        rows: list[tuple[int, TensorInfo, bool]] = []
+        base = None
         if self._base is not None and self._base_name is not None and (self._relative or self._with_base):
             base = self._base.place(self._base_name)
         for operand, name in self._sources:
@@ -157,6 +184,8 @@ class TensorReader:
             rows.append((*place, self._relative and not operand.is_delta))
         if base is not None and base[1].dtype == "F16":
             return None
+        if self._with_base:
+            return None if base is None else _Files([(*base, False), *rows], None)
         return _Files(rows, base)
 
     def row(self, k: int, start: int, out_N: F32Array) -> None:

@@ -116,7 +116,7 @@ class _Writing:
         if stored_span is not None:
             hasher.update(stored_span.view(np.uint8).data)
             self._model.write_stored(name, span.elements.start, stored_span)
-            self._model.start_writeback(name, span.elements)
+            self._start_writeback(span)
             return span, hasher.hexdigest()
         for start, stop in chunks(span.elements, self._work.chunk, span.width):
             next_N = scratch_rows("next", 1, stop - start)[0]
@@ -129,16 +129,20 @@ class _Writing:
             stored = encode(next_N, self._dtype)
             hasher.update(stored.view(np.uint8).data)
             self._model.write_stored(name, start, stored)
-        self._model.start_writeback(name, span.elements)
+        self._start_writeback(span)
         return span, hasher.hexdigest()
+
+    def _start_writeback(self, span: Span) -> None:
+        self._model.start_writeback(span.name, span.elements)
+        self._state.start_writeback(span.name, span.elements)
 
     def _from_files(self, span: Span) -> StoredArray | None:
         """The whole span at once, where all is read from files and merged by one kernel: most merges."""
-        if self._step != PLAIN_STEP:
-            return None
         merge, reader, onto_base = span.merge_chunk, span.reader, self._work.relative
         place = (span.elements, onto_base, self._dtype)
         try:
+            if self._step != PLAIN_STEP:
+                return self._stepped_from_files(span)
             if isinstance(merge, WeightedSum):
                 return reader.sum_files(merge.factors, *place)
             if isinstance(merge, Median):
@@ -153,6 +157,22 @@ class _Writing:
         except Refused:
             pass  # what follows says where
         return None
+
+    def _stepped_from_files(self, span: Span) -> StoredArray | None:
+        """The same for a sum of deltas and momentum SGD on it, DiLoCo's step among them."""
+        merge, step, size = span.merge_chunk, self._step, len(span.elements)
+        if not isinstance(merge, WeightedSum) or not self._work.relative:
+            return None
+        if step.optimizer != "sgd" or not step.momentum:
+            return None
+        kept_N = scratch_rows("kept span", 1, size)[0]
+        outer = (step.learning_rate, step.momentum, step.nesterov)
+        before = self._state.place_before(span.name)
+        place = (span.elements, self._dtype)
+        stored = span.reader.step_files(merge.factors, *place, before, outer, kept_N)
+        if stored is not None:
+            self._state.write(span.name, span.elements.start, [kept_N])
+        return stored
 
     def _merge(self, span: Span, start: int, next_N: F32Array) -> None:
         """Merge a chunk, take the outer step, keep its state."""

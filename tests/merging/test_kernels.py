@@ -178,7 +178,6 @@ CALLS: dict[str, Call] = {
     "keep_ranked": lambda b, x: in_place(x, lambda y: b.keep_ranked(y, 3, KEY, 0.5, 0.15, True)),
     "keep_ranked as it is": lambda b, x: in_place(x, lambda y: b.keep_ranked(y, 0, KEY, 0.8, 0.2, False)),
     "elect": elect,
-    "elect by count": lambda b, x: elect(b, x, by_count=True),
     "elect, sum": lambda b, x: elect(b, x, normalize=False),
     "median": lambda b, x: into(np.float64, lambda o: b.median(x, o))(x.shape[1]),
     "trimmed_mean": lambda b, x: into(np.float64, lambda o: b.trimmed_mean(x, (len(x) - 1) // 2, o))(
@@ -349,12 +348,9 @@ def test_one_column_has_the_lowest_chance(build: ModuleType) -> None:
     assert 900 < np.count_nonzero(x_RC) < 1100
 
 
-def elected(
-    column: list[float], factors: list[float], weights: list[float], by_count: bool, normalize: bool
-) -> float:
+def elected(column: list[float], factors: list[float], weights: list[float], normalize: bool) -> float:
     addends = [x * (factor * portable.UNITS) for x, factor in zip(column, factors, strict=True)]
-    votes = [(a > 0) - (a < 0) if by_count else round(a) for a in addends]
-    positive = sum(votes) >= 0
+    positive = sum(round(a) for a in addends) >= 0
     agree = [a > 0 if positive else a < 0 for a in addends]
     numerator = sum(round(a) for a, yes in zip(addends, agree, strict=True) if yes)
     divisor = sum(round(w * portable.UNITS) for w, yes in zip(weights, agree, strict=True) if yes)
@@ -369,23 +365,18 @@ def elected(
         elements=st.one_of(st.integers(-3, 3).map(float), st.floats(-100, 100, width=32)),
     ),
     st.booleans(),
-    st.booleans(),
     st.data(),
 )
-def test_signs_are_elected(rows_KN: F32Array, by_count: bool, normalize: bool, data: st.DataObject) -> None:
+def test_signs_are_elected(rows_KN: F32Array, normalize: bool, data: st.DataObject) -> None:
     num_rows, size = rows_KN.shape
     numbers = st.lists(st.sampled_from([1.0, 0.5, 0.3, -1.0, 2.0, 0.0]), min_size=num_rows, max_size=num_rows)
     factors, weights = data.draw(numbers), data.draw(numbers)
     order = data.draw(st.permutations(range(num_rows)))
-    expected = [
-        elected(column, factors, weights, by_count, normalize) for column in rows_KN.T.astype(float).tolist()
-    ]
+    expected = [elected(column, factors, weights, normalize) for column in rows_KN.T.astype(float).tolist()]
     for module in BUILDS:
         out_N = np.empty(size)
         for turn in (list(range(num_rows)), list(order)):
-            module.elect(
-                rows_KN[turn], np.array(factors)[turn], np.array(weights)[turn], out_N, by_count, normalize
-            )
+            module.elect(rows_KN[turn], np.array(factors)[turn], np.array(weights)[turn], out_N, normalize)
             assert out_N.tolist() == expected
 
 

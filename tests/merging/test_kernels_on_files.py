@@ -128,10 +128,10 @@ def test_whole_merges(files: Files, size: int, elects: bool, dtype: type[np.gene
             portable.keep_window(row_N, start, *thinning.window)
         elif thinning.draw:
             portable.keep_random(row_N, start, *thinning.draw)
-    merged_N, wanted_N, peak = np.zeros(size), np.zeros(size, np.float32), 0.0
+    merged_N, wanted_N, peak = np.zeros(size), np.zeros(size, np.float32), float(np.abs(rows_KN).max())
     weights_K = np.array([0.5, 1.0, 0.25, 0.75])
     if elects:
-        peak = portable.elect(rows_KN, weights_K / 2, weights_K, merged_N, False, True)
+        portable.elect(rows_KN, weights_K / 2, weights_K, merged_N, True)
     else:
         portable.median(rows_KN, merged_N)
     portable.apply_step(base_N, merged_N, 0.7, wanted_N)
@@ -146,6 +146,61 @@ def test_whole_merges(files: Files, size: int, elects: bool, dtype: type[np.gene
 
     assert out_N.tobytes() == wanted_N.tobytes()
     assert found == peak
+
+
+def alike(path: Path, num_rows: int) -> tuple[np.ndarray, np.ndarray, list[FileRow], FileRow]:
+    """Rows of one kind, bfloat16 relative to a base, as most merges have them; as float32, and in their file."""
+    wide_KN = np.random.default_rng(num_rows).standard_normal((num_rows + 1, N)).astype(np.float32)
+    stored_KN = (wide_KN.view(np.uint32) >> 16).astype(np.uint16)
+    path.write_bytes(stored_KN.tobytes())
+    file = os.open(path, os.O_RDONLY)
+    *places, base = [FileRow(file, 2 * N * k, True, k < num_rows) for k in range(num_rows + 1)]
+    read_KN = np.zeros((num_rows + 1, N), np.float32)
+    for raw_N, out_N in zip(stored_KN, read_KN, strict=True):
+        portable.decode_bf16(raw_N, out_N)
+    return read_KN[:num_rows] - read_KN[-1], read_KN[-1], places, base
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 4, 5, 8, 9])
+def test_rows_of_one_kind(tmp_path: Path, num_rows: int) -> None:
+    rows_KN, base_N, places, base = alike(tmp_path / "rows", num_rows)
+    factors = [portable.UNITS / (k + 2) for k in range(num_rows)]
+    wanted_N, merged_N, out_N = np.zeros(N, np.float32), np.zeros(N), np.zeros(N, np.float32)
+    peaks = portable.sum_rows_onto(
+        [Row(row_N, False) for row_N in rows_KN], None, factors, SCALE, base_N, wanted_N
+    )
+    assert native.sum_files_onto(places, base, factors, SCALE, True, out_N) == peaks
+    assert out_N.tobytes() == wanted_N.tobytes()
+    portable.median(rows_KN, merged_N)
+    portable.apply_step(base_N, merged_N, 0.7, wanted_N)
+    assert native.merge_files_onto(places, base, [Thinning()] * num_rows, 0, None, 0.7, True, out_N)
+    assert out_N.tobytes() == wanted_N.tobytes()
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("has_before", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_sums_with_a_step(tmp_path: Path, nesterov: bool, has_before: bool, dtype: type[np.generic]) -> None:
+    rows_KN, base_N, places, base = alike(tmp_path / "rows", 4)
+    before_N = np.random.default_rng(7).standard_normal(N).astype(np.float32)
+    (tmp_path / "momentum").write_bytes(b"head" + before_N.tobytes())
+    before = FileRow(os.open(tmp_path / "momentum", os.O_RDONLY), 4, False, False) if has_before else None
+    merged_N, wanted_N, kept_N = np.zeros(N), np.zeros(N, np.float32), np.zeros(N, np.float32)
+    peaks = portable.sum_rows([Row(row_N, False) for row_N in rows_KN], None, FACTORS, merged_N)
+    step = (0.7, 0.9, nesterov)
+    portable.sgd_step(base_N, merged_N, SCALE, before_N if has_before else None, *step, wanted_N, kept_N)
+    if dtype is np.uint16:
+        encoded_N = np.zeros(N, np.uint16)
+        portable.encode_bf16(wanted_N, encoded_N)
+        wanted_N = encoded_N
+
+    out_N, found_N = np.zeros(N, dtype), np.zeros(N, np.float32)
+    moved = native.MomentumStep(before, *step, found_N)
+    assert native.sum_files_onto(places, base, FACTORS, SCALE, True, out_N, moved) == peaks
+    assert (out_N.tobytes(), found_N.tobytes()) == (wanted_N.tobytes(), kept_N.tobytes())
+    if before is not None:
+        os.truncate(tmp_path / "momentum", 4 * N)
+        assert native.sum_files_onto(places, base, FACTORS, SCALE, True, out_N, moved) is None
 
 
 def test_a_whole_merge_of_what_is_odd_is_none(files: Files) -> None:
