@@ -43,6 +43,16 @@ def directory(tmp_path, make):
     make().cancel(directory)
 
 
+def there(directory):
+    """The directory as the job sees it; a module that tests a site far away puts another function here."""
+    return directory
+
+
+def put_note(directory, life):
+    for place in {directory, there(directory)}:
+        (place / "life.json").write_bytes(encode(life))
+
+
 def look(launcher, directory):
     return launcher.poll([directory])[directory]
 
@@ -56,9 +66,15 @@ def until(condition, what="it"):
 
 def starts(directory):
     try:
-        return (directory / "began").read_text().split()
+        return (there(directory) / "began").read_text().split()
     except FileNotFoundError:
         return []
+
+
+def let_go(directory, code):
+    """The job ends with this exit code; it must not read a file that is still being written."""
+    (there(directory) / "going").write_text(str(code))
+    (there(directory) / "going").rename(there(directory) / "go")
 
 
 def begin(launcher, directory, life=1):
@@ -94,7 +110,7 @@ def test_a_life_runs_and_ends(make, directory):
     assert note_of(directory).number == 1
     assert note_of(directory).native_id
     assert note_of(directory).submitted_at > 0
-    (directory / "go").write_text("3")
+    let_go(directory, 3)
     until(lambda: is_gone(launcher, directory), "the end")
     assert look(launcher, directory).detail == "exit code 3"
     assert look(launcher, directory).cause is Cause.FINISHED
@@ -104,7 +120,7 @@ def test_a_life_runs_and_ends(make, directory):
 def test_a_life_that_left_with_a_training_checkpoint_has_stopped(make, directory):
     launcher = make()
     begin(launcher, directory)
-    (directory / "go").write_text("75")
+    let_go(directory, 75)
     until(lambda: is_gone(launcher, directory), "the end")
     assert look(launcher, directory).cause is Cause.STOPPED
 
@@ -112,7 +128,7 @@ def test_a_life_that_left_with_a_training_checkpoint_has_stopped(make, directory
 def test_what_a_life_used_is_written_down(make, directory):
     launcher = make()
     begin(launcher, directory)
-    (directory / "go").touch()
+    (there(directory) / "go").touch()
     until(lambda: is_gone(launcher, directory), "the end")
     assert usage_of(directory).seconds >= 0
     before = (directory / "usage.json").read_bytes()
@@ -130,7 +146,7 @@ def test_a_life_submitted_twice_starts_once(make, directory):
     begin(launcher, directory)
     launcher.submit(directory, 1)
     make().submit(directory, 1)
-    (directory / "go").touch()
+    (there(directory) / "go").touch()
     until(lambda: is_gone(launcher, directory), "the end")
     assert len(starts(directory)) == 1
 
@@ -153,7 +169,7 @@ def test_an_intent_that_was_never_carried_out_is_gone_and_stays_so(make, directo
     launcher.cancel(directory)
     until(lambda: is_gone(launcher, directory), "the end")
     intent = replace(life, number=2, name=f"{life.name[:-1]}2", native_id="")
-    (directory / "life.json").write_bytes(encode(intent))
+    put_note(directory, intent)
     until(lambda: is_gone(launcher, directory), "giving it up")
     launcher.submit(directory, 2)  # an agent that still meant to start it
     assert is_gone(launcher, directory)
@@ -164,7 +180,7 @@ def test_a_start_that_was_not_noted_is_found_by_its_name(make, directory):
     launcher = make()
     begin(launcher, directory)
     life = note_of(directory)
-    (directory / "life.json").write_bytes(encode(replace(life, native_id="")))
+    put_note(directory, replace(life, native_id=""))
     successor = make()
     until(lambda: is_running(successor, directory), "finding it")
     assert note_of(directory).native_id == life.native_id
@@ -207,17 +223,17 @@ def test_a_life_of_another_machine_is_unknown(make, directory):
     launcher = make()
     begin(launcher, directory)
     life = note_of(directory)
-    (directory / "life.json").write_bytes(encode(replace(life, host="login7")))
+    put_note(directory, replace(life, host="login7"))
     sighting = look(make(), directory)
     assert sighting.seen is Seen.UNKNOWN
     assert "login7" in sighting.detail
-    (directory / "life.json").write_bytes(encode(life))
+    put_note(directory, life)
 
 
 def test_no_secret_reaches_the_job(make, directory, monkeypatch):
     monkeypatch.setenv("SITE_TOKEN", "secret")
     begin(make(), directory)
-    until(lambda: (directory / "environment").exists(), "the environment")
-    names = (directory / "environment").read_text().split()
+    until(lambda: (there(directory) / "environment").exists(), "the environment")
+    names = (there(directory) / "environment").read_text().split()
     assert "SITE_TOKEN" not in names
     assert {"PYTHONHASHSEED", "OMP_NUM_THREADS"} <= set(names)
