@@ -13,13 +13,14 @@ from consortium.errors import BadInput, SprachbundError
 from consortium.files import write_bytes_atomically
 from consortium.manifests import DataManifest
 from site_agent.config import SiteConfig
+from site_agent.describing import Describing
 from site_agent.text import files_of
 
 _log = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 60.0  # unchanged files cost one stat each
 _LOOK_SHARE = 0.01  # of its time, at most: a million files on a parallel file system take a minute to look at
-_SPLIT_SEED = 0  # of the counts told; each job names its own
+SPLIT_SEED = 0  # of the counts told; each job names its own
 
 
 def prepared_text(config: SiteConfig) -> Path:
@@ -37,6 +38,7 @@ class Description:
         self._config = config
         self._path = Path(config.home) / "holdings.json"
         self._known = Path(config.home) / "holdings.state"  # what the files were like when it was made
+        self._describing = Describing(config)
         self._trouble = ""
         self._over = threading.Event()
         self.manifest: DataManifest | None = None
@@ -75,16 +77,14 @@ class Description:
 
     def stop(self) -> None:
         self._over.set()
+        self._describing.stop()
 
     def _look(self) -> DataManifest:
         config = self._config
         state = _state_of(config)
         if self.manifest is not None and state == self._state_then():
             return self.manifest
-        from site_agent.holdings import describe  # brings numpy along: a fifth of what an idle agent takes
-
-        text = prepared_text(config)
-        found = describe(config.site, config.text, config.heldout_share, _SPLIT_SEED, text)
+        found = self._describing.run() if config.text else DataManifest(site=config.site, holdings=())
         write_bytes_atomically(self._path, encode(found))
         write_bytes_atomically(self._known, state)
         return found
