@@ -25,6 +25,7 @@ from site_agent.config import Text
 from site_agent.data.merging import PARTS, Access, Counting, Part, Range, Segments
 from site_agent.data.segments import (
     FORMAT,
+    SEGMENT_BYTES,
     Findings,
     Split,
     Unit,
@@ -94,6 +95,7 @@ class Plan(Fact):
     words: Words | None
     split: Split
     cache: str
+    segment_bytes: int = SEGMENT_BYTES
 
     @property
     def folder(self) -> Path:
@@ -112,24 +114,34 @@ class Plan(Fact):
     def units_in(self, access: Access) -> tuple[Unit, ...]:
         return tuple(unit for unit in self.units if unit.source.access == access)
 
+    def key_of(self, unit: Unit) -> str:
+        return unit.key(self.words, self.split, self.segment_bytes)
+
     def segments_of(self, unit: Unit) -> list[Path]:
         """The segments' files of a unit that is done, in order. Raises Unavailable if it is not."""
-        key = unit.key(self.words, self.split)
+        key = self.key_of(unit)
         found: list[Path] = []
         while not found or not read_head(found[-1]).is_last:
             found.append(segment_path(self.folder, key, len(found)))
         return found
 
 
-def plan_of(sources: Sequence[Text], words: Words | None, split: Split, cache: Path) -> Plan:
+def plan_of(
+    sources: Sequence[Text],
+    words: Words | None,
+    split: Split,
+    cache: Path,
+    segment_bytes: int = SEGMENT_BYTES,
+) -> Plan:
     """What is to be done for sources that are all of one language. Raises BadInput if there is no text."""
     ordered = sorted(sources, key=lambda source: source.access)  # private first; else as the config has them
     return Plan(
         language=sources[0].language,
-        units=units_of(ordered),
+        units=units_of(ordered, segment_bytes),
         words=words,
         split=split,
         cache=str(cache),
+        segment_bytes=segment_bytes,
     )
 
 
@@ -296,8 +308,8 @@ def _licence(plan: Plan, access: Access) -> str:
 
 
 def _survey_path(plan: Plan, access: Access) -> Path:
-    units = [(reading_of(unit.source), unit.files) for unit in plan.units_in(access)]
-    state = digest_of_fact([FORMAT, units, plan.split])
+    files = [(reading_of(unit.source), file) for unit in plan.units_in(access) for file in unit.files]
+    state = digest_of_fact([FORMAT, files, plan.split])
     return Path(plan.cache) / "surveys" / f"{state}.json"
 
 

@@ -23,6 +23,8 @@ from site_agent.data.segments import Encode, Head, UnitReader, read_head, segmen
 _KINDS: dict[int, type[SprachbundError]] = {
     kind.exit_code: kind for kind in (BadInput, Corrupt, Refused, Unavailable, DiskFull, Broken)
 }
+# From this part of a segment on disk, several processes read a unit, each decompressing it all
+_SHARED_PART = 4
 _NAMED = 5  # broken files named in one message
 
 
@@ -82,9 +84,10 @@ class Hands:
         if self._make is not None and plan.words is not None and self._encode is None:
             self._encode = self._make()
         if self._reader is None or self._reader[:2] != (task.plan, task.unit):
-            reader = UnitReader(plan.units[task.unit], plan.words, plan.split, self._encode)
+            unit = plan.units[task.unit]
+            reader = UnitReader(unit, plan.words, plan.split, self._encode, plan.segment_bytes)
             self._reader = (task.plan, task.unit, reader)
-        key = plan.units[task.unit].key(plan.words, plan.split)
+        key = plan.key_of(plan.units[task.unit])
         return self._reader[2].make(task.number, segment_path(plan.folder, key, task.number))
 
 
@@ -144,10 +147,12 @@ def work_through(
     Raises what stood in the way, after all else has been done: files that are broken or changed, say.
     """
     told = _Telling(plans, tell)
-    schedule = Schedule([[unit.size for unit in plan.units] for plan in plans], merge)
+    schedule = Schedule(
+        [[unit.size > plan.segment_bytes // _SHARED_PART for unit in plan.units] for plan in plans], merge
+    )
     for number, plan in enumerate(plans):
         for index, unit in enumerate(plan.units):
-            heads = _heads(plan, unit.key(plan.words, plan.split))
+            heads = _heads(plan, plan.key_of(unit))
             schedule.resume(number, index, heads)
             for head in heads.values():
                 told.segment(number, head)

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from consortium.canonical import Fact
 from site_agent.data.segments import Head
 
-_SHARED_BYTES = 16 << 20  # of a unit on disk, from which several processes read it, each decompressing it all
-
 
 class Task(Fact):
     """A segment to make; without a unit: a language's segments to merge."""
@@ -19,7 +17,7 @@ class Task(Fact):
 
 @dataclass
 class _UnitState:
-    size: int
+    is_shared: bool  # large enough for several processes
     taken: set[int] = field(default_factory=set)  # segments done or being made
     doing: int = 0
     is_closed: bool = False  # nothing more to take: its end was seen, or it cannot be read
@@ -33,13 +31,13 @@ class _UnitState:
 class Schedule:
     """The state of the work on some plans; each method is called by one thread at a time.
 
-    sizes  of each plan's units, bytes on disk
-    merge  whether segments are merged once they are all there
+    shared  for each plan's units, whether several processes may read one
+    merge   whether segments are merged once they are all there
     """
 
-    def __init__(self, sizes: Sequence[Sequence[int]], merge: bool = True) -> None:
-        self._plans = [[_UnitState(size) for size in units] for units in sizes]
-        self._merges: dict[int, str] = dict.fromkeys(range(len(sizes)) if merge else (), "waiting")
+    def __init__(self, shared: Sequence[Sequence[bool]], merge: bool = True) -> None:
+        self._plans = [[_UnitState(one) for one in units] for units in shared]
+        self._merges: dict[int, str] = dict.fromkeys(range(len(shared)) if merge else (), "waiting")
         self._open: dict[int, tuple[int, int]] = {}
 
     def resume(self, plan: int, unit: int, heads: dict[int, Head]) -> None:
@@ -103,7 +101,7 @@ class Schedule:
         fresh = [place for place in units if not self._plans[place[0]][place[1]].readers]
         if fresh:
             return fresh[0]
-        large = [place for place in units if self._plans[place[0]][place[1]].size > _SHARED_BYTES]
+        large = [place for place in units if self._plans[place[0]][place[1]].is_shared]
         return min(large, key=lambda place: self._plans[place[0]][place[1]].readers, default=None)
 
     def _has_more(self, plan: int, unit: int) -> bool:

@@ -35,8 +35,8 @@ FORMAT = 2  # raised when the same text would give other tokens or another layou
 SEGMENT_BYTES = 64 << 20  # of decompressed text: 20 s of a process; lost if it is killed
 PLACES_MAX = 5  # faults that are told with their place
 
-_SMALL_BYTES = 8 << 20  # files below this share a unit
-_UNIT_BYTES, _UNIT_FILES = 64 << 20, 1000  # of small files at most
+_SMALL_PART = 8  # files below this part of a segment share a unit
+_UNIT_FILES = 1000  # of small files at most
 _BATCH_DOCUMENTS, _BATCH_BYTES = 256, 2 << 20  # tokenised at a time
 _TAGS_MAX = 50  # languages counted in a segment by their name
 _HEAD = struct.Struct("<Q")
@@ -81,16 +81,23 @@ class Unit(Fact):
         """Bytes on disk."""
         return sum(state.size for state, _ in self.files)
 
-    def key(self, words: Words | None, split: Split) -> str:
+    def key(self, words: Words | None, split: Split, segment_bytes: int) -> str:
         """The name of its segments: changes with all that they depend on, and with nothing else."""
-        depends = [FORMAT, reading_of(self.source), self.files, words.mark if words else None, split]
+        depends = [
+            FORMAT,
+            segment_bytes,
+            reading_of(self.source),
+            self.files,
+            words.mark if words else None,
+            split,
+        ]
         return digest_of_fact(depends)[:32]
 
 
 class Findings(Fact):
     """What was seen on the way; numbers add up over segments, whatever their order."""
 
-    documents: int = 0  #: distinct within each segment only
+    documents: int = 0  #: that were kept, repeated ones too
     faults: dict[str, int] = msgspec.field(default_factory=dict)  #: kind -> records that are no document
     first_faults: tuple[str, ...] = ()  #: ``file:number: kind`` of the first few
     control_characters: int = 0  #: documents that hold some; kept as they are
@@ -137,22 +144,21 @@ def reading_of(source: Text) -> list[str | None]:
     ]
 
 
-def units_of(sources: Iterable[Text]) -> tuple[Unit, ...]:
+def units_of(sources: Iterable[Text], segment_bytes: int = SEGMENT_BYTES) -> tuple[Unit, ...]:
     """The units of some sources, in the order of the sources and of their files' paths."""
     found: list[Unit] = []
     for source in sources:
-        small: list[tuple[FileState, Format]] = []
+        group: list[tuple[FileState, Format]] = []
+        size = 0
         for path, kind in files_of(source):
-            file = (state_of(path), kind)
-            if file[0].size > _SMALL_BYTES:
-                found.append(Unit(source=source, files=(file,)))
-                continue
-            if len(small) == _UNIT_FILES or sum(state.size for state, _ in small) > _UNIT_BYTES:
-                found.append(Unit(source=source, files=tuple(small)))
-                small = []
-            small.append(file)
-        if small:
-            found.append(Unit(source=source, files=tuple(small)))
+            state = state_of(path)
+            is_small = state.size <= segment_bytes // _SMALL_PART
+            if group and not (is_small and len(group) < _UNIT_FILES and size + state.size <= segment_bytes):
+                found.append(Unit(source=source, files=tuple(group)))
+                group, size = [], 0
+            group.append((state, kind))
+            size += state.size if is_small else segment_bytes
+        found.append(Unit(source=source, files=tuple(group)))
     return tuple(found)
 
 
@@ -166,8 +172,15 @@ class UnitReader:
     Each segment asked for must lie after the one before; what lies between is passed over undecoded.
     """
 
-    def __init__(self, unit: Unit, words: Words | None, split: Split, encode_texts: Encode | None) -> None:
-        self.unit = unit
+    def __init__(
+        self,
+        unit: Unit,
+        words: Words | None,
+        split: Split,
+        encode_texts: Encode | None,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        self.unit, self._size = unit, segment_bytes
         self._words, self._split, self._encode = words, split, encode_texts
         self._records: Iterator[tuple[Record, Path, Format]] | None = None
         self._raw = 0  # bytes read of the files that are done
@@ -179,7 +192,7 @@ class UnitReader:
 
         Raises Corrupt or Unavailable for a file that cannot be read to the end, or changes meanwhile.
         """
-        begin, end = number * SEGMENT_BYTES, (number + 1) * SEGMENT_BYTES
+        begin, end = number * self._size, (number + 1) * self._size
         if self._records is None:
             self._records = self._walk(begin)
         first = next((found for found in self._records if found[0].offset >= begin), None)

@@ -10,12 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from consortium.canonical import encode
 from consortium.ids import Language
 from site_agent.config import Text
-from site_agent.data.contents import Plan, plan_of
 from site_agent.data.documents import Document
-from site_agent.data.segments import Findings, Split, UnitReader, Words, findings_of, map_segment, units_of
+from site_agent.data.segments import Findings, Split, UnitReader, findings_of, map_segment, units_of
 
 SPLIT = Split(heldout_share=0.2, seed=0)
 
@@ -138,20 +136,46 @@ def sentence(number: int, length: int = 60) -> str:
     return " ".join(words[(number * 7 + place * place) % 10] for place in range(length)) + f" {number}."
 
 
-def plan(texts: list[Text], cache: Path, words: Words | None) -> Plan:
-    return plan_of(texts, words, SPLIT, cache)
+def write_site(folder: Path) -> Path:
+    """The config of a site with text in every format, some of it broken, repeated or in another language."""
+    text = folder / "text"
+    (text / "hplt").mkdir(parents=True)
+    first = [hplt_v2(f"a{n}", ["ekk_Latn", "fin_Latn"], sentence(n)) for n in range(150)]
+    second = [hplt_v3(f"b{n}", ["ekk_Latn"], sentence(n)) for n in range(140, 260)]  # ten again
+    broken = b'{"text": "cut of\n' + jsonl([hplt_v3("r", ["rus_Cyrl"], "Это по-русски.")])
+    third = [hplt_v4(f"c{n}", ["ekk_Latn"], sentence(n, 400), allowed=n % 10 != 0) for n in range(300, 340)]
+    (text / "hplt" / "5_1.jsonl.zst").write_bytes(zst_frames(jsonl(first) + broken, 9000))
+    (text / "hplt" / "5_2.jsonl.gz").write_bytes(zipped(jsonl(second)))
+    (text / "hplt" / "6_1.jsonl").write_bytes(jsonl(third))
+    rows = [fineweb(f"d{n}", "fin", "Latn", sentence(n, 30)) for n in range(400, 700)]
+    write_parquet(text / "fi.parquet", rows, row_group=70)
+    crawled = [(f"e{n}", "fin" if n % 3 else "eng,fin", sentence(n, 25)) for n in range(680, 800)]
+    (text / "CC-MAIN-0.warc.wet.gz").write_bytes(wet(crawled))
+    paragraphs = [sentence(n, 12) for n in range(250, 330)]  # some of them held out or public already
+    (text / "own.txt").write_text("\r\n\r\n".join(paragraphs), encoding="utf-8")
+    config = folder / "site.yaml"
+    config.write_text(
+        "site: sofia\ncoordinator: c.example.eu:7443\nenrolment: c.example.eu:7444\nhome: home\n"
+        "heldout_share: 0.15\ntext:\n"
+        "  - {language: ekk_Latn, path: text/hplt, access: public, licence: LicenseRef-hplt, source: HPLT,\n"
+        "     robots: pages that robots.txt allows, retention: 2030-12-31}\n"
+        "  - {language: et, path: text/own.txt, access: private, licence: LicenseRef-library,\n"
+        "     redistribution: restricted}\n"
+        "  - {language: fin, path: text/fi.parquet, access: public, licence: ODC-By-1.0, source: FineWeb2}\n"
+        "  - {language: fi, path: text/CC-MAIN-0.warc.wet.gz, access: private,\n"
+        "     licence: LicenseRef-common-crawl, other_languages: drop}\n",
+        encoding="utf-8",
+    )
+    return config
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
+    """What was prepared: relative path -> bytes; nothing half done may be left beside it."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def as_bytes(fact: Any) -> bytes:
-    return encode(fact)
 
 
 def zipped(data: bytes) -> bytes:
