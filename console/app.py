@@ -22,7 +22,7 @@ BEGIN, SITE, CAMPAIGNS, LOOK, AUDIT = (
 )
 _ORDER = (  # in which help names the commands; panels come in the order of their first one
     *("demo", "init", "coordinator", "invite", "site", "data", "courier"),
-    *("submit", "stop", "promote", "rollback", "sites"),
+    *("plan", "submit", "stop", "promote", "rollback", "sites"),
     *("status", "watch", "versions", "why"),
     *("merge", "export", "checksums", "ledger", "verify"),
 )

@@ -24,6 +24,7 @@ from consortium.channels import open_channel
 from consortium.connection import CONNECTION_FILE, Connection
 from consortium.errors import BadInput, Refused, SprachbundError, Unavailable
 from consortium.files import disk_errors
+from consortium.forecasts import Assumptions, Forecast
 from consortium.identity import Credentials, identity_of
 from consortium.ids import Digest
 from consortium.manifests import FileRef
@@ -169,6 +170,12 @@ class Coordinator:
     async def submit(self, campaign: Campaign) -> Done:
         request = admin_pb2.SubmitCampaignRequest(campaign=encode(campaign))
         return _done(await self._admin.SubmitCampaign(request, timeout=CALL_SECONDS))
+
+    async def forecast(self, campaign: Campaign, assumptions: Assumptions) -> Forecast:
+        """What the campaign would do and cost from now on; nothing is recorded."""
+        request = admin_pb2.ForecastRequest(campaign=encode(campaign), assumptions=encode(assumptions))
+        got = await self._admin.Forecast(request, timeout=CALL_SECONDS)
+        return decode(got.forecast, Forecast, "forecast")
 
     async def stop(self, campaign: str, reason: str) -> Done:
         request = admin_pb2.StopCampaignRequest(campaign=campaign, reason=reason)

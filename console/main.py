@@ -2,12 +2,23 @@
 
 import os
 
-from console import administration, auditing, courier, data, home, looking, merging, operating, site
+from console import (
+    administration,
+    auditing,
+    courier,
+    home,
+    looking,
+    merging,
+    operating,
+    planning,
+    site,
+    site_jobs,
+)
 from console.app import app
 
 COMMANDS = (  # importing them makes their commands
-    *(home, site, operating, courier),
-    *(administration, looking, merging, auditing),
+    *(home, site, site_jobs, operating, courier),
+    *(planning, administration, looking, merging, auditing),
 )
 
 

@@ -23,12 +23,15 @@ from consortium import identity, ids
 from consortium.canonical import decode, encode
 from consortium.capacity import Allocation, Usage, Window
 from consortium.errors import BadInput
+from consortium.forecasts import Assumptions
 from consortium.ids import SiteName
 from consortium.jobs import Outcome, Phase
 from consortium.manifests import Holding
 from consortium.signing import ASSIGNMENT, Checkpoint, key_of_certificate, sign
 from coordinator.config import CoordinatorConfig
 from coordinator.core import commands as cm
+from coordinator.core.forecast import forecast
+from coordinator.core.state import restore
 from coordinator.core.view import Sight
 from coordinator.driver import Driver
 from coordinator.founding import Keys
@@ -276,6 +279,21 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.CarryRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.CarryResponse:
         return self._carry(request.said, caller())
+
+    async def Forecast(
+        self, request: admin_pb2.ForecastRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ForecastResponse:
+        spec = decode(request.campaign, Campaign, "campaign")
+        assumed = decode(request.assumptions or b"{}", Assumptions, "assumptions")
+        for site in assumed.sites:
+            for window in site.windows or ():
+                windows.check(window)
+        state, now = restore(self._driver.state.snapshot()), self._driver.clock()
+        # elsewhere, for it takes a second where there are many rounds
+        found = await asyncio.to_thread(
+            forecast, state, spec, now, lambda site, at: windows.opening(site.windows, at), assumed
+        )
+        return admin_pb2.ForecastResponse(forecast=encode(found))
 
 
 class AuditService(audit_pb2_grpc.AuditServiceServicer):

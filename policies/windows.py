@@ -31,6 +31,15 @@ def time_zone(name: str) -> ZoneInfo:
         ) from None
 
 
+def end_of_day(day: str, timezone: str) -> float:
+    """The first instant after ``day`` there, seconds since the epoch."""
+    try:
+        following = datetime.date.fromisoformat(day) + datetime.timedelta(days=1)
+    except (ValueError, OverflowError):
+        raise BadInput(f"{day!r} is no day; write year-month-day, such as 2027-03-31") from None
+    return datetime.datetime.combine(following, datetime.time(), time_zone(timezone)).timestamp()
+
+
 @lru_cache(maxsize=256)
 def trigger(cron: str, timezone: str) -> CronTrigger:
     """When a window opens. Raises BadInput with the rule for what cron would not understand."""

@@ -1,15 +1,13 @@
 """What the site's file says may be spent and when, and the same in the words that both sides share."""
 
-import datetime
 from typing import Annotated
 
 from msgspec import Meta
 
 from consortium.canonical import Fact
 from consortium.capacity import Allocation, Window
-from consortium.errors import BadInput
 from policies.ranges import Positive
-from policies.windows import check, time_zone
+from policies.windows import check, end_of_day
 
 Date = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", description="a day, such as 2027-03-31")]
 
@@ -36,12 +34,3 @@ class OpenHours(Fact):
     def told(self, timezone: str) -> Window:
         """Raises BadInput for a window that never opens or cannot be read."""
         return check(Window(cron=self.cron, seconds=self.hours * 3600.0, timezone=timezone))
-
-
-def end_of_day(day: str, timezone: str) -> float:
-    """The first instant after ``day`` there, seconds since the epoch."""
-    try:
-        following = datetime.date.fromisoformat(day) + datetime.timedelta(days=1)
-    except (ValueError, OverflowError):
-        raise BadInput(f"{day!r} is no day; write year-month-day, such as 2027-03-31") from None
-    return datetime.datetime.combine(following, datetime.time(), time_zone(timezone)).timestamp()

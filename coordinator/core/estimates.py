@@ -46,9 +46,17 @@ def cost(state: State, campaign: CampaignState, site: Site, job: Job) -> Cost:
     return cost_of(state, campaign, site, job.work, job.purpose)
 
 
-def cost_of(state: State, campaign: CampaignState, site: Site, work: Work, purpose: str) -> Cost:
+def cost_of(
+    state: State,
+    campaign: CampaignState,
+    site: Site,
+    work: Work,
+    purpose: str,
+    told: Estimate | None = None,
+) -> Cost:
+    """``told`` is the site's tokens per second, where somebody knows better than the ledger."""
     if isinstance(work, Train):
-        rate = tokens_per_second(state, campaign, site, work.base)
+        rate = told or tokens_per_second(state, campaign, site, work.base)
         tokens = work.steps * work.batch_sequences * work.sequence_tokens
         start = 0.0 if rate.is_measured else START_SECONDS
         seconds = Estimate(start + tokens / rate.value, rate.how, rate.is_measured)

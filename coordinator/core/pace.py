@@ -64,14 +64,22 @@ def share_out(total: int, runners: Mapping[SiteName, Runner]) -> dict[SiteName, 
 
 
 def shares(
-    state: State, campaign: CampaignState, sites: tuple[Site, ...], moment: Moment
+    state: State,
+    campaign: CampaignState,
+    sites: tuple[Site, ...],
+    moment: Moment,
+    told: Mapping[SiteName, Estimate] | None = None,
 ) -> dict[SiteName, Share]:
-    """The steps of each site's job in a round that opens now on the campaign's head."""
+    """The steps of each site's job in a round that opens now on the campaign's head.
+
+    told  tokens per second of sites of which somebody knows better than the ledger
+    """
     plan = campaign.spec.train
     equal = {site.name: Share(plan.steps, "") for site in sites}
     if plan.pace == "equal_steps" or len(sites) < 2:
         return equal
     rates = {site.name: tokens_per_second(state, campaign, site, campaign.head) for site in sites}
+    rates |= {name: rate for name, rate in (told or {}).items() if name in rates}
     known = [rate.value for rate in rates.values() if rate.is_measured]
     if not known:
         why = f"{plan.steps} steps like everybody: no site's speed has been measured yet"

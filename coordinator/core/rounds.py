@@ -63,7 +63,7 @@ def _round(state: State, campaign: CampaignState, number: int, moment: Moment) -
     given = shares(state, campaign, able, moment)
     for site in able:
         share = given[site.name]
-        work = fed_back(_order(campaign, number, site, share.steps), state, campaign, site.name)
+        work = fed_back(order_of_site(campaign, number, site, share.steps), state, campaign, site.name)
         holds = f"{site.name} holds {', '.join(own_languages(site, campaign))}"
         yield planned(
             campaign,
@@ -91,7 +91,7 @@ def _who(
         if site.name in busy:
             out.append(f"{site.name} goes on with its job of round {busy[site.name].round}")
             continue
-        order = _order(campaign, number, site, campaign.spec.train.steps)
+        order = order_of_site(campaign, number, site, campaign.spec.train.steps)
         if (
             lacks := lacking(site, cost_of(state, campaign, site, order, Purpose.ROUND), moment.now)
         ) is not None:
@@ -109,7 +109,7 @@ def nobody_can_pay(state: State, campaign: CampaignState, number: int, moment: M
     return None if able or taken_over(state, campaign, number) else "; ".join(out)
 
 
-def _order(campaign: CampaignState, number: int, site: Site, steps: int) -> Train:
+def order_of_site(campaign: CampaignState, number: int, site: Site, steps: int) -> Train:
     """A site's job of a round; its learning rate decays over the rounds as everybody's, whatever its steps."""
     plan, spec = campaign.spec.train, campaign.spec
     assert campaign.head is not None

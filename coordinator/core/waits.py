@@ -51,8 +51,8 @@ def _waits_for(state: State, campaign: CampaignState, moment: Moment | None) -> 
     following = next_round(campaign)
     closed = last is None or last.state is RoundState.CLOSED
     if moment is not None and closed and following is not None:
-        if (why := nobody_can_pay(state, campaign, following, moment)) is not None:
-            return f"an allocation that can pay for round {following}: {why}"
+        if (unpaid := nobody_can_pay(state, campaign, following, moment)) is not None:
+            return f"an allocation that can pay for round {following}: {unpaid}"
     open_jobs = [
         j.id for _, j in sorted(state.jobs.items()) if j.campaign == campaign.spec.campaign and not j.is_final
     ]
