@@ -6,6 +6,7 @@ from console import (
     administration,
     auditing,
     courier,
+    data,
     home,
     looking,
     merging,
@@ -17,7 +18,7 @@ from console import (
 from console.app import app
 
 COMMANDS = (  # importing them makes their commands
-    *(home, site, site_jobs, operating, courier),
+    *(home, site, site_jobs, operating, courier, data),
     *(planning, administration, looking, merging, auditing),
 )
 

@@ -78,7 +78,6 @@ class SiteProfile(Fact):
     proxy: str = ""  #: of the agent's host, for its way to the coordinator; jobs need none
     sbatch_extra: tuple[str, ...] = ()  #: more options, one an item
     poll_seconds: Positive = 30.0  #: between questions to Slurm
-    silent_minutes: Count | None = None  #: a running job without any output so long is hung; None: never
     environment: dict[str, str] = {}  #: of the job; never secrets, the script is kept in the job directory
     unverified: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()

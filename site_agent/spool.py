@@ -129,8 +129,7 @@ class Spool:
         """Delete the directory. The log stays for people, in ``logs/<attempt>.txt``."""
         directory = self.directory(attempt)
         with disk_errors(directory):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(directory / "log.txt", self._logs / f"{attempt}.txt")
+            _keep_logs(directory, self._logs / f"{attempt}.txt")
             dropped = self.root / f".dropped.{attempt}.{secrets.token_hex(4)}"
             with contextlib.suppress(FileNotFoundError):
                 os.replace(directory, dropped)  # at once: half of a directory would look broken
@@ -177,6 +176,15 @@ class Spool:
         with contextlib.suppress(ValueError, BadInput):
             self._assignments.pop(ids.attempt_id(place.name), None)
         return target
+
+
+def _keep_logs(directory: Path, target: Path) -> None:
+    """The newest life's log, whole: log.txt, or from a batch system log.<life>.txt; older ones told why they ended."""
+    logs = [directory / "log.txt", *directory.glob("log.*.txt")]
+    logs.sort(key=lambda path: (len(path.name), path.name))
+    for log in logs:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(log, target)
 
 
 def _visible(folder: Path) -> list[Path]:

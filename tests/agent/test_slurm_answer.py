@@ -371,6 +371,10 @@ def test_an_end_that_the_jobs_own_record_confirms_is_firm():
 def test_a_job_that_slurm_may_start_again_takes_longer():
     for state in ("PREEMPTED", "NODE_FAIL"):
         assert judged(account=replace(PAST, state=state)).needs == "requeue"
+    # Seen on 22.05: a preempted script had time for its record, and Slurm started it again nine seconds later.
+    terminated = replace(END, rc=143, why="term")
+    assert judged(account=replace(PAST, state="PREEMPTED"), end=terminated).needs == "requeue"
+    assert judged(end=terminated).needs == "requeue"
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "PENDING", "SUSPENDED", "COMPLETING"])

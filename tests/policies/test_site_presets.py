@@ -30,5 +30,5 @@ def test_what_is_unverified_is_said_to_be(name: str) -> None:
     assert len(set(profile.unverified)) == len(profile.unverified)
     assert profile.sources and "Nobody has tried this" in profile.notes
     # Advice of ours about jobs is never a site's own word.
-    ours = {"signal_seconds", "requeue", "poll_seconds", "silent_minutes", "environment"}
+    ours = {"signal_seconds", "requeue", "poll_seconds", "environment"}
     assert given & ours <= set(profile.unverified)

@@ -104,17 +104,22 @@ class SlurmLauncher:
         self._told: dict[Path, tuple[int, float]] = {}  # life and start of which usage is written
         self._carried: set[tuple[Path, int, str]] = set()
 
-    def request(self, directory: Path, life: int, notes: Notes | None = None) -> Request:
-        """What ``submit`` would submit, for people to read first."""
+    def request(
+        self, directory: Path, life: int, is_single: bool | None = None, exclude: tuple[str, ...] = ()
+    ) -> Request:
+        """What ``submit`` would submit, for people to read first.
+
+        is_single  None: as the directory's ``job.json`` says
+        """
         return Request(
             place=self._files.place(directory),
             life=life,
             command=self._command,
-            is_single=_is_single(directory),
+            is_single=_is_single(directory) if is_single is None else is_single,
             threads=self._threads,
             python_path=self._python_path,
             binds=self._binds,
-            exclude=notes.bad_nodes if notes else (),
+            exclude=exclude,
         )
 
     def submit(self, directory: Path, life: int) -> None:
@@ -124,7 +129,7 @@ class SlurmLauncher:
             return
         if time.monotonic() < self._refrain_until:
             raise Unavailable(f"sbatch is not tried again yet: {self._refrain_why}")
-        request = self.request(directory, life, notes)
+        request = self.request(directory, life, exclude=notes.bad_nodes)
         tried = read_fact(directory / submitted_name(life), Intent)
         intent = tried or Intent(name=request.name, submitted_at=self._clock())
         note = Life(number=life, name=intent.name, host=HOST, submitted_at=intent.submitted_at)

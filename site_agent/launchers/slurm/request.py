@@ -297,6 +297,9 @@ if prepare; then
     rc=$?
     [ "$signals" = "$seen" ] && break
   done
+  case $rc in
+    *[!0-9]*) if [ -e result ]; then rc=0; else rc=143; fi ;;  # bash 5.2 lost the status between two signals
+  esac
 else
   echo "a line of the site's profile failed (modules or setup)"
   rc={_CANNOT_BEGIN}

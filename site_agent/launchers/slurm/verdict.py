@@ -146,7 +146,9 @@ def judge(seen: Evidence) -> Opinion:
         if final is not None and state_of(final.state) is State.FINAL:
             return _ended(final, seen)
     if seen.end is not None and not seen.end.requeued:
-        return Opinion(sighting=_by_itself(seen.end.rc, 0, seen), needs="nothing")
+        # after TERM, Slurm may still start it again by itself: it was perhaps preempted
+        firm: Literal["nothing", "requeue"] = "requeue" if seen.end.why == "term" else "nothing"
+        return Opinion(sighting=_by_itself(seen.end.rc, 0, seen), needs=firm)
     if seen.given_up:
         return Opinion(sighting=_gone(Cause.NODE_FAILED, "it was never started"))
     if seen.account is not None:
@@ -263,10 +265,10 @@ def _ended(final: AccountRow | QueueRow, seen: Evidence) -> Opinion:
     word = first_word(final.state)
     cause = next((cause for name, cause in _CAUSES.items() if name.startswith(word)), None)
     firm: Literal["nothing", "answers", "requeue"] = "answers"
-    if seen.end is not None and not seen.end.requeued and seen.end.id == final.id:
-        firm = "nothing"
-    elif word in _MAY_BE_REQUEUED:
+    if word in _MAY_BE_REQUEUED:
         firm = "requeue"
+    elif seen.end is not None and not seen.end.requeued and seen.end.id == final.id:
+        firm = "nothing"
     if cause is None:
         code = final.exit_code
         if code is None and seen.end is not None:
