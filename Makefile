@@ -46,7 +46,7 @@ clean:  ## remove the virtual environment, the demo and the benchmark's models
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo-installed: $(VENV)/bin/pip pyproject.toml setup.py $(wildcard consortium/*/*.c) constraints.txt
+$(VENV)/demo-installed: $(VENV)/bin/pip pyproject.toml setup.py $(wildcard consortium/*/*.c consortium/*/*/*.c) constraints.txt
 	@echo "installing pinned dependencies into $(VENV) (a few minutes the first time)"
 	$(PIP_INSTALL) --editable '.[demo]'
 	@touch $@

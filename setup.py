@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 
 SOURCES = {
     "consortium.codecs._codecs": "consortium/codecs/codecs.c",
-    "consortium.merging._kernels": "consortium/merging/kernels.c",
+    "consortium.merging.kernels._kernels": "consortium/merging/kernels/kernels.c",
 }
 
 

@@ -288,8 +288,8 @@ def _inspect(work: "Ready", how: _How, title: str, by_layer: bool, picture: Path
 def _export(recipe: Path, place: Path, as_json: bool) -> None:
     from consortium.errors import BadInput
     from consortium.files import write_bytes_atomically
-    from consortium.merging.recipe_export import export
-    from consortium.merging.recipe_file import load_noted
+    from consortium.merging.recipes.export import export
+    from consortium.merging.recipes.files import load_noted
 
     if place.exists():
         raise BadInput(f"{place}: exists already; choose another name or remove it")

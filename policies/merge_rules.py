@@ -8,9 +8,9 @@ from msgspec import Meta
 from consortium.canonical import Fact
 from consortium.checking import Problem, problems_of
 from consortium.merging.recipe import Recipe, Setting
+from consortium.merging.recipes.settings import problems_of_values
+from consortium.merging.recipes.signatures import SIGNATURES, members_min
 from consortium.merging.rows import WITH_EMBEDDING_ROWS
-from consortium.merging.settings import problems_of_values
-from consortium.merging.signatures import SIGNATURES, members_min
 from policies.campaign import Campaign
 from policies.ranges import Count, Fraction, Positive
 

@@ -22,7 +22,7 @@ from consortium.checking import Place
 from consortium.errors import BadInput
 from consortium.loading import Document, Problems, read, read_bytes
 from consortium.merging.recipe import Recipe
-from consortium.merging.settings import written_out
+from consortium.merging.recipes.settings import written_out
 from policies.campaign import Admission, Campaign, Gate
 from policies.consistency import notes_on, problems_in
 from policies.languages import Languages, normalise_all

@@ -32,7 +32,7 @@ KINDS = {
 }
 
 
-#: What may stand for the settings of a merge method's parameter; see consortium/merging/settings.py.
+#: What may stand for the settings of a merge method's parameter; see consortium/merging/recipes/settings.py.
 _ENTRY = {"$ref": "#/$defs/Setting"}
 _SHORTHAND = {
     "anyOf": [

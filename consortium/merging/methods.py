@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from consortium.merging import kernels, shrinking, spherical
+from consortium.merging import kernels
 from consortium.merging.exact import (
     GRID,
     F64Array,
@@ -23,11 +23,12 @@ from consortium.merging.exact import (
     unit_bits,
     weighted_sum,
 )
+from consortium.merging.geometry import shrinking, spherical
+from consortium.merging.geometry.robust import COHORT_MIN
 from consortium.merging.kernels import EVERYTHING, NOTHING, Boundary, Thinning
 from consortium.merging.plan import TensorPlan
 from consortium.merging.randomness import key_of
 from consortium.merging.recipe import MethodName
-from consortium.merging.robust import COHORT_MIN
 from consortium.merging.survey import Survey, mask_variance
 from consortium.tensors import F32Array
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import yaml
 
 from consortium.ids import Digest
-from consortium.merging.merge_file import MergeFile, MergeModel
-from consortium.merging.recipe_export import dump
-from consortium.merging.settings import shorthand
-from consortium.merging.signatures import SIGNATURES
+from consortium.merging.recipes.export import dump
+from consortium.merging.recipes.merge_file import MergeFile, MergeModel
+from consortium.merging.recipes.settings import shorthand
+from consortium.merging.recipes.signatures import SIGNATURES
 
 
 def model_card(

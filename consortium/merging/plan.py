@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from consortium.errors import BadInput, Refused
 from consortium.merging.layers import BASE, Layout, OutputTensor, output_tensors
 from consortium.merging.recipe import MethodName, Recipe, Settings
-from consortium.merging.signatures import SIGNATURES, Parameter, Signature, Value
+from consortium.merging.recipes.signatures import SIGNATURES, Parameter, Signature, Value
 
 __all__ = ["BASE", "Layout", "TensorPlan", "plan_tensors"]
 

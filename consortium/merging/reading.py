@@ -18,7 +18,7 @@ from consortium.merging.survey import CHUNK, scratch_rows
 from consortium.tensors import WIDTH, Checkpoint, DType, F32Array, TensorFile, TensorInfo, Tensors
 
 if kernels.CHOSEN == "native":
-    from consortium.merging import native
+    from consortium.merging.kernels import native
 
 BF16Array = npt.NDArray[np.uint16]  #: as stored
 StoredArray = BF16Array | F32Array

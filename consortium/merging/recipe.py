@@ -1,6 +1,6 @@
 """How contributions are merged: the method, its settings, the outer step, as one immutable fact.
 
-A recipe speaks of no particular input: ``merge.MergeInput`` does. ``recipe_file`` reads both from YAML that
+A recipe speaks of no particular input: ``merge.MergeInput`` does. ``recipes.files`` reads both from YAML that
 mergekit understands too.
 """
 

@@ -13,16 +13,16 @@ from consortium.files import write_bytes_atomically
 from consortium.folders import fresh_folder
 from consortium.manifests import FileRef
 from consortium.merging.merge import MergeInput, MergeResult, Progress, merge
-from consortium.merging.merge_file import MergeFile, MergeModel
 from consortium.merging.model_card import model_card
-from consortium.merging.model_places import find_model
 from consortium.merging.operands import open_operands
-from consortium.merging.pins import require_one_tokenizer, require_weights
 from consortium.merging.plan import plan_tensors
-from consortium.merging.recipe_export import dump
-from consortium.merging.recipe_file import load_noted
-from consortium.merging.recipe_notes import differences
-from consortium.merging.signatures import SIGNATURES, members_min
+from consortium.merging.recipes.export import dump
+from consortium.merging.recipes.files import load_noted
+from consortium.merging.recipes.merge_file import MergeFile, MergeModel
+from consortium.merging.recipes.model_places import find_model
+from consortium.merging.recipes.notes import differences
+from consortium.merging.recipes.pins import require_one_tokenizer, require_weights
+from consortium.merging.recipes.signatures import SIGNATURES, members_min
 from consortium.tensor_writer import COMPANIONS, copy_companions, plan_shards
 from consortium.tensors import WIDTH, Checkpoint, DType
 
@@ -86,7 +86,7 @@ def ready(
 ) -> Ready:
     """Read a recipe, find its models and check what can be checked without reading weights.
 
-    recipe          a YAML file, mergekit's or ours, or what ``recipe_file.load`` made of one
+    recipe          a YAML file, mergekit's or ours, or what ``recipes.files.load`` made of one
     models_dirs     folders in which the models that it names lie; a path in a recipe is relative to it
     seed            rather than the recipe's
     shard_elements  parameters in one file of the output, rather than the recipe's bytes

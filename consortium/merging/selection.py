@@ -17,7 +17,7 @@ from itertools import groupby
 import numpy as np
 
 from consortium.merging.kernels import EVERYTHING, NOTHING, Boundary, count_keys
-from consortium.merging.portable import F32Array, I64Array, U32Array
+from consortium.merging.kernels.portable import F32Array, I64Array, U32Array
 
 #: (row, start, size): these elements of a row, finite; the memory may be that of the thread's last call, and is
 #: the caller's to overwrite

@@ -7,8 +7,7 @@ import numpy as np
 
 from consortium.errors import Refused
 from consortium.merging.exact import F64Array
-from consortium.merging.recipe import Guards, Recipe
-from consortium.merging.robust import (
+from consortium.merging.geometry.robust import (
     Choice,
     Rule,
     centered_clipping,
@@ -19,7 +18,8 @@ from consortium.merging.robust import (
     krum,
     multi_krum,
 )
-from consortium.merging.signatures import Value
+from consortium.merging.recipe import Guards, Recipe
+from consortium.merging.recipes.signatures import Value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

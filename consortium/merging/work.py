@@ -15,8 +15,8 @@ from consortium.merging.operands import Operand
 from consortium.merging.plan import Layout, TensorPlan, plan_tensors
 from consortium.merging.reading import TensorReader
 from consortium.merging.recipe import PLAIN_STEP, Recipe
+from consortium.merging.recipes.signatures import SIGNATURES
 from consortium.merging.rows import token_counts, weighing_rows
-from consortium.merging.signatures import SIGNATURES
 from consortium.merging.standing import Standing, stand
 from consortium.merging.sums import StoredSum
 from consortium.merging.survey import BLOCK, CHUNK, Survey, spans, total_gram

@@ -16,7 +16,7 @@ from consortium.canonical import replace as replace_in
 from consortium.merging.kernels import BLOCK
 from consortium.merging.merge import MergeInput, merge
 from consortium.merging.recipe import PLAIN_STEP, OuterStep, Recipe
-from consortium.merging.signatures import SIGNATURES
+from consortium.merging.recipes.signatures import SIGNATURES
 from consortium.versions import OUTER_STATE
 
 Contents = dict[str, str]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from consortium.merging.recipe import MethodName, Recipe, Setting, Settings
-from consortium.merging.signatures import SIGNATURES, Value
+from consortium.merging.recipes.signatures import SIGNATURES, Value
 
 #: What input k says of itself, as far as the method has such a parameter.
 OWN: Mapping[str, tuple[float, ...]] = {

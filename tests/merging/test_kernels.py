@@ -18,8 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from consortium.merging import exact, kernels, portable
-from consortium.merging.kernels import EVERYTHING, NOTHING, Boundary, Row
+from consortium.merging import exact, kernels
+from consortium.merging.kernels import EVERYTHING, NOTHING, Boundary, Row, portable
 from consortium.merging.outer import outer_step
 from consortium.merging.recipe import OuterStep
 from consortium.tensors import F32Array
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 KEY = 0x9E3779B97F4A7C15
 
 if kernels.CHOSEN == "native":
-    from consortium.merging import native
+    from consortium.merging.kernels import native
 
     BUILDS = [portable, native]
 else:
@@ -449,7 +449,7 @@ def chosen(wish: str, where: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_choice_can_be_forced() -> None:
-    assert chosen("portable").stdout.split() == ["portable", "consortium.merging.portable"]
+    assert chosen("portable").stdout.split() == ["portable", "consortium.merging.kernels.portable"]
     best = "portable" if chosen("native").returncode else "native"
     assert chosen("auto").stdout.split() == [best, f"consortium.merging.{best}"]
     assert "BadInput: SPRACHBUND_KERNELS=fast: it may be" in chosen("fast").stderr
@@ -457,11 +457,11 @@ def test_the_choice_can_be_forced() -> None:
 
 @needs_native
 def test_a_build_of_other_source_is_not_used(tmp_path: Path) -> None:
-    assert chosen("native").stdout.split() == ["native", "consortium.merging.native"]
+    assert chosen("native").stdout.split() == ["native", "consortium.merging.kernels.native"]
     shutil.copytree(
         ROOT / "consortium", tmp_path / "consortium", ignore=shutil.ignore_patterns("__pycache__")
     )
-    with open(tmp_path / "consortium/merging/kernels.c", "a") as file:
+    with open(tmp_path / "consortium/merging/kernels/kernels.c", "a") as file:
         file.write("/* changed since */\n")
     assert chosen("auto", tmp_path).stdout.split()[0] == "portable"
     assert "was built from another kernels.c; install again, or set auto" in chosen("native", tmp_path).stderr

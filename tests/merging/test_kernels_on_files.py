@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from consortium.merging import kernels, portable
-from consortium.merging.kernels import NOTHING, Boundary, Row, Thinning
+from consortium.merging import kernels
+from consortium.merging.kernels import NOTHING, Boundary, Row, Thinning, portable
 
 if kernels.CHOSEN != "native":
     pytest.skip(kernels.WHY, allow_module_level=True)
 
-from consortium.merging import native
-from consortium.merging.native import FileRow
+from consortium.merging.kernels import native
+from consortium.merging.kernels.native import FileRow
 
 N = 2 * (1 << 15) + 777  # more than two pieces, and a short tile
 FACTORS = [portable.UNITS * factor for factor in (0.5, -1.0, 0.3, 1.0)]

@@ -22,7 +22,7 @@ from consortium.manifests import FileRef
 from consortium.merging.merge import MergeInput, MergeResult, merge
 from consortium.merging.methods import METHODS
 from consortium.merging.recipe import PLAIN_AVERAGE, MethodName, Recipe, Setting
-from consortium.merging.signatures import SIGNATURES
+from consortium.merging.recipes.signatures import SIGNATURES
 from consortium.store import ref_of
 from consortium.tensor_writer import TensorWriter
 from consortium.tensors import TensorFile

@@ -18,7 +18,7 @@ from consortium.deltas import write_delta
 from consortium.merging.kernels import BLOCK
 from consortium.merging.merge import MergeInput, merge
 from consortium.merging.recipe import PLAIN_STEP
-from consortium.merging.signatures import SIGNATURES
+from consortium.merging.recipes.signatures import SIGNATURES
 from consortium.tensors import Checkpoint
 from consortium.versions import OUTER_STATE
 

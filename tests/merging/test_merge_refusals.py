@@ -20,8 +20,8 @@ from consortium.ids import digest_of
 from consortium.manifests import FileRef
 from consortium.merging.merge import MergeInput, merge
 from consortium.merging.recipe import PLAIN_STEP, Guards, Recipe, Setting
+from consortium.merging.recipes.signatures import SIGNATURES, Value
 from consortium.merging.run import merge_recipe
-from consortium.merging.signatures import SIGNATURES, Value
 from consortium.store import ref_of
 
 SHAPES = {"embed_tokens": (37, 16), "layers.0.mlp": (24, 16), "layers.1.mlp": (24, 16), "norm": (16,)}

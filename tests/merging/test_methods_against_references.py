@@ -27,7 +27,7 @@ from consortium.merging.merge import MergeInput, merge
 from consortium.merging.operands import fingerprint
 from consortium.merging.randomness import key_of
 from consortium.merging.recipe import PLAIN_STEP
-from consortium.merging.signatures import SIGNATURES
+from consortium.merging.recipes.signatures import SIGNATURES
 from consortium.tensors import Checkpoint
 
 GEOMETRIC = ("slerp", "nuslerp", "multislerp", "karcher", "model_stock", "norm_preserving")

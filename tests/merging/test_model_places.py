@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from consortium.errors import BadInput
-from consortium.merging.model_places import find_model, hub_cache
+from consortium.merging.recipes.model_places import find_model, hub_cache
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "f" * 40

@@ -16,9 +16,9 @@ from consortium.errors import BadInput, Refused
 from consortium.merging.layers import OutputSlice, SliceSource, layer_of
 from consortium.merging.plan import BASE, Layout, TensorPlan, plan_tensors, resolve, value_at
 from consortium.merging.recipe import MethodName, Recipe, Setting, Settings
-from consortium.merging.recipe_file import load
-from consortium.merging.settings import shorthand
-from consortium.merging.signatures import SIGNATURES, Parameter, members_min
+from consortium.merging.recipes.files import load
+from consortium.merging.recipes.settings import shorthand
+from consortium.merging.recipes.signatures import SIGNATURES, Parameter, members_min
 
 Shapes = dict[str, tuple[int, ...]]
 

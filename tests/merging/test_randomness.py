@@ -8,7 +8,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from consortium.merging import kernels, portable
+from consortium.merging import kernels
+from consortium.merging.kernels import portable
 from consortium.merging.randomness import key_of
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from consortium.canonical import replace
 from consortium.ids import Digest, Language
 from consortium.merging.layers import BASE, Layout, OutputSlice, SliceSource
-from consortium.merging.merge_file import BASE_IS_AN_INPUT, InputPin, MergeFile, MergeModel
 from consortium.merging.recipe import (
     PLAIN_STEP,
     EmbeddingRows,
@@ -22,9 +21,10 @@ from consortium.merging.recipe import (
     Setting,
     Settings,
 )
-from consortium.merging.recipe_export import dump, export
-from consortium.merging.recipe_file import load
-from consortium.merging.signatures import SIGNATURES, Parameter
+from consortium.merging.recipes.export import dump, export
+from consortium.merging.recipes.files import load
+from consortium.merging.recipes.merge_file import BASE_IS_AN_INPUT, InputPin, MergeFile, MergeModel
+from consortium.merging.recipes.signatures import SIGNATURES, Parameter
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 tricky = st.sampled_from(

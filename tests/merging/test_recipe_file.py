@@ -6,9 +6,9 @@ import pytest
 
 from consortium.errors import BadInput
 from consortium.merging.layers import BASE, OutputSlice, SliceSource
-from consortium.merging.merge_file import InputPin, MergeFile, MergeModel
 from consortium.merging.recipe import PLAIN_STEP, Guards, OuterStep, Recipe, Setting
-from consortium.merging.recipe_file import load, load_noted
+from consortium.merging.recipes.files import load, load_noted
+from consortium.merging.recipes.merge_file import InputPin, MergeFile, MergeModel
 
 TIES = """\
 merge_method: ties

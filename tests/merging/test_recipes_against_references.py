@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from consortium.canonical import replace
 from consortium.merging.merge import MergeInput, merge
 from consortium.merging.recipe import PLAIN_STEP, EmbeddingRows, Guards, OuterStep, Recipe
-from consortium.merging.signatures import Value
+from consortium.merging.recipes.signatures import Value
 from consortium.versions import OUTER_STATE
 
 SHAPES = {"cube": (3, 5, 7), "embed_tokens": (37, 16), "empty": (0, 5), "matrix": (20, 31), "scalar": ()}

@@ -11,8 +11,7 @@ from vector_references import Vectors, assert_merges_to, gram_of, unhurried, vec
 
 from consortium.errors import BadInput, Refused
 from consortium.merging.exact import F64Array
-from consortium.merging.recipe import Guards
-from consortium.merging.robust import (
+from consortium.merging.geometry.robust import (
     Choice,
     centered_clipping,
     cohort_weights,
@@ -24,6 +23,7 @@ from consortium.merging.robust import (
     multi_krum,
     norm_clip,
 )
+from consortium.merging.recipe import Guards
 
 
 def liar_among(count: int, seed: int = 0) -> Vectors:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from vector_references import Vectors, assert_merges_to, gram_of, unhurried, vector_sets, weights_for
 
 from consortium.errors import BadInput, Refused
-from consortium.merging.shrinking import model_stock, norm_preserving
+from consortium.merging.geometry.shrinking import model_stock, norm_preserving
 
 
 @unhurried

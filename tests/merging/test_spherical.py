@@ -12,8 +12,8 @@ from vector_references import Vectors, assert_merges_to, gram_of, unhurried, vec
 
 from consortium.errors import BadInput, Refused
 from consortium.merging.exact import F64Array
-from consortium.merging.span import angle_of, cosine, length, rows_of, shares_of_weights, sine
-from consortium.merging.spherical import karcher, multislerp, nuslerp, slerp
+from consortium.merging.geometry.span import angle_of, cosine, length, rows_of, shares_of_weights, sine
+from consortium.merging.geometry.spherical import karcher, multislerp, nuslerp, slerp
 
 T = st.sampled_from([0.0, 0.25, 0.5, 0.7, 1.0, 1.5])
 

@@ -7,7 +7,7 @@ import os
 from typing import Literal
 
 from consortium.errors import BadInput
-from consortium.merging.portable import BLOCK, EVERYTHING, NOTHING, UNITS, Boundary, Row, Thinning
+from consortium.merging.kernels.portable import BLOCK, EVERYTHING, NOTHING, UNITS, Boundary, Row, Thinning
 
 __all__ = [
     "BLOCK",
@@ -51,7 +51,7 @@ if _WISH not in ("auto", "native", "portable"):
 try:
     if _WISH == "portable":
         raise ImportError("SPRACHBUND_KERNELS=portable")
-    from consortium.merging.native import (
+    from consortium.merging.kernels.native import (
         abs_sum,
         apply_step,
         count_keys,
@@ -79,7 +79,7 @@ try:
 except ImportError as error:
     if _WISH == "native":
         raise BadInput(f"SPRACHBUND_KERNELS=native: {error}, or set auto") from error
-    from consortium.merging.portable import (
+    from consortium.merging.kernels.portable import (
         abs_sum,
         apply_step,
         count_keys,

@@ -1,6 +1,6 @@
 """A merge as a file says it: the recipe, and which models go in where; names only, nothing is opened.
 
-``recipe_file`` reads it from YAML, ``recipe_export`` writes it.
+``files`` reads it from YAML, ``export`` writes it.
 """
 
 from typing import Literal

@@ -10,8 +10,8 @@ from consortium.errors import BadInput
 from consortium.loading import Problems
 from consortium.merging.layers import BASE, Layout, OutputSlice, SliceSource
 from consortium.merging.recipe import MethodName, Setting, Settings
-from consortium.merging.settings import checked, typed, written_out
-from consortium.merging.signatures import SIGNATURES
+from consortium.merging.recipes.settings import checked, typed, written_out
+from consortium.merging.recipes.signatures import SIGNATURES
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ import yaml
 
 from consortium.canonical import replace
 from consortium.merging.layers import BASE, Layout
-from consortium.merging.merge_file import Extensions, InputPin, MergeFile, MergeModel
 from consortium.merging.recipe import PLAIN_STEP, Guards, MethodName, Setting, Settings
-from consortium.merging.settings import shorthand
-from consortium.merging.signatures import SIGNATURES
+from consortium.merging.recipes.merge_file import Extensions, InputPin, MergeFile, MergeModel
+from consortium.merging.recipes.settings import shorthand
+from consortium.merging.recipes.signatures import SIGNATURES
 
 _OURS_ALONE: frozenset[MethodName] = frozenset(
     {"norm_preserving", *(name for name, signature in SIGNATURES.items() if signature.robust)}
@@ -19,7 +19,7 @@ _OURS_ALONE: frozenset[MethodName] = frozenset(
 
 
 def dump(merge: MergeFile) -> str:
-    """YAML that ``recipe_file.load`` reads as the same merge, and that mergekit's own reader accepts."""
+    """YAML that ``files.load`` reads as the same merge, and that mergekit's own reader accepts."""
     return _text({**_plain(merge), "sprachbund": _block(merge)})
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consortium.libraries import load_library
-from consortium.merging.portable import (
+from consortium.merging.kernels.portable import (
     BLOCK,
     UNITS,
     Boundary,

@@ -14,12 +14,18 @@ from consortium.checking import Place, nearest, shown
 from consortium.errors import BadInput
 from consortium.ids import digest, language
 from consortium.loading import Document, Problems, read
-from consortium.merging.merge_file import BASE_IS_AN_INPUT, Extensions, InputPin, MergeFile, MergeModel
 from consortium.merging.plan import check_num_inputs
 from consortium.merging.recipe import MethodName, Recipe, Settings
-from consortium.merging.recipe_notes import differences
-from consortium.merging.recipe_parts import Parts, Piece, layout_of
-from consortium.merging.signatures import SIGNATURES
+from consortium.merging.recipes.merge_file import (
+    BASE_IS_AN_INPUT,
+    Extensions,
+    InputPin,
+    MergeFile,
+    MergeModel,
+)
+from consortium.merging.recipes.notes import differences
+from consortium.merging.recipes.parts import Parts, Piece, layout_of
+from consortium.merging.recipes.signatures import SIGNATURES
 
 _KEYS = (
     "models", "slices", "modules", "merge_method", "base_model", "dtype", "out_dtype", "tokenizer_source",

@@ -11,7 +11,7 @@ from typing import Any
 from consortium.checking import Place, Problem, nearest, shown
 from consortium.errors import BadInput
 from consortium.merging.recipe import MethodName, Setting, Settings
-from consortium.merging.signatures import SIGNATURES, Parameter, Value
+from consortium.merging.recipes.signatures import SIGNATURES, Parameter, Value
 
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 

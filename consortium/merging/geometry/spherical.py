@@ -12,7 +12,7 @@ import numpy as np
 
 from consortium.errors import Refused
 from consortium.merging.exact import F64Array
-from consortium.merging.span import (
+from consortium.merging.geometry.span import (
     NOISE,
     angle_of,
     clamp,

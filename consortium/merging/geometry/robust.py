@@ -22,8 +22,8 @@ import numpy as np
 
 from consortium.errors import Refused
 from consortium.merging.exact import F64Array
+from consortium.merging.geometry.span import dot, length, lengths_of, rows_of, shares_of_weights
 from consortium.merging.recipe import Guards
-from consortium.merging.span import dot, length, lengths_of, rows_of, shares_of_weights
 
 COHORT_MIN = 3  #: of two that differ nobody can say which is wrong
 

@@ -1,9 +1,9 @@
 """Where our result differs, on purpose, from what mergekit 0.1.5 makes of the same recipe."""
 
 from consortium.checking import Problem
-from consortium.merging.merge_file import MergeFile
 from consortium.merging.recipe import MethodName, Recipe
-from consortium.merging.signatures import SIGNATURES
+from consortium.merging.recipes.merge_file import MergeFile
+from consortium.merging.recipes.signatures import SIGNATURES
 
 _SORTS: frozenset[MethodName] = frozenset({"ties", "breadcrumbs", "breadcrumbs_ties", "sce"})
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from consortium.errors import Refused
 from consortium.merging.exact import F64Array
-from consortium.merging.span import clamp, lengths_of, rows_of, shares_of_weights
-from consortium.merging.spherical import mean_direction
+from consortium.merging.geometry.span import clamp, lengths_of, rows_of, shares_of_weights
+from consortium.merging.geometry.spherical import mean_direction
 
 _SINGULAR = 1e-6
 
