@@ -27,6 +27,21 @@ class JobView(Fact):
     state: str
     reason: str  #: of the last change
     attempts: int
+    expected_start: float | None = None  #: seconds since the epoch; None: it runs, is over, or nobody can say
+
+
+class AllocationView(Fact):
+    """GPU-hours; what runs is expected to use ``held_back`` more."""
+
+    name: str
+    granted: float
+    used: float
+    held_back: float
+    until: float | None  #: seconds since the epoch
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.used / self.granted if self.granted else 100.0
 
 
 class SiteView(Fact):
@@ -38,6 +53,14 @@ class SiteView(Fact):
     busy: int
     seen_seconds_ago: float | None  #: None: not since the coordinator started
     agent_version: str
+    gpus: int = 0  #: of one job; 0: CPU
+    gpu_hours: float = 0.0  #: used here so far, all told
+    joules: float = 0.0  #: of those attempts that told
+    allocations: tuple[AllocationView, ...] = ()  #: none: no limit
+    has_windows: bool = False
+    is_open: bool = True
+    changes_at: float | None = None  #: when its windows close or open next; None: not foreseen
+    queue_seconds: float | None = None  #: that our jobs usually wait there; None: nobody knows
 
 
 class LanguageResult(Fact):
@@ -77,6 +100,7 @@ class VersionView(Fact):
     base: str | None
     contributions: int
     reason: str
+    merged_by: str | None = None  #: a site; None: the coordinator made it
 
 
 class CampaignView(Fact):

@@ -5,9 +5,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from console.screens.parts import ago, bar, count, plain, state, table, words
+from console.screens.parts import ago, ahead, bar, count, plain, state, table, used, window, words
 from consortium.ids import short
-from consortium.views import CampaignView, ConsortiumView
+from consortium.views import CampaignView, ConsortiumView, JobView, VersionView
 
 _REASONS_MIN = 3
 _OF_A_ROUND = ("seed", "round")
@@ -111,7 +111,12 @@ def attempts_table(view: ConsortiumView, width: int, rows: int) -> Table:
 
 def sites_table(view: ConsortiumView, width: int, rows: int) -> Table:
     """Who takes part, with which languages, and when it was last heard of."""
-    grid = table("Site", "Status", "Languages…", ">slots busy", ">last seen", width=width)
+    # what a site does not limit needs no column
+    limited = any(site.allocations or site.gpu_hours for site in view.sites)
+    timed = any(site.has_windows for site in view.sites)
+    columns = ["Site", "Status", "Languages…", ">slots busy"]
+    columns += [">GPU-hours"] * limited + ["Window"] * timed
+    grid = table(*columns, ">last seen", width=width)
     sites = sorted(view.sites, key=lambda one: one.site)
     shown = sites if len(sites) <= rows else sites[: rows - 1]
     for site in shown:
@@ -122,6 +127,8 @@ def sites_table(view: ConsortiumView, width: int, rows: int) -> Table:
                 " ".join(site.languages) or "none of its own", "magenta" if site.languages else "bright_black"
             ),
             f"{site.busy} of {site.slots}",
+            *([used(site)] if limited else []),
+            *([window(site, view.now)] if timed else []),
             ago(site.seen_seconds_ago),
         )
     if len(shown) < len(sites):
@@ -143,14 +150,26 @@ def reasons_table(view: ConsortiumView, width: int, rows: int) -> Table | None:
             found.append((campaign.campaign, campaign.status, campaign.reason))
         decided = [version for version in campaign.versions if version.reason]
         decided.sort(key=lambda version: (version.round, version.name), reverse=True)
-        found += [(version.name, version.status, version.reason) for version in decided[:2]]
-    found += [(job.job, job.state, job.reason) for job in waiting]
+        found += [(version.name, version.status, _decided(version)) for version in decided[:2]]
+    found += [(job.job, job.state, job.reason + _expected(job, view.now)) for job in waiting]
     if not found or rows < 1:
         return None
     grid = table("Why", "", "…", width=width)
     for subject, word, reason in found[:rows]:
         grid.add_row(_brief(subject, view), state(word), words(reason))
     return grid
+
+
+def _decided(version: VersionView) -> str:
+    """What became of a version, and who merged it, if a site did."""
+    return f"merged at {version.merged_by}: {version.reason}" if version.merged_by else version.reason
+
+
+def _expected(job: JobView, now: float) -> str:
+    """When a waiting job is expected to run, if that is not at once."""
+    if job.expected_start is None or job.expected_start < now + 60.0:
+        return ""
+    return f"; expected to start in {ahead(job.expected_start - now)}"
 
 
 def _bar_width(width: int) -> int:

@@ -59,7 +59,19 @@ def versions(campaign: CampaignView, width: int = 100) -> RenderableType:
     if not campaign.versions:
         return words(f"{campaign.campaign} has made no version yet", "yellow")
     names = {version.digest: version.name for version in campaign.versions}
-    grid = table("", "Version", "Digest", "Status", ">round", "Base", ">deltas", "Reason…", width=width)
+    sited = any(version.merged_by for version in campaign.versions)
+    grid = table(
+        "",
+        "Version",
+        "Digest",
+        "Status",
+        ">round",
+        "Base",
+        ">deltas",
+        *["Merged by"] * sited,
+        "Reason…",
+        width=width,
+    )
     grid.columns[-1].no_wrap = False
     for version in sorted(campaign.versions, key=lambda one: (one.round, one.name, one.digest)):
         is_head = version.digest == campaign.head
@@ -71,6 +83,11 @@ def versions(campaign: CampaignView, width: int = 100) -> RenderableType:
             str(version.round),
             words(names.get(version.base, short(version.base)) if version.base else "none"),
             str(version.contributions),
+            *(
+                [words(version.merged_by or ("coordinator" if version.contributions else ""))]
+                if sited
+                else []
+            ),
             words(version.reason),
         )
     return grid

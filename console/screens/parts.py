@@ -6,6 +6,8 @@ States are told by sign and word first, by colour second: the screens read the s
 from rich.table import Table
 from rich.text import Text
 
+from consortium.views import SiteView
+
 _LOOKS = {
     "good": ("●", "green"),
     "busy": ("▶", "cyan"),
@@ -88,6 +90,32 @@ def ago(seconds: float | None) -> Text:
         if seconds >= 2 * size:
             return Text(f"{seconds / size:.0f} {unit} ago", style="yellow")
     raise AssertionError("two minutes or more are at least two minutes")
+
+
+def used(site: SiteView) -> Text:
+    """What a site has spent of its allocation, loud from 80 percent on."""
+    if not site.allocations:
+        return Text(f"{site.gpu_hours:.4g}")
+    worst = max(site.allocations, key=lambda one: (one.percent, one.name))
+    style = "bold red" if worst.percent >= 95 else "yellow" if worst.percent >= 80 else ""
+    return Text(f"{worst.used:.4g} of {worst.granted:.4g} ({worst.percent:.0f} %)", style=style)
+
+
+def window(site: SiteView, now: float) -> Text:
+    """Whether a site may be given work now, and when that changes."""
+    if not site.has_windows:
+        return Text("always open")
+    left = "" if site.changes_at is None else f" {ahead(site.changes_at - now)}"
+    if site.is_open:
+        return Text(f"open{left and ' for' + left}", style="green")
+    return Text(f"opens{left and ' in' + left}" if left else "closed", style="yellow")
+
+
+def ahead(seconds: float) -> str:
+    """How long until then: ``40 min``, ``7.5 h``, ``3 days``."""
+    if seconds < 90 * 60:
+        return f"{max(0.0, seconds) / 60:.0f} min"
+    return f"{seconds / 3600:.3g} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
 
 
 def table(*columns: str, width: int) -> Table:

@@ -8,8 +8,10 @@ from consortium.capacity import Opening
 from consortium.ids import AttemptId, SiteName
 from consortium.jobs import Train
 from consortium.metrics import bits_per_byte
+from coordinator.core.accounting import held_back
 from coordinator.core.decide import Moment
-from coordinator.core.place import waiting
+from coordinator.core.estimates import HOUR, queue_seconds
+from coordinator.core.place import prospect, waiting
 from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State, Version
 from coordinator.core.transitions import JobState
 from coordinator.core.waits import Waiting, waits
@@ -45,7 +47,7 @@ def view(
         sequence=sequence,
         head=head,
         now=now,
-        sites=tuple(_site(state, s, now, seen) for _, s in sorted(state.sites.items())),
+        sites=tuple(_site(state, s, moment, seen) for _, s in sorted(state.sites.items())),
         campaigns=tuple(_campaign(state, c, reasons) for _, c in sorted(state.campaigns.items())),
         jobs=tuple(_job(state, j, moment) for _, j in sorted(state.jobs.items())),
         attempts=tuple(
@@ -56,8 +58,9 @@ def view(
     )
 
 
-def _site(state: State, site: Site, now: float, seen: Mapping[SiteName, float]) -> vw.SiteView:
-    last = seen.get(site.name)
+def _site(state: State, site: Site, moment: Moment, seen: Mapping[SiteName, float]) -> vw.SiteView:
+    last, now = seen.get(site.name), moment.now
+    opening, queue = moment.opening(site), queue_seconds(site)
     return vw.SiteView(
         site=site.name,
         organisation=site.organisation,
@@ -67,6 +70,23 @@ def _site(state: State, site: Site, now: float, seen: Mapping[SiteName, float]) 
         busy=len(state.live(site.name)),
         seen_seconds_ago=None if last is None else max(0.0, now - last),
         agent_version=site.agent_version,
+        gpus=site.gpus,
+        gpu_hours=site.spent.gpu_seconds / HOUR,
+        joules=site.spent.joules,
+        allocations=tuple(
+            vw.AllocationView(
+                name=allocation.name,
+                granted=allocation.gpu_hours,
+                used=site.charged.get(allocation.name, 0.0) / HOUR,
+                held_back=held_back(state, site, allocation.name) / HOUR,
+                until=allocation.until,
+            )
+            for allocation in site.allocations
+        ),
+        has_windows=bool(site.windows),
+        is_open=opening.is_open,
+        changes_at=opening.until,
+        queue_seconds=queue.value if queue.is_measured else None,
     )
 
 
@@ -81,7 +101,21 @@ def _job(state: State, job: Job, moment: Moment) -> vw.JobView:
         state=job.state.value,
         reason=reason,
         attempts=job.attempts,
+        expected_start=_expected_start(state, job, moment),
     )
+
+
+def _expected_start(state: State, job: Job, moment: Moment) -> float | None:
+    """When a job is expected to begin to run: by its site's queue, its windows, and what runs there."""
+    if job.state is JobState.LEASED and job.site is not None and job.attempt in job.tries:
+        started = job.tries[job.attempt].started
+        queue = queue_seconds(state.sites[job.site])
+        return None if started or not queue.value else job.leased_at + queue.value
+    if job.state is not JobState.PLANNED:
+        return None
+    found = [p for name in job.sites if (p := prospect(state, state.sites[name], job, moment)) is not None]
+    best = min(found, default=None)
+    return None if best is None else moment.now + best.wait_seconds + best.queue
 
 
 def _attempt(job: Job, sight: Sight | None) -> vw.AttemptView:
@@ -121,6 +155,7 @@ def _campaign(state: State, campaign: CampaignState, reasons: tuple[Waiting, ...
                 base=v.manifest.base,
                 contributions=len(v.manifest.ingredients),
                 reason=v.reason,
+                merged_by=v.merged_by,
             )
             for v in _in_order(campaign)
         ),
