@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
+from importlib.metadata import version
 from typing import Literal
 
 import grpc
@@ -22,11 +23,12 @@ from sprachbund.v1 import (
 from consortium import identity, ids
 from consortium.canonical import decode, encode
 from consortium.capacity import Allocation, Usage, Window
-from consortium.errors import BadInput
+from consortium.errors import BadInput, Refused
 from consortium.forecasts import Assumptions
 from consortium.ids import SiteName
 from consortium.jobs import Outcome, Phase
 from consortium.manifests import Holding
+from consortium.releases import misfit
 from consortium.signing import ASSIGNMENT, Checkpoint, key_of_certificate, sign
 from coordinator.config import CoordinatorConfig
 from coordinator.core import commands as cm
@@ -41,6 +43,7 @@ from policies import windows
 from policies.campaign import Campaign
 from policies.membership import Membership
 
+_RELEASE = version("sprachbund")
 _WAIT_SECONDS_MAX = 60.0  # a long poll; keepalive pings go every 30 s
 _HOLDINGS_MAX = 1000  # two for every language there is text in; they go to the ledger
 _NAME_CHARACTERS_MAX = 100
@@ -59,6 +62,8 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
         self, request: site_pb2.SyncRequest, context: grpc.aio.ServicerContext
     ) -> site_pb2.SyncResponse:
         driver, site = self._driver, SiteName(caller().name)
+        if why := misfit(request.site.agent_version, _RELEASE):
+            raise Refused(why)
         command = sync_command(site, request)
         loop = asyncio.get_running_loop()
         until = loop.time() + min(_seconds(request.wait), _WAIT_SECONDS_MAX)
@@ -205,7 +210,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def SubmitCampaign(
         self, request: admin_pb2.SubmitCampaignRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.CommandResponse:
-        return self._done(cm.SubmitCampaign(campaign=decode(request.campaign, Campaign, "campaign")))
+        return self._done(
+            cm.SubmitCampaign(campaign=decode(request.campaign, Campaign, "campaign"), sender=caller().name)
+        )
 
     async def StopCampaign(
         self, request: admin_pb2.StopCampaignRequest, context: grpc.aio.ServicerContext

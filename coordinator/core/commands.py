@@ -48,6 +48,7 @@ class SetSite(Fact):
 
 class SubmitCampaign(Fact):
     campaign: Campaign
+    sender: str = ""  #: the admin, by the name in the certificate
 
 
 class StopCampaign(Fact):

@@ -201,7 +201,7 @@ def _(command: cm.SubmitCampaign, state: State, moment: Moment) -> list[ev.AnyEv
         raise BadInput(
             "; ".join(f"campaign {name}, {'.'.join(map(str, place))}: {what}" for place, what in wrong)
         )
-    return [ev.CampaignOpened(campaign=command.campaign)]
+    return [ev.CampaignOpened(campaign=command.campaign, sender=command.sender)]
 
 
 @decide.register

@@ -74,6 +74,7 @@ class SiteStatusChanged(Event):
 
 class CampaignOpened(Event):
     campaign: Campaign
+    sender: str = ""  #: the admin, by the name in the certificate
 
 
 class CampaignEnded(Event):

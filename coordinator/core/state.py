@@ -13,7 +13,7 @@ import msgspec
 from consortium.canonical import encode
 from consortium.capacity import Allocation, Window
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
-from consortium.jobs import Assignment, Outcome, Purpose, Work
+from consortium.jobs import ANY_SITE, Assignment, Outcome, Purpose, Work
 from consortium.manifests import Contribution, Holding, VersionManifest
 from coordinator.core import events as ev
 from coordinator.core.gate import GateVerdict
@@ -84,6 +84,7 @@ class Try(msgspec.Struct):
     gpu_seconds: float = 0.0
     seconds: float = 0.0
     joules: float | None = None
+    order: str = ""  #: digest of the job.json that was signed
 
 
 class Job(msgspec.Struct):
@@ -113,6 +114,8 @@ class Job(msgspec.Struct):
     started_at: float | None = None  #: when the first of its attempts began to run
     admitted_at: float = 0.0
     tries: dict[AttemptId, Try] = {}
+    sender: str = ""  #: who submitted the campaign
+    merged_by: tuple[str, ...] | None = None  #: sites that may merge its delta
 
     @property
     def is_final(self) -> bool:
@@ -130,6 +133,8 @@ class Job(msgspec.Struct):
             work=self.work,
             inputs=self.inputs,
             tokenizer=self.tokenizer,
+            sender=self.sender,
+            merged_by=self.merged_by,
         )
 
 
@@ -178,6 +183,7 @@ class Round(msgspec.Struct):
 class CampaignState(msgspec.Struct):
     spec: Campaign
     opened_at: float
+    sender: str = ""
     status: str = "open"  #: open, completed, stopped, failed
     reason: str = ""
     tokenizer: Digest | None = None
@@ -189,6 +195,13 @@ class CampaignState(msgspec.Struct):
     versions: dict[Digest, Version] = {}
     #: subject name -> language -> site -> score
     scores: dict[str, dict[Language, dict[SiteName, ev.ScoreSummary]]] = {}
+
+    @property
+    def mergers(self) -> tuple[str, ...]:
+        """Sites that a round's deltas may go to; none: the coordinator merges."""
+        if self.spec.merge_at == "coordinator":
+            return ()
+        return self.spec.merge_sites or self.spec.sites or (ANY_SITE,)
 
     def lease_seconds(self, site: Site) -> float:
         """How long ``site`` may be silent. Days pass between two bundles, so its lease cannot be the others'."""
@@ -307,7 +320,9 @@ def _(event: ev.SiteStatusChanged, state: State, at: float) -> None:
 
 @apply.register
 def _(event: ev.CampaignOpened, state: State, at: float) -> None:
-    state.campaigns[event.campaign.campaign] = CampaignState(spec=event.campaign, opened_at=at)
+    state.campaigns[event.campaign.campaign] = CampaignState(
+        spec=event.campaign, opened_at=at, sender=event.sender
+    )
 
 
 @apply.register
@@ -358,6 +373,9 @@ def _(event: ev.JobPlanned, state: State, at: float) -> None:
         event.tokenizer, reason=event.reason, planned_at=at, free_since=at,
     )  # fmt: skip
     campaign = state.campaigns[event.campaign]
+    if campaign.sender:  # else a release before this one opened it, and its orders said nothing of it
+        state.jobs[event.job].sender = campaign.sender
+        state.jobs[event.job].merged_by = campaign.mergers
     match event.purpose:
         case Purpose.TOKENIZER:
             campaign.tokenizer_job = event.job
@@ -386,7 +404,9 @@ def _(event: ev.JobLeased, state: State, at: float) -> None:
     job = _move(state, event.job, "lease", event.reason)
     job.attempts += 1
     job.attempt, job.site, job.leased_at, job.outcome = event.attempt, event.site, at, None
-    job.tries[event.attempt] = Try(event.site, event.allocation, event.gpu_hours * 3600.0)
+    job.tries[event.attempt] = Try(
+        event.site, event.allocation, event.gpu_hours * 3600.0, order=event.assignment
+    )
 
 
 @apply.register
