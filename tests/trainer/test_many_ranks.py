@@ -1,0 +1,132 @@
+"""One job, many ranks: on one node or two, whole or in shards, and from one number of ranks to another."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from trainer_samples import contribution, make_job, run, sha256, train_work
+
+from consortium.tensors import TensorFile
+from site_agent.trainer.folder import Failure, Site
+
+pytestmark = pytest.mark.slow
+
+WORK = train_work(steps=6, batch_sequences=5, checkpoint_steps=3)
+
+
+def launch(folder: Path, ranks: int, nodes: int = 1) -> list[int]:
+    """Exit codes of one torchrun a virtual node; all of them on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    torchruns = []
+    for node in range(nodes):
+        command = [sys.executable, "-m", "torch.distributed.run", *place]
+        command += ["--nnodes", str(nodes), "--node-rank", str(node), "--nproc-per-node", str(ranks)]
+        log = open(folder / f"node-{node}.txt", "ab")
+        with log:
+            command += ["-m", "site_agent.trainer", str(folder)]
+            torchruns.append(subprocess.Popen(command, stdout=log, stderr=log))
+    codes = [torchrun.wait(timeout=240) for torchrun in torchruns]
+    if any(codes):
+        print(*(path.read_text()[-3000:] for path in sorted(folder.glob("node-*.txt"))))
+    return codes
+
+
+def sharded(site: Site, sharding: str) -> Site:
+    return msgspec.structs.replace(site, sharding=sharding)
+
+
+def is_close(one: Path, other: Path) -> bool:
+    with (
+        TensorFile(one / "result" / "delta.safetensors") as first,
+        TensorFile(other / "result" / "delta.safetensors") as second,
+    ):
+        assert dict(first) == dict(second)
+        return all(
+            first.array(name) == pytest.approx(second.array(name), rel=1e-3, abs=2e-5) for name in first
+        )
+
+
+@pytest.fixture(scope="module")
+def alone_job(tmp_path_factory: pytest.TempPathFactory, site: Site, base: Path) -> Path:
+    folder = make_job(tmp_path_factory.mktemp("alone") / "job", site, WORK, base)
+    assert run(folder) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "sharding"), [(1, 2, "fsdp"), (2, 1, "fsdp"), (2, 2, "hsdp"), (2, 1, "none")]
+)
+def test_many_ranks_train_what_one_does(
+    tmp_path: Path, site: Site, base: Path, alone_job: Path, nodes: int, ranks: int, sharding: str
+) -> None:
+    folder = make_job(tmp_path / "job", sharded(site, sharding), WORK, base)
+    assert launch(folder, ranks, nodes) == [0] * nodes
+    assert not (folder / "checkpoint").exists()
+    assert is_close(folder, alone_job)
+    made = contribution(folder)
+    assert made.tokens == contribution(alone_job).tokens
+    assert made.software["device"].endswith(f"{nodes * ranks} rank(s)")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(("fsdp", 2), ("none", 1)), (("none", 1), ("fsdp", 3)), (("fsdp", 2), ("fsdp", 3))]
+)
+def test_what_some_ranks_saved_others_go_on_from(
+    tmp_path: Path,
+    site: Site,
+    base: Path,
+    alone_job: Path,
+    before: tuple[str, int],
+    after: tuple[str, int],
+) -> None:
+    folder = make_job(tmp_path / "job", sharded(site, before[0]), WORK, base)
+    (folder / "STOP").touch()
+    if before[1] == 1:
+        assert run(folder) == 75
+    else:
+        assert launch(folder, before[1]) == [0]  # torchrun would call anything else a failure
+    assert (folder / "CONTINUE").exists()
+    assert not (folder / "result").exists()
+    assert [path.name for path in (folder / "checkpoint").iterdir()] == ["step-000000001"]
+    (folder / "STOP").unlink()
+    (folder / "site.json").write_bytes(msgspec.json.encode(sharded(site, after[0])))
+    if after[1] == 1:
+        assert run(folder) == 0
+    else:
+        assert launch(folder, after[1]) == [0]
+    assert not (folder / "CONTINUE").exists()
+    lines = [msgspec.json.decode(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+    assert 1 in [line["step"] for line in lines[-3:]]  # it did not begin anew
+    assert is_close(folder, alone_job)
+
+
+def test_ranks_that_save_and_go_on_make_the_same_bits(tmp_path: Path, site: Site, base: Path) -> None:
+    folders = [make_job(tmp_path / name, sharded(site, "fsdp"), WORK, base) for name in ("one", "two")]
+    assert launch(folders[0], 2) == [0]
+    (folders[1] / "STOP").touch()
+    assert launch(folders[1], 2) == [0]
+    (folders[1] / "STOP").unlink()
+    assert launch(folders[1], 2) == [0]
+    first, second = ((folder / "result" / "delta.safetensors") for folder in folders)
+    assert sha256(first) == sha256(second)
+
+
+def test_ranks_agree_to_finish(tmp_path: Path, site: Site, base: Path) -> None:
+    folder = make_job(tmp_path / "job", sharded(site, "fsdp"), WORK, base)
+    (folder / "FINISH").touch()
+    assert launch(folder, 2) == [0]
+    made = contribution(folder)
+    assert (made.steps, made.planned_steps) == (1, 6)
+
+
+def test_a_failure_of_all_ranks_is_told_once_and_stays(tmp_path: Path, site: Site, base: Path) -> None:
+    folder = make_job(tmp_path / "job", msgspec.structs.replace(site, text=()), WORK, base)
+    assert launch(folder, 2) == [1]
+    failure = msgspec.json.decode((folder / "failure.json").read_bytes(), type=Failure)
+    assert failure.reason == "no_data"
