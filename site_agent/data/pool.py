@@ -84,6 +84,8 @@ class Hands:
         if self._make is not None and plan.words is not None and self._encode is None:
             self._encode = self._make()
         if self._reader is None or self._reader[:2] != (task.plan, task.unit):
+            if self._reader is not None:
+                self._reader[2].close()
             unit = plan.units[task.unit]
             reader = UnitReader(unit, plan.words, plan.split, self._encode, plan.segment_bytes)
             self._reader = (task.plan, task.unit, reader)

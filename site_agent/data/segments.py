@@ -11,7 +11,7 @@ by digest, each text once, with their tokens. Which process made it makes no dif
 import itertools
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -182,7 +182,8 @@ class UnitReader:
     ) -> None:
         self.unit, self._size = unit, segment_bytes
         self._words, self._split, self._encode = words, split, encode_texts
-        self._records: Iterator[tuple[Record, Path, Format]] | None = None
+        self._walker: Generator[tuple[Record, Path, Format], None, None] | None = None
+        self._records: Iterator[tuple[Record, Path, Format]] = iter(())
         self._raw = 0  # bytes read of the files that are done
         self._stream: Stream | None = None
         self._state: FileState | None = None
@@ -192,24 +193,39 @@ class UnitReader:
 
         Raises Corrupt or Unavailable for a file that cannot be read to the end, or changes meanwhile.
         """
+        try:
+            made = self._make(number, path)
+        except BaseException:
+            self.close()
+            raise
+        if made is None or made.is_last:
+            self.close()
+        return made
+
+    def close(self) -> None:
+        """Let go of the file that is open; the reader makes nothing more."""
+        if self._walker is not None:
+            self._walker.close()
+
+    def _make(self, number: int, path: Path) -> Head | None:
         begin, end = number * self._size, (number + 1) * self._size
-        if self._records is None:
-            self._records = self._walk(begin)
+        if self._walker is None:
+            self._records = self._walker = self._walk(begin)
         first = next((found for found in self._records if found[0].offset >= begin), None)
         if first is None and number:
             return None
         before = self._position()
         filling = _Filling(self._words, self._split, self._encode)
-        left = first
-        for left in itertools.chain([first] if first else [], self._records):
-            if left[0].offset >= end:
-                self._records = itertools.chain([left], self._records)
+        following = None
+        for found in itertools.chain([first] if first else [], self._records):
+            if found[0].offset >= end:
+                following = found
+                self._records = itertools.chain([found], self._records)
                 break
-            filling.add(*left, self.unit.source)
-        else:
-            left = None
+            filling.add(*found, self.unit.source)
         self._check()
-        head, data = filling.close(is_last=left is None, read_bytes=max(0, self._position() - before))
+        read_bytes = max(0, self._position() - before)
+        head, data = filling.close(is_last=following is None, read_bytes=read_bytes)
         write_bytes_atomically(path, data)
         return head
 
@@ -231,7 +247,7 @@ class UnitReader:
     def _position(self) -> int:
         return self._raw + (self._stream.raw_position if self._stream else 0)
 
-    def _walk(self, begin: int) -> Iterator[tuple[Record, Path, Format]]:
+    def _walk(self, begin: int) -> Generator[tuple[Record, Path, Format], None, None]:
         offset = 0
         for state, kind in self.unit.files:
             path = Path(state.path)
