@@ -350,12 +350,19 @@ def _spread(coefficients_at: Callable[[int, int], F64Array]) -> MergeChunk:
 # --- robust, element by element -----------------------------------------------------------------------
 
 
-def _robust(of_cohort: Callable[[F32Array, F64Array, float], None], setting: str | None) -> Prepare:
-    """``of_cohort`` within every cohort, then the average of cohorts, each weighing what its members weigh."""
+def _robust(
+    of_cohort: Callable[[F32Array, F64Array, float], None],
+    setting: str | None,
+    alone: MergeChunk | None = None,
+) -> Prepare:
+    """``of_cohort`` within every cohort, then the average of cohorts, each weighing what its members weigh.
+
+    alone  what it comes to where there is one cohort, in words that kernels on files know
+    """
 
     def prepare(s: Subject) -> MergeChunk:
-        if of_cohort is _median and len(s.cohorts) == 1 and len(s.keys) >= COHORT_MIN:
-            return Median()
+        if alone is not None and len(s.cohorts) == 1 and len(s.keys) >= COHORT_MIN:
+            return alone
         factors = exact_factors([sum(s.weights[k] for k in cohort) for cohort in s.cohorts], sum(s.weights))
         value = float(s.plan.shared[setting]) if setting else 0.0
 
@@ -410,7 +417,7 @@ METHODS: Mapping[MethodName, Prepare] = {
     "karcher": karcher,
     "model_stock": model_stock,
     "norm_preserving": norm_preserving,
-    "coordinate_median": _robust(_median, None),
+    "coordinate_median": _robust(_median, None, alone=Median()),
     "trimmed_mean": _robust(_trimmed, "trim"),
     "krum": decided,
     "multi_krum": decided,
