@@ -57,6 +57,24 @@ def what_is_missing(database: bool = True) -> str:
     return f"not installed: {', '.join(absent)}" if absent else ""
 
 
+def free_ports() -> int:
+    """The first of 20 ports of 127.0.0.1 that nobody listens on, below those that the kernel gives to clients."""
+    for first in range(26817, 32000, 40):
+        if all(_is_free(first + offset) for offset in range(20)):
+            return first
+    raise RuntimeError("no 20 free ports between 26817 and 32000")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 class Cluster:
     """One cluster below one directory. Only the methods under "faults" hurt it."""
 

@@ -6,14 +6,16 @@ failure, so that a CI that should have Slurm cannot pass without.
 
 import os
 import shutil
-import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, default_root, what_is_missing
+from cluster import Cluster, default_root, free_ports, what_is_missing
 from cluster_settings import Settings
+
+sys.path.append(str(Path(__file__).parents[1] / "agent"))  # launcher_contract
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +35,7 @@ def shared_cluster(slurm_here: None) -> Iterator[Cluster]:
     if recorded and Cluster(recorded).is_up():
         yield Cluster(recorded)
         return
-    cluster = Cluster(Settings(root=default_root(), port=_free_ports()))
+    cluster = Cluster(Settings(root=default_root(), port=free_ports()))
     try:
         cluster.up()
         yield cluster
@@ -47,7 +49,7 @@ def own_cluster(slurm_here: None) -> Iterator[Cluster]:
     root = Path(tempfile.mkdtemp(prefix="slurm-"))
     root.chmod(0o755)
     cluster = Cluster(
-        Settings(root=root, nodes=2, port=_free_ports(), min_job_age=5, node_timeout=10, cluster="own")
+        Settings(root=root, nodes=2, port=free_ports(), min_job_age=5, node_timeout=10, cluster="own")
     )
     try:
         cluster.up()
@@ -62,22 +64,7 @@ def faulty_cluster(own_cluster: Cluster) -> Iterator[Cluster]:
     """The cluster for faults, whole again before and after each test."""
     own_cluster.up()
     yield own_cluster
+    print(own_cluster.run("squeue", "-t", "all", check=False))  # pytest shows it where the test failed
+    print(own_cluster.run("sinfo", "-NR", check=False))
+    print((own_cluster.root / "log" / "slurmctld.log").read_text()[-6000:])
     own_cluster.up()
-
-
-def _free_ports() -> int:
-    """The first of 20 ports of 127.0.0.1 that nobody listens on, below those that the kernel gives to clients."""
-    for first in range(26817, 32000, 40):
-        if all(_is_free(first + offset) for offset in range(20)):
-            return first
-    raise RuntimeError("no 20 free ports between 26817 and 32000")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

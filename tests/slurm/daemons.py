@@ -61,10 +61,12 @@ class Daemons:
         """Of the daemon that a pid file means, if it is that daemon still; 0 if not."""
         try:
             pid = int((self.run_dir / f"{name}.pid").read_text())
-            comm = Path(f"/proc/{pid}/comm").read_text().strip()
+            told = Path(f"/proc/{pid}/stat").read_text()
         except (OSError, ValueError):
             return 0
-        return pid if comm == name.partition("-")[0] else 0
+        program, _, rest = told.partition("(")[2].rpartition(")")
+        is_zombie = rest.split()[0] == "Z"  # a child of this process that nobody has asked about
+        return pid if program == name.partition("-")[0] and not is_zombie else 0
 
     def alive(self, name: str) -> bool:
         return bool(self.pid(name))

@@ -50,27 +50,17 @@ def test_up_starts_nothing_that_is_alive(own_cluster: Cluster) -> None:
         Cluster(Settings(root=own_cluster.root, nodes=1)).up()
 
 
-def test_a_killed_node_takes_its_processes_along_and_comes_back(
-    faulty_cluster: Cluster, tmp_path: Path
-) -> None:
+def test_a_killed_node_takes_its_processes_along(faulty_cluster: Cluster, tmp_path: Path) -> None:
     beats = tmp_path / "beats"
-    tmp_path.chmod(0o755)
     job = faulty_cluster.run(
-        *("sbatch", "--parsable", "-A", "site", "-w", "node1", "-t", "5", "--requeue", "-o", "/dev/null"),
-        *("--wrap", f"while :; do echo $SLURM_RESTART_COUNT >>{beats}; sleep 0.1; done"),
+        *("sbatch", "--parsable", "-A", "site", "-w", "node1", "-t", "5", "--no-requeue", "-o", "/dev/null"),
+        *("--wrap", f"while :; do echo >>{beats}; sleep 0.05; done"),
     ).strip()
     faulty_cluster.wait(20, "the first beat", beats.exists)
     faulty_cluster.kill_node("node1")
     size = beats.stat().st_size
     time.sleep(0.5)
     assert beats.stat().st_size == size
-
-    def given_up() -> bool:
-        return "RUNNING" not in faulty_cluster.run("squeue", "-hj", job, "-o", "%T")
-
-    faulty_cluster.wait(60, "the controller to miss the node", given_up)
-    faulty_cluster.up()
-    faulty_cluster.wait(60, "the second life", lambda: "1" in beats.read_text().split())
     faulty_cluster.run("scancel", job)
 
 
