@@ -7,6 +7,7 @@ finds an intent and no process makes the folder itself, and so knows that the li
 Reads ``/proc``: Linux only.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,13 +18,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from consortium.canonical import decode, encode, replace
-from consortium.errors import Refused, Unavailable
+from consortium.errors import DiskFull, Refused, Unavailable
 from consortium.files import write_bytes_atomically
-from site_agent.core.facts import Seen, Sighting
+from site_agent.core.facts import Cause, Seen, Sighting
 from site_agent.launchers.base import LIFE_FILE, Life
-from site_agent.trainer.folder import CONTINUE_LATER
+from site_agent.launchers.clock import life_begins, life_ended, life_runs
+from site_agent.trainer.folder import CONTINUE, CONTINUE_LATER
 
-TRAINER = (sys.executable, "-P", "-m", "site_agent.trainer")  # -P: nothing in the job directory is imported
+_MODULE = ("-m", "site_agent.trainer")
+TRAINER = (sys.executable, "-P", *_MODULE)  # -P: nothing in the job directory is imported
 
 _MARK = b"SPRACHBUND_LIFE="
 _START_ONCE = 'mkdir "$0" 2>/dev/null && exec "$@"'
@@ -39,14 +42,29 @@ _KEPT = (  # of the agent's environment; everything else may be a secret
 )
 
 
+def trainer_of(ranks: int) -> tuple[str, ...]:
+    """The command of a job of so many processes on this machine."""
+    if ranks == 1:
+        return TRAINER
+    torchrun = (sys.executable, "-P", "-m", "torch.distributed.run")
+    return (*torchrun, "--standalone", "--nproc-per-node", str(ranks), *_MODULE)
+
+
 class LocalLauncher:
     """Satisfies ``site_agent.launchers.base.Launcher``.
 
     command  the program; the job directory becomes its last argument
     threads  for OpenMP, and so for torch: the bits of a CPU job depend on it
+    gpus     that one job uses, for the account
     """
 
-    def __init__(self, command: Sequence[str] = TRAINER, threads: int = 1, poll_seconds: float = 0.5) -> None:
+    def __init__(
+        self,
+        command: Sequence[str] = TRAINER,
+        threads: int = 1,
+        poll_seconds: float = 0.5,
+        gpus: int = 0,
+    ) -> None:
         if not Path("/proc/self/environ").exists():
             raise Refused(
                 "the local launcher needs Linux's /proc; choose another launcher in the site's config"
@@ -54,10 +72,12 @@ class LocalLauncher:
         self.poll_seconds = poll_seconds
         self._command = tuple(command)
         self._threads = threads
+        self._gpus = gpus
         self._host = socket.gethostname()
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._children: dict[Path, int] = {}  # pids of the lives that this agent started
         self._exits: dict[Path, int] = {}
+        self._watched: dict[Path, int] = {}  # lives that this agent saw running when it last looked
 
     def submit(self, directory: Path, life: int) -> None:
         directory = directory.resolve()
@@ -65,8 +85,16 @@ class LocalLauncher:
             return
         if self._marked([directory])[directory]:
             raise Unavailable(f"{directory}: processes of an earlier life are still there")
-        intent = Life(number=life, name=f"{directory}#{life}", host=self._host, boot=self._boot)
+        (directory / CONTINUE).unlink(missing_ok=True)  # the word of the life before
+        intent = Life(
+            number=life,
+            name=f"{directory}#{life}",
+            host=self._host,
+            boot=self._boot,
+            submitted_at=round(time.time(), 3),
+        )
         _write_life(directory, intent)
+        life_begins(directory, life)
         pid = self._start(directory, intent)
         self._children[directory] = pid
         self._exits.pop(directory, None)
@@ -81,7 +109,10 @@ class LocalLauncher:
             if self._is_here(life) and not _is_running(life.native_id)
         ]
         marked = self._marked(doubtful)
-        return {path: self._look(path.resolve(), life, exits[path], marked) for path, life in lives.items()}
+        found = {path: self._look(path.resolve(), life, exits[path], marked) for path, life in lives.items()}
+        for path, sighting in found.items():
+            self._account(path.resolve(), lives[path].number, sighting.seen)
+        return found
 
     def cancel(self, directory: Path) -> None:
         directory = directory.resolve()
@@ -102,6 +133,7 @@ class LocalLauncher:
         environment |= {
             "LANG": "C.UTF-8",
             "PYTHONHASHSEED": "0",
+            "PYTHONSAFEPATH": "1",  # what -P says, for the processes that torchrun starts
             "OMP_NUM_THREADS": str(self._threads),
             "RAYON_NUM_THREADS": str(self._threads),  # of tokenizers
             "HF_HUB_OFFLINE": "1",
@@ -132,7 +164,7 @@ class LocalLauncher:
         if life.host != self._host:
             return Sighting(seen=Seen.UNKNOWN, detail=f"it was started on {life.host}, this is {self._host}")
         if life.boot != self._boot:
-            return Sighting(seen=Seen.GONE, detail=f"{life.host} was restarted")
+            return Sighting(seen=Seen.GONE, detail=f"{life.host} was restarted", cause=Cause.NODE_FAILED)
         if directory not in marked:
             return Sighting(seen=Seen.RUNNING)
         pids = marked[directory]
@@ -142,10 +174,20 @@ class LocalLauncher:
             time.sleep(_EXEC_SECONDS)
             pids = self._marked([directory])[directory]
         if not pids:
-            return Sighting(seen=Seen.GONE, detail=_in_words(exit_code))
+            return _gone(directory, exit_code)
         if not life.native_id:
             _write_life(directory, replace(life, native_id=_native_id(min(pids))))
         return Sighting(seen=Seen.RUNNING)
+
+    def _account(self, directory: Path, life: int, seen: Seen) -> None:
+        """Keep ``usage.json``; nothing depends on it here, so a full disk is no reason not to answer."""
+        with contextlib.suppress(Unavailable, DiskFull):
+            if seen is Seen.RUNNING:
+                self._watched[directory] = life
+                life_runs(directory, life, self._gpus)
+            elif seen is Seen.GONE:
+                was_seen = self._watched.pop(directory, None) == life or directory in self._exits
+                life_ended(directory, life, self._gpus, was_seen)
 
     def _is_here(self, life: Life) -> bool:
         return (life.host, life.boot) == (self._host, self._boot)
@@ -229,11 +271,13 @@ def _kill(pid: int) -> None:
         pass
 
 
-def _in_words(exit_code: int | None) -> str:
+def _gone(directory: Path, exit_code: int | None) -> Sighting:
+    """How it ended, as far as anybody saw; the trainer's own word that it stopped outlives the agent."""
+    if exit_code == CONTINUE_LATER or (directory / CONTINUE).exists():
+        detail, cause = "it stopped with a training checkpoint", Cause.STOPPED
+        return Sighting(seen=Seen.GONE, detail=detail, cause=cause)
     if exit_code is None:
-        return ""
-    if exit_code == CONTINUE_LATER:
-        return "it stopped with a training checkpoint"
+        return Sighting(seen=Seen.GONE)
     if exit_code < 0:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    return f"exit code {exit_code}"
+        return Sighting(seen=Seen.GONE, detail=f"killed by {signal.Signals(-exit_code).name}")
+    return Sighting(seen=Seen.GONE, detail=f"exit code {exit_code}", cause=Cause.FINISHED)

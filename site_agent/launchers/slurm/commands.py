@@ -16,6 +16,10 @@ COMMAND_SECONDS = 90.0
 #: One language, and times as epoch seconds whatever the zone of the host.
 ENVIRONMENT = {"LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
 
+_NOT_FOUND = 127  # of sh(1)
+_STEERING = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SRUN_", "SALLOC_", "SINFO_")
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER")
+
 
 class Completed(Fact):
     """What a command said before it ended by itself."""
@@ -30,7 +34,8 @@ class Commands(Protocol):
         """Run one command, without a shell, with ``ENVIRONMENT``.
 
         timeout  seconds
-        Raises Unavailable if it could not be run or took longer; it may have had its effect all the same.
+        Raises Unavailable if it took longer or the connection broke; it may have had its effect all the same.
+        One that is not there ends with 127, as in a shell.
         """
 
 
@@ -63,7 +68,7 @@ class LocalCommands:
         self._environment = environment
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = COMMAND_SECONDS) -> Completed:
-        inherited = os.environ if self._environment is None else self._environment
+        inherited = _without_slurms_own(os.environ if self._environment is None else self._environment)
         try:
             ended = subprocess.run(
                 list(argv),
@@ -76,14 +81,24 @@ class LocalCommands:
         except subprocess.TimeoutExpired as error:
             raise Unavailable(f"{argv[0]} did not answer within {timeout:.0f} s; try again later") from error
         except OSError as error:
-            raise Unavailable(
-                f"{argv[0]} cannot be run: {error.strerror}; check that it is installed and on PATH"
-            ) from error
+            why = f"{argv[0]} cannot be run: {error.strerror}; check that it is installed and on PATH"
+            return Completed(rc=_NOT_FOUND, out="", err=why)
         return Completed(
             rc=ended.returncode,
             out=ended.stdout.decode(errors="replace"),
             err=ended.stderr.decode(errors="replace"),
         )
+
+
+def _without_slurms_own(environment: Mapping[str, str]) -> dict[str, str]:
+    """What steers Slurm's commands is ours to say.
+
+    An agent that runs in a Slurm job itself would hand its own SLURM_* to every job, ``--export=NONE`` or not, and
+    SQUEUE_STATES or SBATCH_ACCOUNT in a login shell would filter and change answers.
+    """
+    return {
+        name: value for name, value in environment.items() if name in _KEPT or not name.startswith(_STEERING)
+    }
 
 
 class LocalFiles:
@@ -101,7 +116,12 @@ class LocalFiles:
         return {}
 
     def write(self, directory: Path, name: str, data: bytes) -> None:
-        write_bytes_atomically(directory / name, data)
+        """What is there already stays as it is: how old a STOP is, people and agents read from its file."""
+        path = directory / name
+        with disk_errors(path), contextlib.suppress(FileNotFoundError):
+            if path.read_bytes() == data:
+                return
+        write_bytes_atomically(path, data)
 
     def remove(self, directory: Path, name: str) -> None:
         with disk_errors(directory / name), contextlib.suppress(FileNotFoundError):

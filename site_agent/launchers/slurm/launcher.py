@@ -148,6 +148,7 @@ class SlurmLauncher:
     def poll(self, directories: Sequence[Path]) -> dict[Path, Sighting]:
         paths = {path: path.resolve() for path in directories}
         notes = {path: read_notes(path) for path in dict.fromkeys(paths.values())}
+        self._forget_others(notes)
         open_ = [path for path in notes if not self._is_over(path, notes[path])]
         is_due = time.monotonic() - self._asked_at >= self._pause
         if open_ and (is_due or any(not self._knows(path, notes[path]) for path in open_)):
@@ -230,9 +231,12 @@ class SlurmLauncher:
                 self._remember(path, note.life.number, Sighting(seen=Seen.UNKNOWN, detail=coming[path]))
                 continue
             evidence = self._evidence(path, note, rows[path], queue, account)
-            self._conclude(path, note, evidence)
-            if path in asked:
-                self._account_for(path, note, evidence, account)
+            try:
+                self._conclude(path, note, evidence)
+                if path in asked:
+                    self._account_for(path, note, evidence, account)
+            except Unavailable as error:  # one directory's trouble is not the others'
+                self._remember(path, note.life.number, Sighting(seen=Seen.UNKNOWN, detail=str(error)))
 
     def _evidence(
         self, path: Path, note: Notes, row: QueueRow | None, queue: Queue, account: Account
@@ -355,6 +359,13 @@ class SlurmLauncher:
     def _is_over(self, path: Path, note: Notes) -> bool:
         """What is gone stays gone, and is not asked for again."""
         return self._knows(path, note) and self._memory[path][1].seen is Seen.GONE
+
+    def _forget_others(self, held: Iterable[Path]) -> None:
+        """Attempts that were dropped meanwhile."""
+        for path in self._memory.keys() - set(held):
+            del self._memory[path]
+            self._told.pop(path, None)
+            self._carried = {key for key in self._carried if key[0] != path}
 
     def _back_off(self) -> float:
         """Seconds until the next question: never in step with others, ever longer while nobody answers."""
