@@ -48,8 +48,10 @@ def doctors_page(checks: Sequence[Check], width: int = 100) -> RenderableType:
     grid.columns[-1].no_wrap = False
     for check in checks:
         sign = Text("✓", style="green") if check.is_good else Text("✗", style="bold red")
+        if check.is_warning:
+            sign = Text("!", style="yellow")
         grid.add_row(sign, words(check.name), words(check.detail))
-        if not check.is_good and check.way_out:
+        if check.way_out and (check.is_warning or not check.is_good):
             grid.add_row("", "", words(f"➜ {check.way_out}", "yellow"))
     return grid
 
