@@ -219,7 +219,7 @@ class LocalConsortium:
             return
         config = load_site_config(site_file)
         launcher = make_launcher(config)
-        for life in sorted(Path(config.home).glob(f"spool/*/{LIFE_FILE}")):
+        for life in sorted(Path(config.home).glob(f"spool/*/*/{LIFE_FILE}")):
             with contextlib.suppress(Unavailable):  # then it ends by its own walltime
                 launcher.cancel(life.parent)
 
