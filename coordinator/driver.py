@@ -52,9 +52,12 @@ def replay(ledger: Ledger, *, from_snapshot: bool = True) -> State:
     return state
 
 
-def openings(state: State, now: float) -> dict[SiteName, Opening]:
-    """How the windows of every site that has some stand at ``now``."""
-    return {name: opening(site.windows, now) for name, site in sorted(state.sites.items()) if site.windows}
+def openings(state: State, now: float, command: cm.Command | None = None) -> dict[SiteName, Opening]:
+    """How the windows of every site that has some stand at ``now``; ``command`` may tell of new ones."""
+    known = {name: site.windows for name, site in sorted(state.sites.items())}
+    if isinstance(command, cm.SyncSite):
+        known[command.site] = command.windows
+    return {name: opening(windows, now) for name, windows in known.items() if windows}
 
 
 class Driver:
@@ -86,7 +89,7 @@ class Driver:
         """Decide ``command`` and everything that follows, durably. Raises what the core or the disk refuses."""
         now = self.clock()
         state, decision = self.state, None
-        moment = self._moment(state, now)
+        moment = self._moment(state, now, command)
         try:
             decision = handle(state, command, moment)
             recorded = self._ledger.append(decision.events, now) if decision.events else []
@@ -103,9 +106,12 @@ class Driver:
             self._keep()
         return decision
 
-    def _moment(self, state: State, now: float) -> Moment:
+    def _moment(self, state: State, now: float, command: cm.Command | None = None) -> Moment:
         return Moment(
-            now=now, started_at=self.started_at, renewed=self.renewed, openings=openings(state, now)
+            now=now,
+            started_at=self.started_at,
+            renewed=self.renewed,
+            openings=openings(state, now, command),
         )
 
     def foresee(self, command: cm.Command) -> list[ev.AnyEvent]:

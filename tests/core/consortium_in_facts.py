@@ -21,8 +21,8 @@ from coordinator.core.gate import GateVerdict
 from coordinator.core.machine import handle
 from coordinator.core.owed import Inspect, Judge, MakeBase, Merge, Owed, owed
 from coordinator.core.state import Job, State, apply, restore
+from coordinator.driver import openings
 from policies.campaign import Campaign, ModelSource, Quorum, SeedRound, TokenizerSource, TrainPlan
-from policies.windows import opening
 
 LANGUAGES = (Language("fi"), Language("ga"), Language("hu"))
 OWN = {"north": ("fi",), "south": ("hu",), "west": ("ga",)}  #: what each site alone holds
@@ -210,18 +210,21 @@ class Coordinator:
         if isinstance(command, cm.SyncSite):
             held = {job.attempt for job in self.state.live(command.site)}
             self.renewed.update((r.attempt, self.now) for r in command.reports if r.attempt in held)
-        happened = handle(self.state, command, self.moment).events
+        happened = handle(self.state, command, self.moment_of(command)).events
         self.ledger.extend((encode(event), self.now) for event in happened)
         return happened
 
     @property
     def moment(self) -> Moment:
-        """As the driver would say it, windows read by the same library."""
+        return self.moment_of(cm.Tick())
+
+    def moment_of(self, command: cm.Command) -> Moment:
+        """As the driver would say it."""
         return Moment(
             now=self.now,
             started_at=self.started_at,
             renewed=self.renewed,
-            openings={n: opening(s.windows, self.now) for n, s in self.state.sites.items() if s.windows},
+            openings=openings(self.state, self.now, command),
         )
 
     def replayed(self) -> State:

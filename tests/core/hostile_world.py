@@ -28,6 +28,7 @@ from consortium_in_facts import (
 from ledger_rules import Rules
 
 from consortium.canonical import encode, replace
+from consortium.capacity import Allocation, Usage, Window
 from consortium.errors import BadInput, Refused
 from consortium.ids import AttemptId, CampaignId, SiteName
 from consortium.jobs import Outcome, Phase, Train
@@ -37,7 +38,7 @@ from coordinator.core.state import restore
 from coordinator.core.story import tell
 from coordinator.core.view import view
 from coordinator.core.waits import waits
-from policies.campaign import Campaign, Quorum, Rivals
+from policies.campaign import Campaign, Quorum, Rivals, TrainPlan
 
 FAULTY_STEPS = 150
 CALM_STEPS = 600  #: within which every campaign must end
@@ -66,6 +67,7 @@ class Attempt:
     """What a site holds in its spool."""
 
     left: int  #: turns until it ends
+    usage: Usage = field(default_factory=Usage)
     report: cm.Report | None = None  #: how it ended
 
 
@@ -77,14 +79,31 @@ class Agent:
     slots: int
     draining: bool = False
     merges: bool = False
+    gpus: int = 0
+    allocations: tuple[Allocation, ...] = ()
+    windows: tuple[Window, ...] = ()
     spool: dict[AttemptId, Attempt] = field(default_factory=dict)
 
     def message(self) -> cm.SyncSite:
         reports = (
-            attempt.report or cm.Report(attempt=name, phase=Phase.RUNNING)
+            replace(
+                attempt.report or cm.Report(attempt=name, phase=Phase.RUNNING),
+                usage=attempt.usage,
+                started=attempt.usage.seconds > 0,
+            )
             for name, attempt in self.spool.items()
         )
-        return sync(self.name, *reports, slots=self.slots, draining=self.draining, merges=self.merges)
+        return sync(
+            self.name,
+            *reports,
+            slots=self.slots,
+            draining=self.draining,
+            merges=self.merges,
+            gpus=self.gpus,
+            allocations=self.allocations,
+            windows=self.windows,
+            launcher="slurm" if self.gpus else "local",
+        )
 
 
 class World:
@@ -96,7 +115,19 @@ class World:
         self.delayed: list[cm.Command] = []  #: on its way for long, or sent twice
         sites = [SiteName(name) for name in OWN][: self.die.randint(2, 3)]
         self.agents = [Agent(name, self.die.randint(1, 3), merges=self.die.random() < 0.6) for name in sites]
+        for agent in self.agents:
+            self._limit(agent)
         self.specs = [self._campaign(name) for name in ("demo", "other")[: self.die.randint(1, 2)]]
+
+    def _limit(self, agent: Agent) -> None:
+        """Some sites have GPUs, allocations and windows."""
+        die = self.die
+        agent.gpus = die.choice([0, 4])
+        grant = die.choice([0, 3.0, 30.0, 1e6])
+        ends = die.choice([None, None, self.coordinator.now + 5000])
+        agent.allocations = (Allocation(name="grant", gpu_hours=grant, until=ends),) if grant else ()
+        nightly = Window(cron=f"{die.randint(0, 59)} * * * *", seconds=die.choice([600.0, 1800.0, 3500.0]))
+        agent.windows = (nightly,) if die.random() < 0.3 else ()
 
     def _campaign(self, name: str) -> Campaign:
         die = self.die
@@ -108,13 +139,26 @@ class World:
             sites_expected=expected,
             rounds=die.randint(1, 3),
             attempts_max=die.randint(1, 3),
-            quorum=Quorum(share=die.choice([0.5, 1.0]), minimum=minimum, deadline_hours=deadline),
+            quorum=Quorum(
+                share=die.choice([0.5, 1.0]),
+                minimum=minimum,
+                deadline_hours=deadline,
+                queue_hours_max=die.choice([None, 0.2]),
+                grace_hours=die.choice([0.0, 0.0, 0.01]),
+                late=die.choice(["refuse", "next_round"]),
+                staleness_max=die.randint(1, 2),
+            ),
+            train=self._plan(),
             rivals=Rivals(public_only=die.random() < 0.5, specialists=die.random() < 0.5),
             seed_round=SEED_ROUND if die.random() < 0.5 else None,
             merge_at=die.choice(["coordinator", "site", "any"]),
             merge_sites=() if die.random() < 0.7 else (die.choice(self.agents).name,),
             **start,
         )
+
+    def _plan(self) -> TrainPlan:
+        pace = self.die.choice(["equal_steps", "finish_together"])
+        return replace(campaign().train, pace=pace)
 
     # --- the walk ---
 
@@ -153,6 +197,7 @@ class World:
             self._do(command)
         for agent in self.agents:
             agent.draining, agent.slots, agent.merges = False, max(1, agent.slots), True
+            agent.allocations, agent.windows = (), ()
             self._do(invitation(agent.name, 2e9))
             self._do(enrolment(agent.name))
             self._do(cm.SetSite(site=agent.name, status="enrolled", reason="calm"))
@@ -209,6 +254,10 @@ class World:
             agent.spool.clear()
         for name, attempt in agent.spool.items():
             attempt.left -= 1
+            seconds = attempt.usage.seconds + die.choice([0.0, 100.0, 2000.0])
+            attempt.usage = Usage(
+                gpu_seconds=agent.gpus * seconds, seconds=seconds, queued_seconds=30.0 * attempt.left
+            )
             if attempt.left <= 0 and attempt.report is None:
                 attempt.report = self._ending(name)
         message = agent.message()
@@ -283,6 +332,8 @@ class World:
         if chance < 0.45:
             agent.slots, agent.draining = die.randint(0, 3), die.random() < 0.3
             agent.merges = die.random() < 0.7
+            if die.random() < 0.5:
+                self._limit(agent)
             return agent.message() if agent.name in self.coordinator.state.sites else cm.Tick()
         if chance < 0.55:
             return invitation(agent.name, self.coordinator.now + 10)

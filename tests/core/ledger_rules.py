@@ -1,8 +1,9 @@
-"""What must hold after every single event, whatever the world does: architecture's invariants 1 to 4, checked.
+"""What must hold after every single event, whatever the world does: architecture's invariants 1 to 4 and 6, checked.
 
 ``Rules`` folds the events on its own, from their bytes, so it is a replay that can be compared with the live state.
 """
 
+import math
 from collections.abc import Mapping
 
 from consortium_in_facts import round_trip
@@ -12,6 +13,7 @@ from consortium.jobs import Merge, Outcome, Purpose
 from coordinator.core import events as ev
 from coordinator.core.state import CampaignState, RoundState, State, apply
 from coordinator.core.transitions import JobState
+from policies.windows import opening
 
 
 class Rules:
@@ -22,12 +24,15 @@ class Rules:
         self.merged: set[Digest] = set()
         self.liars: dict[JobId, set[SiteName]] = {}
         self.by_gate: set[Digest] = set()
+        self.accounts = Accounts()
 
     def watch(self, event: ev.AnyEvent, at: float, heard: Mapping[AttemptId, float], started: float) -> None:
         """``heard``: when a Sync last spoke of each attempt since the coordinator started."""
         event = round_trip(event)
         self._before(event, at, heard, started)
+        self.accounts.watch(event, self.state, at)
         apply(event, self.state, at)
+        self.accounts.agree(self.state)
         self._after(event)
 
     # --- what must be so for the event to be allowed ---
@@ -90,8 +95,12 @@ class Rules:
                 campaign = state.campaigns[event.campaign]
                 assert event.base == campaign.head
                 assert all(r.state is RoundState.CLOSED for r in campaign.rounds.values())
+                before = campaign.rounds.get(event.round - 1)
+                assert set(event.late) <= set(before.left if before else ()), "taken over from nowhere"
             case ev.RoundCollected():
                 self._collected(event)
+            case ev.RoundFailed():
+                self._left(event)
             case ev.VersionMade() if event.role == "candidate":
                 self._made_of_what_was_collected(event)
             case ev.GateJudged():
@@ -121,20 +130,36 @@ class Rules:
         campaign = self.state.campaigns[event.campaign]
         round_ = campaign.rounds[event.round]
         assert event.jobs == tuple(sorted(set(event.jobs))) and event.jobs
-        assert set(event.jobs) <= set(round_.jobs)
-        assert len(event.jobs) >= min(campaign.spec.quorum.minimum, len(round_.jobs))
-        assert all(self.state.jobs[job].is_final for job in round_.jobs)
+        asked = (*round_.jobs, *round_.late)
+        assert set(event.jobs) <= set(asked)
+        assert len(event.jobs) >= min(campaign.spec.quorum.minimum, len(asked))
+        assert {job for job in asked if not self.state.jobs[job].is_final} == set(event.left)
+        self._left(event)
         for name in event.jobs:
             job = self.state.jobs[name]
             assert job.state is JobState.DONE and job.contribution is not None
             assert job.purpose in (Purpose.SEED, Purpose.ROUND)
-            assert job.contribution.base == round_.base and job.contribution.site == job.site
+            behind = round_.number - job.round
+            assert behind == 0 or (
+                campaign.spec.quorum.late == "next_round" and 0 < behind <= campaign.spec.quorum.staleness_max
+            ), "too stale"
+            assert job.contribution.base == job.work.base == campaign.rounds[job.round].base
+            assert job.contribution.site == job.site
             assert job.contribution.attempt == job.attempt
             share = job.contribution.steps / job.contribution.planned_steps
             assert share >= campaign.spec.admission.tokens_share_min
             delta = job.contribution.artifacts["delta"].digest
             assert delta not in self.merged, "merged twice"
             self.merged.add(delta)
+
+    def _left(self, event: ev.RoundCollected | ev.RoundFailed) -> None:
+        """What goes on when its round closes may only do so for a round that is still to come."""
+        campaign = self.state.campaigns[event.campaign]
+        for name in event.left:
+            assert campaign.spec.quorum.late == "next_round" and event.round < campaign.spec.rounds
+            job = self.state.jobs[name]
+            assert job.state in (JobState.LEASED, JobState.DELIVERED)
+            assert event.round + 1 - job.round <= campaign.spec.quorum.staleness_max
 
     def _made_of_what_was_collected(self, event: ev.VersionMade) -> None:
         campaign = self.state.campaigns[event.campaign]
@@ -197,3 +222,58 @@ class Rules:
         assert campaign.head is None or campaign.versions[campaign.head].status == "promoted"
         numbers = sorted(version.number for version in campaign.versions.values())
         assert numbers == list(range(len(numbers)))
+
+
+class Accounts:
+    """Invariant 6, counted on its own: who was charged what, and whether a lease may have been given at all."""
+
+    def __init__(self) -> None:
+        self.used: dict[AttemptId, tuple[SiteName, str, float]] = {}  #: GPU-seconds, all told
+        self.expected: dict[AttemptId, tuple[SiteName, str, float]] = {}
+
+    def watch(self, event: ev.AnyEvent, state: State, at: float) -> None:
+        match event:
+            case ev.JobLeased():
+                self._may_be_given(event, state, at)
+                self.expected[event.attempt] = (event.site, event.allocation, event.gpu_hours * 3600.0)
+            case ev.AttemptStarted():
+                assert not state.jobs[event.job].tries[event.attempt].started, "it started twice"
+                assert self.expected[event.attempt][0] == event.site
+            case ev.AttemptUsed():
+                assert self.expected[event.attempt][:2] == (event.site, event.allocation), (
+                    "charged to another"
+                )
+                assert event.gpu_seconds >= 0
+                self.used[event.attempt] = (event.site, event.allocation, event.gpu_seconds)
+            case ev.AllocationWarned():
+                site = state.sites[event.site]
+                assert event.percent in (80, 95) and site.warned.get(event.allocation, 0) < event.percent
+            case _:
+                pass
+
+    def _may_be_given(self, event: ev.JobLeased, state: State, at: float) -> None:
+        site = state.sites[event.site]
+        assert opening(site.windows, at).is_open, "leased outside its windows"
+        if not site.allocations:
+            assert event.allocation == ""
+            return
+        [allocation] = [one for one in site.allocations if one.name == event.allocation]
+        assert allocation.until is None or at < allocation.until, "leased after its end"
+        free = allocation.gpu_hours * 3600.0 - self.charged(event.site, event.allocation)
+        for job in state.live(event.site):
+            assert job.attempt is not None
+            holder, name, expected = self.expected[job.attempt]
+            if (holder, name) == (event.site, event.allocation):
+                free -= max(0.0, expected - self.used.get(job.attempt, (holder, name, 0.0))[2])
+        assert 0.0 < free and event.gpu_hours * 3600.0 <= free * (1 + 1e-9), "leased beyond what is left"
+
+    def charged(self, site: SiteName, allocation: str) -> float:
+        return sum(seconds for s, a, seconds in self.used.values() if (s, a) == (site, allocation))
+
+    def agree(self, state: State) -> None:
+        """The state's sums are those of the events."""
+        for name, site in state.sites.items():
+            every = sum(seconds for s, _, seconds in self.used.values() if s == name)
+            assert math.isclose(site.spent.gpu_seconds, every, abs_tol=1e-6)
+            for allocation, charged in site.charged.items():
+                assert math.isclose(charged, self.charged(name, allocation), abs_tol=1e-6)
