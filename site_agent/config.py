@@ -136,6 +136,11 @@ class SiteConfig(Fact):
         return self.proxy if self.proxy is not None else profile or None
 
 
+def prepared_text(config: SiteConfig) -> Path:
+    """The folder for what is derived from the site's text; it never leaves the site either."""
+    return Path(config.ssh.root if config.ssh else config.home) / "text"
+
+
 def load_site_config(path: str | Path, languages: Languages | None = None) -> SiteConfig:
     """The site config in ``path``; relative paths in it are relative to its folder.
 

@@ -3,8 +3,7 @@
 import os
 import sys
 
-from site_agent.config import SiteConfig
-from site_agent.description import prepared_text
+from site_agent.config import SiteConfig, prepared_text
 from site_agent.launchers.base import Launcher
 from site_agent.launchers.local import LocalLauncher, trainer_of
 from site_agent.launchers.slurm.commands import LocalCommands, LocalFiles
