@@ -32,13 +32,14 @@ from site_agent.courier.link import make_link
 from site_agent.deeds import Deeds
 from site_agent.description import Description
 from site_agent.identity import SiteIdentity
-from site_agent.launchers import make_launcher
 from site_agent.launchers.base import Launcher
+from site_agent.launching import make_launcher
 from site_agent.mode import Mode, read_mode
 from site_agent.presence import Presence
 from site_agent.residuals import Residuals
 from site_agent.spending import Spending, Standing
 from site_agent.spool import Spool
+from site_agent.ssh.remote import remote_site
 from site_agent.status import SEEN_SECONDS, at_work
 from site_agent.supervision import Supervisor
 from site_agent.told import Told, free_bytes, make_health
@@ -108,6 +109,8 @@ class Agent:
         self._deeds = Deeds(
             config, self._spool, BlobStore(home), Residuals(home / "residuals"), launcher, self._transfers
         )
+        self._site = remote_site(config)  # None: the agent is at its site
+        self._has_taken_back = False
         self._description = Description(config)
         self._spending = Spending(config)
         self._supervisor = Supervisor(os.environ)
@@ -202,11 +205,14 @@ class Agent:
         return plan
 
     def _look(self) -> Seen:
+        self._take_back()
         held, complaints = self._spool.look()
         for complaint in complaints:
             _log.error("%s", complaint)
         begun = {self._spool.directory(files.attempt): files.attempt for files in held if files.lives}
         polled = self._launcher.poll(list(begun)) if begun else {}
+        if polled:  # a result that came meanwhile counts, or a life that is gone would seem to have left none
+            held, _ = self._spool.look()
         sightings = {begun[directory]: sighting for directory, sighting in polled.items()}
         try:
             mode = read_mode(self._home)
@@ -217,6 +223,21 @@ class Agent:
             for files in held
         )
         return Seen(held=held, sightings=sightings, mode=mode, standing=self._spending.look(held))
+
+    def _take_back(self) -> None:
+        """Once: what an agent before this one, elsewhere, left at a site behind SSH.
+
+        Raises Unavailable if the site does not answer and nothing is held here: then nothing is known.
+        """
+        if self._site is None or self._has_taken_back:
+            return
+        try:
+            for directory in self._site.files.take_back():
+                _log.info("%s lies at the site and is taken back", directory.name)
+            self._has_taken_back = True
+        except Unavailable:
+            if not any(self._spool.root.glob("*/*/job.json")):
+                raise
 
     def _observed(self, seen: Seen) -> Observation:
         news = self._talk.news

@@ -2,6 +2,7 @@
 
 import asyncio
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sprachbund.v1 import site_pb2
@@ -18,6 +19,7 @@ from site_agent.launchers.base import Launcher
 from site_agent.link import Link, News
 from site_agent.residuals import Residuals
 from site_agent.spool import Spool
+from site_agent.ssh.remote import remote_site
 from site_agent.trainer.folder import Site
 from site_agent.transfers import Transfers
 
@@ -35,6 +37,7 @@ class Deeds:
         transfers: Transfers,
     ) -> None:
         self._config = config
+        self._site = remote_site(config)
         self._spool = spool
         self._store = store
         self._residuals = residuals
@@ -67,7 +70,7 @@ class Deeds:
                 case Act.FINISH:
                     await asyncio.to_thread(self._spool.ask_to_finish, attempt)
                 case Act.SALVAGE:
-                    self._transfers.begin(attempt, partial(carry.salvage, self._spool.directory(attempt)))
+                    self._transfers.begin(attempt, partial(self._salvage, self._spool.directory(attempt)))
                 case Act.END:
                     assert action.outcome is not None, action
                     await self._transfers.stop(attempt)
@@ -75,6 +78,8 @@ class Deeds:
                     await asyncio.to_thread(self._spool.end, attempt, ended)
                 case Act.DROP:
                     await self._transfers.stop(attempt)
+                    if self._site is not None:
+                        await asyncio.to_thread(self._site.files.drop, self._spool.directory(attempt))
                     await asyncio.to_thread(self._spool.drop, attempt)
                     self._transfers.forget(attempt)
         except Refused as error:  # the machine's own rules will never let it run
@@ -101,6 +106,12 @@ class Deeds:
             self.meter,
         )
         await asyncio.to_thread(self._spool.end, attempt, ended)
+
+    async def _salvage(self, directory: Path) -> None:
+        if self._site is not None:  # the training checkpoints are there
+            await asyncio.to_thread(self._site.salvage, directory)
+        else:
+            await carry.salvage(directory)
 
     def _launch(self, attempt: AttemptId, life: int) -> None:
         self._spool.begin_life(attempt, life)

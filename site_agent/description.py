@@ -13,7 +13,9 @@ from consortium.errors import BadInput, SprachbundError
 from consortium.files import write_bytes_atomically
 from consortium.manifests import DataManifest
 from site_agent.config import SiteConfig
+from site_agent.config import prepared_text as prepared_text
 from site_agent.describing import Describing
+from site_agent.ssh.remote import RemoteDescribing, remote_site
 from site_agent.text import files_of
 
 _log = logging.getLogger(__name__)
@@ -21,11 +23,6 @@ _log = logging.getLogger(__name__)
 _REFRESH_SECONDS = 60.0  # unchanged files cost one stat each
 _LOOK_SHARE = 0.01  # of its time, at most: a million files on a parallel file system take a minute to look at
 SPLIT_SEED = 0  # of the counts told; each job names its own
-
-
-def prepared_text(config: SiteConfig) -> Path:
-    """The folder for what is derived from the site's text; it never leaves the site either."""
-    return Path(config.home) / "text"
 
 
 class Description:
@@ -38,7 +35,8 @@ class Description:
         self._config = config
         self._path = Path(config.home) / "holdings.json"
         self._known = Path(config.home) / "holdings.state"  # what the files were like when it was made
-        self._describing = Describing(config)
+        site = remote_site(config)
+        self._describing = RemoteDescribing(config, site) if site else Describing(config)
         self._trouble = ""
         self._over = threading.Event()
         self.manifest: DataManifest | None = None
@@ -81,8 +79,8 @@ class Description:
 
     def _look(self) -> DataManifest:
         config = self._config
-        state = _state_of(config)
-        if self.manifest is not None and state == self._state_then():
+        state = b"" if config.ssh else _state_of(config)  # the site remembers what its files were like
+        if state and self.manifest is not None and state == self._state_then():
             return self.manifest
         found = self._describing.run() if config.text else DataManifest(site=config.site, holdings=())
         write_bytes_atomically(self._path, encode(found))
