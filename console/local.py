@@ -28,8 +28,8 @@ from consortium.errors import Unavailable
 from consortium.files import make_folder, write_bytes_atomically
 from consortium.ids import Language
 from site_agent.config import load_site_config
-from site_agent.launchers import make_launcher
 from site_agent.launchers.base import LIFE_FILE
+from site_agent.launching import make_launcher
 
 HOST = "127.0.0.1"
 _START_SECONDS = 60.0

@@ -8,8 +8,8 @@ from consortium.errors import BadInput, Refused
 from consortium.jobs import Assignment
 from consortium.loading import read_bytes
 from site_agent.config import SiteConfig
-from site_agent.launchers import slurm_launcher
 from site_agent.launchers.slurm.request import batch_script, sbatch_line, uses_one_process
+from site_agent.launching import slurm_launcher
 
 _EXAMPLE = ids.AttemptId("example_r1-xx.a1")
 

@@ -15,8 +15,8 @@ from site_agent.doctor.check import Check, check, warning
 from site_agent.doctor.disk import disk_checks
 from site_agent.doctor.network import network_checks
 from site_agent.doctor.slurm import slurm_checks
-from site_agent.launchers import make_launcher
 from site_agent.launchers.slurm.commands import LocalCommands
+from site_agent.launching import make_launcher
 from site_agent.spending import Spending
 from site_agent.status import SiteStatus, site_status
 from site_agent.text import files_of
