@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from consortium.capacity import Opening
+from consortium.capacity import Opening, Window
 from consortium.errors import BadInput, Refused, Superseded, Unavailable
 from consortium.ids import AttemptId, SiteName
 from consortium.signing import Checkpoint, sign_checkpoint
@@ -26,7 +26,7 @@ from coordinator.core.state import State, apply, restore
 from coordinator.core.story import Line, sentence, tell
 from coordinator.core.view import Sight, view
 from coordinator.ledger import Ledger, Recorded
-from policies.windows import opening
+from policies.windows import Openings, opening
 
 _log = logging.getLogger(__name__)
 
@@ -52,12 +52,17 @@ def replay(ledger: Ledger, *, from_snapshot: bool = True) -> State:
     return state
 
 
-def openings(state: State, now: float, command: cm.Command | None = None) -> dict[SiteName, Opening]:
+def openings(
+    state: State,
+    now: float,
+    command: cm.Command | None = None,
+    look: Callable[[tuple[Window, ...], float], Opening] = opening,
+) -> dict[SiteName, Opening]:
     """How the windows of every site that has some stand at ``now``; ``command`` may tell of new ones."""
     known = {name: site.windows for name, site in sorted(state.sites.items())}
     if isinstance(command, cm.SyncSite):
         known[command.site] = command.windows
-    return {name: opening(windows, now) for name, windows in known.items() if windows}
+    return {name: look(windows, now) for name, windows in known.items() if windows}
 
 
 class Driver:
@@ -74,6 +79,7 @@ class Driver:
         self.renewed: dict[AttemptId, float] = {}
         self.seen: dict[SiteName, float] = {}
         self.sights: dict[AttemptId, Sight] = {}
+        self._openings = Openings()
         self._incarnations: dict[SiteName, list[str]] = {}
         self._changed = asyncio.Event()
         self._checkpoint: Checkpoint | None = None
@@ -111,12 +117,12 @@ class Driver:
             now=now,
             started_at=self.started_at,
             renewed=self.renewed,
-            openings=openings(state, now, command),
+            openings=openings(state, now, command, self._openings),
         )
 
     def foresee(self, command: cm.Command) -> list[ev.AnyEvent]:
         """What ``command`` would establish now, less what follows from it. Nothing happens; raises the same."""
-        return decide(command, self.state, self._moment(self.state, self.clock()))
+        return decide(command, self.state, self._moment(self.state, self.clock(), command))
 
     def _keep(self) -> None:
         """A snapshot and a signed checkpoint. What has happened stands without them, too."""
@@ -176,7 +182,7 @@ class Driver:
             now=self.clock(),
             seen=self.seen,
             sights=self.sights,
-            openings=openings(self.state, self.clock()),
+            openings=openings(self.state, self.clock(), look=self._openings),
         )
 
     def events(self) -> Iterator[tuple[int, float, ev.AnyEvent]]:

@@ -18,6 +18,8 @@ from consortium.errors import BadInput
 #: How far ahead is looked: windows that follow each other without a gap for so long are as good as always open.
 HORIZON_SECONDS = 30 * 86400.0
 LENGTH_MAX_SECONDS = 7 * 86400.0
+_KNOWN_MAX = 1000
+_SKIPPED_SECONDS = 3 * 3600.0  # more than any zone skips at once, but for a whole day (Samoa, 2011)
 _FIELDS = ("minute", "hour", "day", "month", "day of week")
 
 
@@ -87,26 +89,52 @@ def opening(windows: Sequence[Window], now: float) -> Opening:
         since = begin if since is None else since
         until = max(until, end)
     if since is None:
-        coming = [begin for begin, _ in spans if begin > now]
-        coming += [at for window in windows if (at := _fires_from(window, now)) is not None]
-        return Opening(is_open=False, until=min(coming, default=None))
+        return Opening(is_open=False, until=min((begin for begin, _ in spans), default=None))
     return Opening(is_open=True, since=since, until=until if until < now + HORIZON_SECONDS else None)
 
 
+class Openings:
+    """``opening``, remembered until it changes: a coordinator asks at every Sync, of every site."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Window, ...], tuple[float, float, Opening]] = {}
+
+    def __call__(self, windows: tuple[Window, ...], now: float) -> Opening:
+        begin, end, found = self._known.get(windows, (0.0, 0.0, ALWAYS))
+        if not begin <= now < end:
+            found = opening(windows, now)
+            end = found.until if found.until is not None else now + HORIZON_SECONDS / 2.0
+            if len(self._known) >= _KNOWN_MAX:  # sites changed theirs often
+                self._known.clear()
+            self._known[windows] = (now, end, found)
+        return found
+
+
 def _spans(window: Window, now: float) -> Iterator[tuple[float, float]]:
-    """Begin and end of its openings that are not over at ``now``, until the first gap or the horizon."""
-    at = _fires_from(window, now - window.seconds + 1.0)
+    """Begin and end of its openings that are not over at ``now``, up to the first after a gap or the horizon."""
     covered = now
-    while at is not None and at <= covered and covered < now + HORIZON_SECONDS:
+    for at in _fires(window, now - window.seconds):
+        yield at, at + window.seconds
+        if at > covered or covered >= now + HORIZON_SECONDS:
+            return
         covered = max(covered, at + window.seconds)
-        yield at, at + window.seconds
+
+
+def _fires(window: Window, after: float) -> Iterator[float]:
+    """When it opens, after ``after``.
+
+    The trigger finds an opening in an hour that summer time skips only if it is asked before that hour: so it is
+    asked from some hours earlier.
+    """
+    at = _fires_from(window, after - _SKIPPED_SECONDS)
+    while at is not None:
+        if at > after:
+            yield at
         at = _fires_from(window, at + 1.0)
-    if at is not None:
-        yield at, at + window.seconds
 
 
 def _fires_from(window: Window, at: float) -> float | None:
-    """The first time it opens at or after ``at``; None: never again."""
+    """The first time the trigger names at or after ``at``; None: never again."""
     zone = time_zone(window.timezone)
     start = datetime.datetime.fromtimestamp(at, zone)
     fires: datetime.datetime | None = trigger(window.cron, window.timezone).get_next_fire_time(None, start)

@@ -1,0 +1,242 @@
+"""Stories of money and time: what a site may spend, what it spent, when it may be asked, and who is told."""
+
+import pytest
+from consortium_in_facts import DEMO, GIVEN, HOUR, OWN, Coordinator, campaign, ended, given, success
+
+from consortium.canonical import replace
+from consortium.capacity import Allocation, Usage, Window
+from consortium.ids import SiteName
+from consortium.jobs import Outcome, Phase
+from coordinator.core import commands as cm
+from coordinator.core import events as ev
+from coordinator.core.accounting import left
+from coordinator.core.estimates import START_SECONDS
+from coordinator.core.place import waiting
+from coordinator.core.view import view
+from policies.campaign import Quorum
+
+TRAIN = "demo_r1-train-north"
+GRANT = Allocation(name="p-17", gpu_hours=10.0)
+PATIENT = Quorum(deadline_hours=100.0)
+#: Nothing is measured: a job of this toy model takes what every assumed job takes, on four GPUs.
+EXPECTED = 4 * START_SECONDS
+
+
+def limited(gpu_hours: float = 10.0, until: float | None = None, **changes: object) -> Coordinator:
+    """Round 1 is open; north asked for its job with an allocation and four GPUs a job."""
+    coordinator = given(lease_seconds=1e6, **changes)
+    offer(coordinator, gpu_hours, until)
+    return coordinator
+
+
+def offer(
+    coordinator: Coordinator, gpu_hours: float, until: float | None = None, **more: object
+) -> list[str]:
+    grant = Allocation(name="p-17", gpu_hours=gpu_hours, until=until)
+    return coordinator.sync("north", gpus=4, allocations=(grant,), **more)
+
+
+def uses(gpu_hours: float, phase: Phase = Phase.RUNNING, started: bool = True) -> cm.Report:
+    usage = Usage(gpu_seconds=gpu_hours * HOUR, seconds=gpu_hours * 900, queued_seconds=600.0, joules=3.6e6)
+    report = replace(success(f"{TRAIN}.a1"), usage=usage, started=started)
+    if phase is Phase.ENDED:
+        return report
+    return replace(report, phase=phase, outcome=None, envelope=None)
+
+
+def say(coordinator: Coordinator, report: cm.Report, gpu_hours: float = 10.0) -> list[str]:
+    grant = Allocation(name="p-17", gpu_hours=gpu_hours)
+    return coordinator.sync("north", report, gpus=4, allocations=(grant,))
+
+
+def why(coordinator: Coordinator, job: str = TRAIN) -> str:
+    return waiting(coordinator.state, coordinator.job(job), coordinator.moment)
+
+
+def site(coordinator: Coordinator):  # type: ignore[no-untyped-def]
+    return coordinator.state.sites[SiteName("north")]
+
+
+def test_a_lease_names_its_allocation_and_holds_back_what_it_may_cost() -> None:
+    coordinator = limited()
+    job = coordinator.job(TRAIN)
+    assert job.tries[job.attempt].allocation == "p-17"
+    assert left(coordinator.state, site(coordinator), GRANT) == pytest.approx(10 * HOUR - EXPECTED)
+    assert "of allocation p-17 (assumed for " in job.reason
+
+
+def test_nothing_is_leased_beyond_what_is_left() -> None:
+    coordinator = limited(gpu_hours=EXPECTED / HOUR * 0.9)
+    assert coordinator.job(TRAIN).state.value == "planned"
+    assert "it needs about 0.1333 GPU-hours at north" in why(coordinator)
+    assert "allocation p-17 has 0.12 GPU-hours left" in why(coordinator)
+    assert offer(coordinator, 10.0) == ["SiteDescribed north", f"JobLeased {TRAIN}.a1 north"]
+
+
+def test_what_runs_is_held_back_from_what_comes() -> None:
+    """Two slots and two campaigns, but only one job's worth of GPU-hours."""
+    from consortium_in_facts import consortium
+
+    coordinator = consortium(*(campaign(name, **GIVEN) for name in "ab"), slots=2)
+    coordinator.work()
+    happened = offer(coordinator, EXPECTED / HOUR * 1.5, slots=2)
+    assert [line for line in happened if "JobLeased" in line] == ["JobLeased a_r1-train-north.a1 north"]
+    assert "allocation p-17 has 0.06667 GPU-hours left" in why(coordinator, "b_r1-train-north")
+
+
+def test_an_allocation_that_ends_too_soon_pays_for_nothing() -> None:
+    coordinator = limited(until=1000.0 + START_SECONDS - 1)
+    assert "allocation p-17 ends in" in why(coordinator)
+    coordinator.now += HOUR
+    assert why(coordinator) == "north's allocation has ended"
+
+
+def test_usage_is_entered_at_the_end_and_at_sensible_steps() -> None:
+    coordinator = limited()
+    assert say(coordinator, uses(0.0)) == [f"AttemptStarted {TRAIN}.a1 north"]
+    assert say(coordinator, uses(0.9)) == []
+    assert say(coordinator, uses(1.0)) == [f"AttemptUsed {TRAIN}.a1 north"]
+    assert say(coordinator, uses(1.5)) == []
+    assert say(coordinator, uses(1.7, Phase.ENDED))[:2] == [
+        f"AttemptUsed {TRAIN}.a1 north",
+        f"ContributionReceived {TRAIN}.a1 north",
+    ]
+    assert site(coordinator).charged == {"p-17": pytest.approx(1.7 * HOUR)}
+    assert site(coordinator).spent.joules == 3.6e6
+    assert site(coordinator).queued == (600.0,)
+    [shown] = [s for s in picture(coordinator).sites if s.site == "north"]
+    assert (shown.allocations[0].used, shown.allocations[0].percent) == (
+        pytest.approx(1.7),
+        pytest.approx(17),
+    )
+
+
+def picture(coordinator: Coordinator):  # type: ignore[no-untyped-def]
+    return view(coordinator.state, sequence=1, head="", now=coordinator.now, seen={}, sights={})
+
+
+def test_what_an_attempt_spends_after_its_lease_is_still_charged() -> None:
+    coordinator = limited(rounds=1)
+    say(coordinator, uses(1.0))
+    coordinator.do(cm.StopCampaign(campaign=DEMO, reason="no more money"))
+    late = ended(f"{TRAIN}.a1", Outcome.CANCELLED)
+    spent = replace(late, usage=Usage(gpu_seconds=3 * HOUR, seconds=60.0))
+    assert say(coordinator, spent) == [f"AttemptUsed {TRAIN}.a1 north"]
+    assert say(coordinator, spent) == []
+    assert site(coordinator).charged == {"p-17": 3 * HOUR}
+    # and of another site's attempt nothing is
+    assert coordinator.sync("south", spent) == []
+
+
+def test_warnings_come_at_80_and_95_percent_once_each() -> None:
+    coordinator = limited(gpu_hours=10.0)
+    assert "AllocationWarned north" not in say(coordinator, uses(7.9))
+    assert say(coordinator, uses(9.0)) == [f"AttemptUsed {TRAIN}.a1 north", "AllocationWarned north"]
+    assert say(coordinator, uses(9.4, Phase.RUNNING)) == []
+    assert "AllocationWarned north" in say(coordinator, uses(9.6, Phase.ENDED))
+    assert site(coordinator).warned == {"p-17": 95}
+    offer(coordinator, 100.0)  # a new grant begins anew
+    assert site(coordinator).warned == {}
+
+
+def test_a_site_that_cannot_pay_is_left_out_of_the_round() -> None:
+    coordinator = given(lease_seconds=1e6, rounds=2)
+    coordinator.sync("north")
+    attempt = coordinator.job(TRAIN).attempt
+    assert attempt is not None
+    grant = (Allocation(name="p-17", gpu_hours=0.1),)
+    coordinator.sync("north", gpus=4, allocations=grant)
+    for name in OWN:
+        more = {"gpus": 4, "allocations": grant} if name == "north" else {}
+        coordinator.sync(name, **more)
+        coordinator.deliver(f"demo_r1-train-{name}", **more)
+    coordinator.work()
+    for name in OWN:
+        coordinator.sync(name, **({"gpus": 4, "allocations": grant} if name == "north" else {}))
+    for job in list(coordinator.state.jobs.values()):
+        if "gate" in job.id and job.state.value == "leased":
+            coordinator.deliver(job.id, **({"gpus": 4, "allocations": grant} if job.site == "north" else {}))
+    coordinator.wait(3 * HOUR)  # north's own evaluation cannot be paid either
+    coordinator.work()
+    opened = coordinator.state.campaigns[DEMO].rounds[2]
+    assert opened.jobs == ("demo_r2-train-south", "demo_r2-train-west")
+    assert "north has not the 0.1333 GPU-hours left that its job needs" in opened.reason
+
+
+# --- windows ---------------------------------------------------------------------------------------
+
+NIGHT = Window(cron="0 20 * * *", seconds=10 * HOUR)  # UTC; the coordinator's clock begins at 00:16:40
+
+
+def test_a_lease_is_given_only_inside_a_window() -> None:
+    coordinator = given(lease_seconds=1e6, quorum=PATIENT)
+    coordinator.now = 12 * HOUR
+    assert coordinator.sync("north", windows=(NIGHT,)) == ["SiteDescribed north"]
+    assert why(coordinator) == "it is outside north's windows; they open in 8 h"
+    coordinator.now = 20 * HOUR
+    assert coordinator.sync("north", windows=(NIGHT,)) == [f"JobLeased {TRAIN}.a1 north"]
+
+
+def measured(coordinator: Coordinator, hours: float) -> None:
+    """North's speed is known: its job of the round takes so long."""
+    happened = coordinator.sync("north")
+    assert happened == [f"JobLeased {TRAIN}.a1 north"]
+    usage = Usage(seconds=hours * HOUR)
+    coordinator.sync("north", replace(success(f"{TRAIN}.a1"), usage=usage))
+    coordinator.work()
+
+
+def in_round_two(hours: float) -> Coordinator:
+    coordinator = given(lease_seconds=1e6, rounds=2, quorum=PATIENT)
+    measured(coordinator, hours)
+    for name in ("south", "west"):
+        coordinator.sync(name)
+        coordinator.deliver(f"demo_r1-train-{name}")
+    coordinator.work()
+    coordinator.judge_all()
+    coordinator.work()
+    return coordinator
+
+
+@pytest.mark.parametrize(
+    ("hours", "now", "says"),
+    [
+        (3.0, 20.0, ""),
+        (3.0, 26.9, ""),
+        (3.0, 27.1, "it waits for the next"),  # the window closes at 30 h, six in the morning
+        (12.0, 20.0, ""),  # longer than any window
+        (12.0, 24.9, ""),
+        (12.0, 25.1, "it waits for the first half of one"),
+    ],
+)
+def test_a_job_of_known_length_begins_only_if_its_window_is_long_enough(
+    hours: float, now: float, says: str
+) -> None:
+    coordinator = in_round_two(hours)
+    coordinator.sync("north", slots=0, windows=(NIGHT,))
+    coordinator.now = now * HOUR
+    happened = coordinator.sync("north", windows=(NIGHT,))
+    assert ("JobLeased demo_r2-train-north.a1 north" in happened) == (says == "")
+    if says:
+        assert why(coordinator, "demo_r2-train-north").endswith(says)
+
+
+def test_the_ledger_says_what_it_cost() -> None:
+    from coordinator.core.story import sentence
+
+    coordinator = limited()
+    events = coordinator.events_of(
+        cm.SyncSite(
+            **{
+                name: getattr(site(coordinator), name)
+                for name in ("agent_version", "slots", "draining", "holdings", "allocations", "gpus")
+            },
+            site=SiteName("north"),
+            reports=(uses(2.0),),
+        )
+    )
+    told = [sentence(event) for event in events if isinstance(event, ev.AttemptUsed | ev.AttemptStarted)]
+    assert told == [
+        f"{TRAIN}.a1 began to run at north, 10 min after its submission",
+        f"{TRAIN}.a1 used 2 GPU-hours of allocation p-17 in 30 min, 1 kWh (by clock)",
+    ]
