@@ -18,6 +18,8 @@ from site_agent.doctor.slurm import slurm_checks
 from site_agent.launchers.slurm.commands import LocalCommands
 from site_agent.launching import make_launcher
 from site_agent.spending import Spending
+from site_agent.ssh.checks import ssh_checks
+from site_agent.ssh.remote import remote_site
 from site_agent.status import SiteStatus, site_status
 from site_agent.text import files_of
 
@@ -34,7 +36,15 @@ def doctor(config: SiteConfig) -> list[Check]:
     checks.append(
         check("launcher", lambda: _launcher(config), "choose another `launcher` in the site's config")
     )
-    if config.slurm is not None and config.ssh is None:
+    site = remote_site(config)
+    if config.slurm is not None and site is not None:
+        for one in ssh_checks(config):
+            checks.append(check(*one))
+            if not checks[-1].is_good and one.name == "ssh":
+                break
+        if checks[-1].is_good:
+            checks += slurm_checks(config.slurm, site.commands, site.settings.root)
+    elif config.slurm is not None:
         checks += slurm_checks(config.slurm, LocalCommands(), config.home)
     elif config.launcher == "local":
         if config.gpus:

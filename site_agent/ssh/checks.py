@@ -49,7 +49,6 @@ def ssh_checks(config: SiteConfig) -> Iterator[SshCheck]:
         "ssh root", lambda: _root(site), "have `root` on a file system of yours that every node sees"
     )
     yield SshCheck("ssh tools", lambda: _tools(site), "ask the site, or name another login node in `host`")
-    yield SshCheck("ssh slurm", lambda: _slurm(site), "add the folder of Slurm's commands to `path` in `ssh`")
     yield SshCheck(
         "ssh python", lambda: _python(site), "install this package's version there, and name its `python`"
     )
@@ -57,6 +56,7 @@ def ssh_checks(config: SiteConfig) -> Iterator[SshCheck]:
     yield SshCheck(
         "ssh text", lambda: _text(site, config), "correct the `path`; with `ssh` it is one of the site's"
     )
+    yield SshCheck("ssh slurm", lambda: _slurm(site), "add the folder of Slurm's commands to `path` in `ssh`")
 
 
 def _login(site: RemoteSite) -> str:
