@@ -56,8 +56,8 @@ def prepare(
     May be killed at any moment and called again, also inside a Slurm job: what is done is kept. The bytes do
     not depend on the number of processes. With --json, a line for every step of progress, then the manifest.
     """
-    from site_agent.config import load_site_config
-    from site_agent.data.manifest import cache_of, manifest_path, write_manifest
+    from site_agent.config import load_site_config, prepared_text
+    from site_agent.data.manifest import manifest_path, write_manifest
     from site_agent.data.segments import Split
 
     loaded = load_site_config(config)
@@ -68,7 +68,7 @@ def prepare(
         if tokenizer is None:
             from site_agent.holdings import surveys_of
 
-            surveys_of(chosen.text, split, cache_of(loaded), count, tell)
+            surveys_of(chosen.text, split, prepared_text(loaded), count, tell)
         else:
             from functools import partial
 
@@ -79,7 +79,7 @@ def prepare(
 
             words = words_alone(tokenizer, eos)
             plans = [
-                plan_of(sources, words, split, cache_of(loaded))
+                plan_of(sources, words, split, prepared_text(loaded))
                 for sources in by_language(chosen.text).values()
             ]
             prepare_all(plans, count, partial(encoder, tokenizer, words), tokenizer, tell)
@@ -146,8 +146,9 @@ def show(config: Config, as_json: Json = False) -> None:
 
 def _show(config: "SiteConfig", document: dict[str, object]) -> None:
     from console.screens.holdings import holdings_page
+    from site_agent.config import prepared_text
     from site_agent.data.contents import plan_of, remembered_surveys
-    from site_agent.data.manifest import cache_of, prepared_folders
+    from site_agent.data.manifest import prepared_folders
     from site_agent.data.segments import Split
     from site_agent.holdings import by_language
 
@@ -156,7 +157,7 @@ def _show(config: "SiteConfig", document: dict[str, object]) -> None:
     )
     places: list[str] = []
     for sources in by_language(config.text).values():
-        for survey in remembered_surveys(plan_of(sources, None, split, cache_of(config))) or ():
+        for survey in remembered_surveys(plan_of(sources, None, split, prepared_text(config))) or ():
             places += survey.findings.first_faults
     stale = [str(place) for place in prepared_folders(config)[1]]
     answer(False, None, holdings_page(document, places, stale, screen().width))

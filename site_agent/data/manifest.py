@@ -14,7 +14,7 @@ from typing import Any
 from consortium.errors import BadInput, Corrupt, SprachbundError
 from consortium.files import disk_errors, write_bytes_atomically
 from policies.licences import load_licences
-from site_agent.config import SiteConfig, Text
+from site_agent.config import SiteConfig, Text, prepared_text
 from site_agent.data.contents import Prepared, Survey, opened, plan_of, remembered, remembered_surveys
 from site_agent.data.segments import Split
 from site_agent.holdings import by_language
@@ -67,11 +67,6 @@ def manifest_path(config: SiteConfig) -> Path:
     return Path(config.home) / "croissant.json"
 
 
-def cache_of(config: SiteConfig) -> Path:
-    """The folder of surveys and tokens; the agent tells jobs the same one."""
-    return Path(config.home) / "text"
-
-
 def write_manifest(config: SiteConfig, split: Split) -> dict[str, Any]:
     """Describe all text that has been surveyed, and everything that was prepared of it; the same bytes each time."""
     document = manifest_of(config, split)
@@ -100,7 +95,7 @@ def manifest_of(config: SiteConfig, split: Split) -> dict[str, Any]:
     surveys: list[Survey] = []
     missing: list[str] = []
     for language, sources in by_language(config.text).items():
-        known = remembered_surveys(plan_of(sources, None, split, cache_of(config)))
+        known = remembered_surveys(plan_of(sources, None, split, prepared_text(config)))
         surveys += known or ()
         missing += [] if known else [language]
     folders = prepared_folders(config)[0]
@@ -143,11 +138,11 @@ def prepared_folders(config: SiteConfig) -> tuple[list[Prepared], list[Path]]:
     sources = by_language(config.text)
     current: list[Prepared] = []
     stale: list[Path] = []
-    for place in sorted((cache_of(config) / "tokens").glob("[!.]*")):
+    for place in sorted((prepared_text(config) / "tokens").glob("[!.]*")):
         try:
             found = opened(place)
             contents = found.contents
-            plan = plan_of(sources[contents.language], contents.words, contents.split, cache_of(config))
+            plan = plan_of(sources[contents.language], contents.words, contents.split, prepared_text(config))
             known = remembered(plan)
         except (SprachbundError, FileNotFoundError, KeyError):
             known = None
@@ -234,7 +229,7 @@ def _prepared(folder: Prepared) -> dict[str, Any]:
 
 
 def _files(config: SiteConfig, folder: Prepared) -> list[dict[str, Any]]:
-    place = folder.folder.relative_to(config.home)
+    place = folder.folder.relative_to(prepared_text(config).parent)
     return [
         {
             "@type": "cr:FileObject",

@@ -10,9 +10,9 @@ from consortium.canonical import Fact
 from consortium.errors import BadInput, Corrupt, SprachbundError, Unavailable
 from consortium.files import disk_errors
 from consortium.ids import Language
-from site_agent.config import SiteConfig
+from site_agent.config import SiteConfig, prepared_text
 from site_agent.data.contents import Survey, plan_of, remembered_surveys
-from site_agent.data.manifest import cache_of, file_entries, manifest_of, read_manifest
+from site_agent.data.manifest import file_entries, manifest_of, read_manifest
 from site_agent.data.pool import Tell
 from site_agent.data.segments import Split
 from site_agent.holdings import by_language, surveys_of
@@ -77,7 +77,7 @@ def _texts(config: SiteConfig, document: dict[str, Any], split: Split) -> Iterat
     for language, sources in by_language(config.text).items():
         name = f"text {language}"
         try:
-            known = remembered_surveys(plan_of(sources, None, split, cache_of(config)))
+            known = remembered_surveys(plan_of(sources, None, split, prepared_text(config)))
         except SprachbundError as error:
             yield _bad(name, str(error), type(error))
             continue
@@ -111,7 +111,7 @@ def _files(config: SiteConfig, document: dict[str, Any], digests: bool) -> Itera
         try:
             size = sum(_file(config, entry, digests) for entry in entries)
         except SprachbundError as error:
-            way_out = f"remove {Path(config.home) / folder}, then {_PREPARE}"
+            way_out = f"remove {prepared_text(config).parent / folder}, then {_PREPARE}"
             yield Verified(
                 name=name, is_good=False, detail=str(error), way_out=way_out, exit_code=error.exit_code
             )
@@ -122,9 +122,9 @@ def _files(config: SiteConfig, document: dict[str, Any], digests: bool) -> Itera
 
 def _file(config: SiteConfig, entry: dict[str, Any], digests: bool) -> int:
     """The size of a file that is what the manifest says. Raises Corrupt if it is not, Unavailable if not there."""
-    path = (Path(config.home) / str(entry.get("contentUrl"))).resolve()
-    if not path.is_relative_to(cache_of(config).resolve()):
-        raise Corrupt(f"{path}: the manifest names a file that is not below {cache_of(config)}")
+    path = (prepared_text(config).parent / str(entry.get("contentUrl"))).resolve()
+    if not path.is_relative_to(prepared_text(config).resolve()):
+        raise Corrupt(f"{path}: the manifest names a file that is not below {prepared_text(config)}")
     with disk_errors(path):
         size = path.stat().st_size
         if f"{size} B" != entry.get("contentSize"):
@@ -140,7 +140,7 @@ def _file(config: SiteConfig, entry: dict[str, Any], digests: bool) -> int:
 def _read_again(
     config: SiteConfig, document: dict[str, Any], split: Split, processes: int, tell: Tell | None
 ) -> Iterator[Verified]:
-    again = cache_of(config) / "again"
+    again = prepared_text(config) / "again"
     try:
         for language, sources in by_language(config.text).items():
             name = f"text {language} read again"

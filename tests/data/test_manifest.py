@@ -70,6 +70,12 @@ def test_the_manifest_says_what_there_is_and_what_nobody_said(made: Path) -> Non
     assert len(document["distribution"]) == 14
 
 
+def test_the_example_in_the_guide_is_what_is_printed(made: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    example = json.loads(guide.split("```json\n")[1].split("```")[0])
+    assert example in read_manifest(load_site_config(made))["sb:holding"]
+
+
 def test_nothing_leaves_that_names_a_file_or_holds_text(made: Path) -> None:
     data = (made.parent / "home" / "croissant.json").read_text(encoding="utf-8")
     for secret in (str(made.parent), "5_1.jsonl", "CC-MAIN-0", "own.txt", *sentence(1).split()[:3]):

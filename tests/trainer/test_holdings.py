@@ -6,7 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from trainer_samples import ALPHABETS, make_site, sentences, source, training_split, write_jsonl
+from trainer_samples import (
+    ALPHABETS,
+    make_job,
+    make_site,
+    sentences,
+    source,
+    train_work,
+    training_split,
+    write_jsonl,
+)
 
 from consortium.errors import Unavailable
 from consortium.ids import Digest, SiteName
@@ -14,10 +23,15 @@ from consortium.manifests import DataManifest
 from site_agent import holdings
 from site_agent.config import Text
 from site_agent.data import segments
+from site_agent.data.contents import plan_of
 from site_agent.data.merging import digest_of_documents
-from site_agent.data.segments import Words
-from site_agent.prepared import prepare
+from site_agent.data.segments import Split, Words
+from site_agent.data.words import words_alone
+from site_agent.prepared import prepare, prepare_all
 from site_agent.text import is_heldout
+from site_agent.trainer import words
+from site_agent.trainer.folder import JobFolder
+from site_agent.trainer.ranks import Ranks
 
 SITE = SiteName("sofia")
 WORDS = Words(digest=Digest("1" * 64), eos=256, vocabulary_size=257)
@@ -137,3 +151,18 @@ def test_text_that_changes_while_it_is_read_is_not_used(tmp_path: Path) -> None:
 
     with pytest.raises(Unavailable, match="changed while"):
         prepare([source("et", tmp_path / "et.jsonl")], WORDS, lambda: meddling, 0.15, 0, tmp_path / "cache")
+
+
+def test_a_job_finds_what_was_prepared_before_it(
+    tmp_path: Path, base: Path, tokenizer_json: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site(tmp_path / "site")
+    split = Split(heldout_share=site.heldout_share, seed=0)
+    known = words_alone(tokenizer_json, None)
+    groups = holdings.by_language(site.text)
+    plans = [plan_of(group, known, split, Path(site.cache)) for group in groups.values()]
+    made = prepare_all(plans, 2, tokenizer=tokenizer_json)
+    folder = JobFolder(make_job(tmp_path / "job", site, train_work(), base))
+    monkeypatch.setattr(words, "encoder", lambda *_: pytest.fail("tokenised again"))
+    found = words.prepared_languages(folder, alone, groups, 0, folder.base)
+    assert list(found.values()) == list(made)
