@@ -97,7 +97,8 @@ def open_head(head: Head, kind: str, authority: bytes, consortium: str, now: flo
         leaf.verify_directly_issued_by(root)
     except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise Refused(
-            f"{who}: the authority of consortium {consortium} did not issue it; is this another consortium's bundle?"
+            f"{who}: the authority of consortium {consortium} did not issue it; the bundle is another consortium's, or "
+            "was damaged on the way"
         ) from error
     if now > identity.not_after:
         until = datetime.fromtimestamp(identity.not_after, UTC)
