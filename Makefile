@@ -6,10 +6,10 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constrai
 WORKDIR ?=
 SEED ?= 1
 
-.PHONY: demo test check format stubs schemas chaos benchmarks clean help
+.PHONY: demo test check format stubs schemas chaos slurm slurm-demo benchmarks clean help
 
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
 
 demo: $(VENV)/demo-installed  ## set up, then a whole consortium on this machine: WORKDIR=... SEED=1
 	$(BIN)/sprachbund demo $(if $(WORKDIR),--workdir $(WORKDIR)) --seed $(SEED)
@@ -36,6 +36,12 @@ schemas: $(VENV)/dev-installed  ## write policies/schemas/*.json anew
 
 chaos: $(VENV)/dev-installed  ## kill the demo's processes at ten random moments; the same model must come out (about an hour)
 	$(BIN)/python tests/chaos/kill_anything.py --kills 10
+
+slurm: $(VENV)/dev-installed  ## the launcher on a real Slurm of its own, as root with its packages (minutes): .ci/run installs them
+	SPRACHBUND_REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/slurm
+
+slurm-demo: $(VENV)/dev-installed  ## the demo through a real Slurm on which five faults fall; FULL=1: the demo's own campaign
+	$(BIN)/python tests/slurm/demo_through_faults.py $(if $(FULL),--full) --seed $(SEED)
 
 benchmarks: $(VENV)/dev-installed  ## merging beside a plain copy and mergekit; 30 GB and an hour on a quiet machine: WORKDIR=...
 	$(BIN)/python benchmarks/merging.py --workdir $(or $(WORKDIR),benchmark-run) --mergekit-python $(BIN)/python --markdown docs/merging-results.md
