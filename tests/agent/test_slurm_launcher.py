@@ -9,6 +9,7 @@ import pytest
 from fake_slurm import FakeSlurm
 from launcher_contract import (
     begin,
+    environment_of,
     is_gone,
     is_running,
     log_of,
@@ -484,8 +485,8 @@ def test_modules_setup_and_environment_come_before_the_trainer(slurm, launch, di
         environment={"FROM_PROFILE": "it's a value"},
     )
     begin(launcher, directory)
-    until(lambda: (directory / "environment").exists(), "the environment")
-    assert {"FROM_SETUP", "FROM_PROFILE"} <= set((directory / "environment").read_text().split())
+    until(lambda: environment_of(directory), "the environment")
+    assert {"FROM_SETUP", "FROM_PROFILE"} <= set(environment_of(directory))
 
 
 def test_a_container_sees_the_job_directory_and_nothing_of_the_nodes_environment(
@@ -508,8 +509,8 @@ def test_a_container_sees_the_job_directory_and_nothing_of_the_nodes_environment
     runtime.chmod(0o755)
     container = Container(image="image.sif", binds=("/data:/data:ro",), flags=("--no-home",))
     begin(launch(container=container, environment={"FROM_PROFILE": "1"}), directory)
-    until(lambda: (directory / "environment").exists(), "the environment")
-    inside = set((directory / "environment").read_text().split())
+    until(lambda: environment_of(directory), "the environment")
+    inside = set(environment_of(directory))
     assert {"FROM_PROFILE", "SPRACHBUND_LIFE", "PYTHONHASHSEED"} <= inside
     assert "SLURM_JOB_ID" not in inside
     called = (slurm.root / "bin" / "called").read_text()
