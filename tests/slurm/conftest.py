@@ -61,10 +61,9 @@ def own_cluster(slurm_here: None) -> Iterator[Cluster]:
 
 @pytest.fixture
 def faulty_cluster(own_cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster for faults, whole again before and after each test."""
+    """The cluster for faults, whole again before each test."""
     own_cluster.up()
     yield own_cluster
     print(own_cluster.run("squeue", "-t", "all", check=False))  # pytest shows it where the test failed
     print(own_cluster.run("sinfo", "-NR", check=False))
     print((own_cluster.root / "log" / "slurmctld.log").read_text()[-6000:])
-    own_cluster.up()
