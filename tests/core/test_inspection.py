@@ -141,6 +141,18 @@ def test_a_manifest_that_does_not_answer_the_job(
     assert_says(reason, refusal(training, TRAIN, training.seal(contribution)))
 
 
+def test_a_partial_delta_is_admitted_with_its_true_counts(training: House) -> None:
+    """Whether it is merged is the campaign's to say, not the inspection's."""
+    contribution = replace(
+        training.contribution(training.job(TRAIN), training.delta()), steps=5, tokens={FI: 80}
+    )
+    training.report(TRAIN, training.seal(contribution))
+    training.work()
+    admitted = training.job(TRAIN).contribution
+    assert admitted is not None
+    assert (admitted.steps, admitted.planned_steps) == (5, 10)
+
+
 def test_a_wrong_size(training: House) -> None:
     delta = training.delta()
     contribution = training.contribution(training.job(TRAIN), replace(delta, size=delta.size + 1))
