@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from fake_coordinator import A1, PATIENCE_SECONDS
+from fake_coordinator import A1, PATIENCE_SECONDS, delta_of_base
 from sprachbund.v1 import site_pb2
 
 from consortium.canonical import encode, replace
@@ -287,7 +287,8 @@ async def test_overlapping_cron_runs_deliver_once(config, coordinator, identity,
         codes += [await asyncio.to_thread(one.wait, PATIENCE_SECONDS) for one in pair]
         if not coordinator.wanted:
             break
-    assert coordinator.told[A1].outcome == site_pb2.ATTEMPT_OUTCOME_SUCCEEDED, codes
+    assert "ENDED" in coordinator.phases[A1], codes  # the slower of a pair may speak of staging after that
+    assert coordinator.has(delta_of_base())
     assert set(codes) <= {0, 4, -signal.SIGKILL}
 
 
