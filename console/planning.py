@@ -145,5 +145,7 @@ def _assumption(text: str) -> "SiteAssumption":
                 keys = ", ".join((*_COUNTS, *_NUMBERS, "languages", "until", "window", "timezone"))
                 raise BadInput(f"--site {name}: {key!r} is no key; use {keys}")
         except ValueError:
-            raise BadInput(f"--site {name}: {key}={value}: that is no number") from None
+            raise BadInput(
+                f"--site {name}: {key}={value} cannot be read; a number looks like 5e4, a window like 0 20 * * sat@10h"
+            ) from None
     return decode(encode(known), SiteAssumption, f"--site {name}")

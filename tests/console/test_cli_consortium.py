@@ -224,6 +224,16 @@ def test_a_model_goes_in_and_comes_out_the_same(desk: Desk, given: str) -> None:
     assert "given/v0 is promoted already" in desk.run("promote", "given/v0", "--reason", "x", code=4).stderr
 
 
+def test_a_plan_is_asked_of_the_coordinator_and_records_nothing(desk: Desk, given: str) -> None:
+    before = desk.json("status")["sequence"]
+    sites = [word for n in range(4) for word in ("--site", f"s{n}:gpus=2,tokens_per_second=1e4,gpu_hours=9")]
+    found = desk.json("plan", "given.yaml", "--dry-run", *sites)
+    assert len(found["rounds"]) == 3 and len(found["allocations"]) == 4
+    assert {job["site"] for job in found["jobs"] if job["purpose"] == "round"} >= {"s0", "s1", "s2", "s3"}
+    assert "s0 is taken to be enrolled" in found["assumptions"][0]
+    assert desk.json("status")["sequence"] == before
+
+
 def test_the_ledger_comes_out_whole_and_verifies(desk: Desk, given: str) -> None:
     done = desk.run("ledger", "export", "--out", "ledger.jsonl")
     *entries, last = map(json.loads, (desk.place / "ledger.jsonl").read_text().splitlines())
