@@ -42,9 +42,9 @@ FAULTS = ("walltime cut", "node failure", "preemption", "controller restart", "a
 def small(plan: dict[str, Any]) -> None:
     """A campaign of a few minutes: jobs long enough to be hit, with training checkpoints on the way."""
     without_rivals(plan)
-    plan["rounds"] = 2
+    plan["rounds"] = 3
     plan["seed_round"]["steps"] = 40
-    plan["train"] |= {"steps": 40, "checkpoint_steps": 4, "batch_sequences": 4, "sequence_tokens": 64}
+    plan["train"] |= {"steps": 60, "checkpoint_steps": 4, "batch_sequences": 4, "sequence_tokens": 64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,8 @@ class Running:
     place: Path  #: its job directory
 
     @property
-    def has_checkpoint(self) -> bool:
+    def trains(self) -> bool:
+        """Training, and far enough that a training checkpoint is there."""
         return any(self.place.glob("checkpoint/step-*"))
 
 
@@ -86,11 +87,11 @@ def strike(here: LocalConsortium, cluster: Cluster, story: Story, dice: random.R
             time.sleep(0.1)
         raise RuntimeError("the campaign was over before every fault had fallen; give it more steps")
 
-    job = victim(lambda job: job.has_checkpoint)
+    job = victim(lambda job: job.trains)
     cluster.run("scancel", "--batch", "--signal=USR1", job.id)  # what Slurm sends before the limit
     story.tell("walltime cut", f"job {job.id} ({job.place.name}) on {job.node}")
 
-    job = victim(lambda job: job.partition == "preempt")
+    job = victim(lambda job: job.partition == "preempt" and job.trains)
     intruder = ("-A", "north", "-p", "south", "-w", job.node, "--exclusive", "-t", "1", "-o", "/dev/null")
     cluster.run("sbatch", *intruder, "--job-name=intruder", "--wrap", "sleep 1")
     story.tell("preemption", f"job {job.id} ({job.place.name}) on {job.node}")
@@ -103,7 +104,7 @@ def strike(here: LocalConsortium, cluster: Cluster, story: Story, dice: random.R
     here.start_agent(name)
     story.tell("agent kill", f"agent-{name}, back after 2 s")
 
-    job = victim(lambda job: job.partition == "north")
+    job = victim(lambda job: job.partition == "north" and job.trains)
     cluster.kill_node(job.node)
     story.tell("node failure", f"{job.node} with job {job.id} ({job.place.name})")
     cluster.wait(120, "the controller's giving it up", lambda: _is_down(cluster, job.node))
@@ -143,8 +144,8 @@ def through_slurm(
     profile = [
         *(f"walltime_minutes={minutes}", f"signal_seconds={15 if minutes == 1 else 30}", "memory=1000M"),
         *("north:account=north", "north:partition=north", "west:account=north", "west:partition=north"),
-        *("centre:account=south", "centre:partition=preempt", "centre:constraint=south"),
-        *("south:account=south", "south:partition=south"),
+        *("centre:account=south", "centre:partition=preempt", "centre:sbatch_extra=[--nodelist=node3]"),
+        *("south:account=south", "south:partition=south", "south:sbatch_extra=[--exclude=node3]"),
     ]
     here = consortium_at(workdir, slurm_of_sites(profile))
     workdir.mkdir(parents=True)
