@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from loopback_sshd import SSHD, Sshd, site_of
+
+for folder in ("agent", "slurm"):  # launcher_contract, fake_slurm; cluster
+    sys.path.append(str(Path(__file__).parents[1] / folder))
 
 
 def _missing() -> str:

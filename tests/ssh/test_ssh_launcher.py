@@ -1,13 +1,7 @@
 """The launcher contract over SSH: the agent here, job directories and Slurm's commands behind a real sshd."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "agent"))
-
 import launcher_contract
+import pytest
 from fake_slurm import FakeSlurm
 from launcher_contract import *  # noqa: F403
 from launcher_contract import begin, is_gone, is_running, let_go, look, until

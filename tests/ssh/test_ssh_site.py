@@ -1,9 +1,11 @@
 """What an agent outside does at its site besides Slurm: its text is described there, and the doctor looks there."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from consortium.canonical import replace
@@ -17,6 +19,7 @@ from site_agent.launching import make_launcher
 from site_agent.ssh import checks
 from site_agent.ssh.checks import ssh_checks
 from site_agent.ssh.remote import RemoteSite, remote_site
+from site_agent.ssh.settings import Ssh
 
 
 @pytest.fixture
@@ -204,3 +207,11 @@ def test_a_site_that_cannot_be_reached_is_one_finding(config, site):
     found = [check for check in doctor(config) if check.name.startswith("ssh")]
     assert [check.name for check in found] == ["ssh"]
     assert not found[0].is_good and found[0].exit_code == Unavailable.exit_code
+
+
+def test_every_key_is_explained():
+    text = (Path(__file__).parents[2] / "docs" / "ssh.md").read_text(encoding="utf-8")
+    said = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
+    assert said == [
+        field.name for field in sorted(msgspec.structs.fields(Ssh), key=lambda f: said.index(f.name))
+    ]
