@@ -4,8 +4,9 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, ClusterFailed, main
+from cluster import Cluster, main
 from cluster_settings import Settings, cgroup_conf, slurm_conf
+from daemons import ClusterFailed
 
 pytestmark = pytest.mark.slow
 
