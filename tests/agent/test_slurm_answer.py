@@ -447,8 +447,10 @@ def test_a_clock_that_is_set_back_ends_nothing():
     evidence = judge(Evidence(life=LIFE, queue_is_whole=True))
     _, doubt = settle(evidence, LIFE, None, 9000.0, PATIENCE)
     _, doubt = settle(evidence, LIFE, doubt, 5000.0, PATIENCE)
-    sighting, _ = settle(evidence, LIFE, doubt, 5300.0, PATIENCE)
+    sighting, doubt = settle(evidence, LIFE, doubt, 5300.0, PATIENCE)
     assert sighting.seen is Seen.UNKNOWN
+    sighting, _ = settle(evidence, LIFE, doubt, 5600.0, PATIENCE)  # and the wait begins there, not at 9000
+    assert sighting.seen is Seen.GONE
 
 
 def test_only_a_job_that_has_not_begun_hangs():
