@@ -20,9 +20,9 @@ from console.main import COMMANDS
 from console.screens import live, results_table, to_svg
 from consortium.canonical import Fact, decode
 from consortium.deltas import write_delta
-from consortium.merging.merge_file import Extensions
-from consortium.merging.recipe_file import load as load_merge
-from consortium.merging.signatures import SIGNATURES
+from consortium.merging.recipes.files import load as load_merge
+from consortium.merging.recipes.merge_file import Extensions
+from consortium.merging.recipes.signatures import SIGNATURES
 from consortium.tensor_writer import CheckpointWriter
 from consortium.tensors import Checkpoint
 from consortium.views import CampaignView, ConsortiumView
@@ -134,7 +134,7 @@ def in_words(default: Any) -> str:
 
 def test_every_key_of_a_site_is_explained() -> None:
     table = rows("site-reference.md", "site.yaml", 3)
-    apart = ("text", "consent", "slurm", "ssh")  # their keys have tables of their own, the last two elsewhere
+    apart = ("text", "consent", "windows", "slurm", "ssh")  # these have tables of their own, the last two elsewhere
     for key in apart:
         del table[key]
     wanted = {}
