@@ -42,7 +42,7 @@ from site_agent.spool import Spool
 from site_agent.ssh.remote import remote_site
 from site_agent.status import SEEN_SECONDS, at_work
 from site_agent.supervision import Supervisor
-from site_agent.told import Told, free_bytes, make_health
+from site_agent.told import Told, free_bytes, in_words, make_health
 from site_agent.transfers import Transfers
 from site_agent.wire import description_message
 
@@ -137,9 +137,9 @@ class Agent:
             self._supervisor.is_ready()
             while not stopping.is_set() and not self._superseded:
                 self._plan = await self._step()
-                if self._plan is not None and self._description.manifest is not None:
+                if self._plan is not None and self._can_speak:
                     self._talk.say(self._describe(), self._plan.reports)
-                self._supervisor.turned(self._in_words())
+                self._supervisor.turned(in_words(self._plan, self._talk, self._seen.mode))
                 if self._health is not None:
                     self._health.turned()
                 with contextlib.suppress(TimeoutError):
@@ -285,22 +285,18 @@ class Agent:
     def _superseded(self) -> str:
         return self._talk.superseded or self._transfers.superseded
 
+    @property
+    def _can_speak(self) -> bool:
+        """Whether it is known what to say: text that is described for the first time takes its time."""
+        return self._plan is not None and self._description.manifest is not None
+
     def _pause(self) -> float:
         """Seconds until the next look, if nothing wakes the loop before."""
         is_idle = self._plan is not None and not self._plan.reports
         look = max(_IDLE_SECONDS, self._launcher.poll_seconds) if is_idle else self._launcher.poll_seconds
-        limits = (look, self._talk.seconds_until_due(), self._supervisor.seconds_max)
+        due = self._talk.seconds_until_due() if self._can_speak else None
+        limits = (look, due, self._supervisor.seconds_max)
         return min(limit for limit in limits if limit is not None)
-
-    def _in_words(self) -> str:
-        """For the service manager; changes only when something does."""
-        if self._plan is None:
-            return "the spool cannot be read"
-        phases = Counter(report.phase.value for report in self._plan.reports)
-        jobs = ", ".join(f"{number} {phase}" for phase, number in sorted(phases.items())) or "no job"
-        talk = self._talk.trouble or ("in touch" if self._talk.news else "not heard yet")
-        mode = self._seen.mode.mode
-        return f"{jobs}; coordinator: {talk}" + (f"; mode {mode}" if mode != "work" else "")
 
     def _standing(self) -> Told:
         """For whoever watches; called in another thread, so it only reads."""

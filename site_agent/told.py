@@ -1,11 +1,15 @@
 """What an agent tells whoever watches it: numbers, and no name of a campaign or a data set."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from consortium.canonical import Fact
+from site_agent.conversation import Conversation
+from site_agent.core.facts import Plan
+from site_agent.mode import Mode
 
 if TYPE_CHECKING:
     from site_agent.health import Health
@@ -45,3 +49,13 @@ def free_bytes(home: Path) -> int | None:
         return shutil.disk_usage(home).free
     except OSError:
         return None
+
+
+def in_words(plan: Plan | None, talk: Conversation, mode: Mode) -> str:
+    """For a service manager; changes only when something does."""
+    if plan is None:
+        return "the spool cannot be read"
+    phases = Counter(report.phase.value for report in plan.reports)
+    jobs = ", ".join(f"{number} {phase}" for phase, number in sorted(phases.items())) or "no job"
+    heard = talk.trouble or ("in touch" if talk.news else "not heard yet")
+    return f"{jobs}; coordinator: {heard}" + (f"; mode {mode.mode}" if mode.mode != "work" else "")

@@ -390,6 +390,31 @@ async def test_metrics_health_and_readiness(config, coordinator, identity, launc
         hold.unlink()
 
 
+@pytest.mark.parametrize("what", ["text", "spool"])
+async def test_an_agent_that_has_nothing_to_say_yet_does_not_spin(
+    config, identity, launcher, coordinator, monkeypatch, what
+):
+    """The first description of terabytes takes hours, and so may a file system that hangs."""
+    agent = Agent(config, identity, launcher)
+    looks = 0
+    look = agent._step
+
+    async def counted():
+        nonlocal looks
+        looks += 1
+        return await look() if what == "text" else None
+
+    monkeypatch.setattr(agent, "_step", counted)
+    monkeypatch.setattr(agent._description, "keep_fresh", lambda changed: None)
+    task = asyncio.create_task(agent.run())
+    await asyncio.sleep(0.5)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert 1 <= looks <= 20  # at most every 0.05 s, which is the launcher's pace
+    assert not coordinator.requests
+
+
 async def test_nothing_listens_unless_it_is_asked_for(config, identity, launcher, coordinator):
     agent = Agent(config, identity, launcher)
     assert agent._health is None
