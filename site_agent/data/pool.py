@@ -17,8 +17,9 @@ from consortium.canonical import Fact, decode, encode, replace
 from consortium.errors import BadInput, Broken, Corrupt, DiskFull, Refused, SprachbundError, Unavailable
 from consortium.ids import Language
 from site_agent.data.contents import Plan, finish
+from site_agent.data.reading import UnitReader
 from site_agent.data.schedule import Schedule, Task
-from site_agent.data.segments import Encode, Head, UnitReader, read_head, segment_path
+from site_agent.data.segments import Encode, Head, read_head, segment_path
 
 _KINDS: dict[int, type[SprachbundError]] = {
     kind.exit_code: kind for kind in (BadInput, Corrupt, Refused, Unavailable, DiskFull, Broken)

@@ -17,7 +17,8 @@ from consortium.store import ref_of
 from site_agent.data.contents import Plan, plan_of, ranges_of
 from site_agent.data.merging import PARTS, digest_of_documents
 from site_agent.data.pool import work_through
-from site_agent.data.segments import Split, UnitReader
+from site_agent.data.reading import UnitReader
+from site_agent.data.segments import Split
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, ProgressLog, write_contribution
 
 _SPECIALS = (END_OF_TEXT, PADDING)

@@ -32,7 +32,8 @@ from text_samples import (
 from consortium.errors import Corrupt, Unavailable
 from consortium.ids import Language
 from site_agent.data.documents import Document, is_said_to_be, shown_tag
-from site_agent.data.segments import UnitReader, units_of
+from site_agent.data.reading import UnitReader
+from site_agent.data.segments import units_of
 
 TEXT = "Tere, maailm."
 

@@ -13,7 +13,8 @@ import zstandard
 from consortium.ids import Language
 from site_agent.config import Text
 from site_agent.data.documents import Document
-from site_agent.data.segments import Findings, Split, UnitReader, findings_of, map_segment, units_of
+from site_agent.data.reading import UnitReader
+from site_agent.data.segments import Findings, Split, findings_of, map_segment, units_of
 
 SPLIT = Split(heldout_share=0.2, seed=0)
 

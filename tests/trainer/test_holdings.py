@@ -22,7 +22,7 @@ from consortium.ids import Digest, SiteName
 from consortium.manifests import DataManifest
 from site_agent import holdings
 from site_agent.config import Text
-from site_agent.data import segments
+from site_agent.data import reading
 from site_agent.data.contents import plan_of
 from site_agent.data.merging import digest_of_documents
 from site_agent.data.segments import Split, Words
@@ -65,7 +65,7 @@ def test_a_survey_is_remembered_until_a_file_changes(tmp_path: Path, monkeypatch
     path = tmp_path / "et.jsonl"
     write_jsonl(path, sentences("et", 20))
     first = _describe((source("et", path),), tmp_path / "cache")
-    monkeypatch.setattr(segments, "document_of", None)  # reading again would fail
+    monkeypatch.setattr(reading, "document_of", None)  # reading again would fail
     assert _describe((source("et", path),), tmp_path / "cache") == first
     monkeypatch.undo()
     write_jsonl(path, sentences("et", 21))
