@@ -157,7 +157,10 @@ MUTANTS = (
         "if last.state is RoundState.TRAINING:",
     ),
     Mutant(
-        "too few sites open a round", "core/plan.py", "if len(able) < spec.sites_expected:", "if not able:"
+        "too few sites open a round",
+        "core/rounds.py",
+        "if len(participants(state, campaign)) < campaign.spec.sites_expected:",
+        "if False:",
     ),
     Mutant("draining sites take part", "core/able.py", "        and not site.draining\n", ""),
     Mutant(
@@ -167,7 +170,10 @@ MUTANTS = (
         "and own",
     ),
     Mutant(
-        "closed round leaves jobs open", "core/plan.py", "for job in open_jobs:", "for job in open_jobs[:0]:"
+        "closed round leaves jobs open",
+        "core/plan.py",
+        "        elif not job.is_final:\n            yield ev.JobCancelled",
+        "        elif False:\n            yield ev.JobCancelled",
     ),
     Mutant(
         "partial deltas are merged",
@@ -184,19 +190,14 @@ MUTANTS = (
     Mutant("no minimum", "core/plan.py", "if len(mergeable) < needed:", "if not mergeable:"),
     Mutant("quorum rounds down", "core/plan.py", "math.ceil(quorum.share", "math.floor(quorum.share"),
     Mutant(
-        "quorum below the minimum", "core/plan.py", "done >= max(quorum.minimum, wanted)", "done >= wanted"
+        "quorum below the minimum", "core/plan.py", "needed = max(quorum.minimum, wanted)", "needed = wanted"
     ),
-    Mutant(
-        "no deadline of a round",
-        "core/plan.py",
-        "if campaign.is_late(round_.opened_at, now):",
-        "if False:",
-    ),
+    Mutant("no deadline of a round", "core/plan.py", "if None not in late:", "if False:"),
     Mutant(
         "no deadline of the gate",
         "core/plan.py",
-        "elif campaign.is_late(round_.candidate_at",
-        "elif False and campaign.is_late(round_.candidate_at",
+        "if not job.is_final and (late := overdue",
+        "if False and (late := overdue",
     ),
     Mutant(
         "base is scored again and again",
@@ -207,8 +208,8 @@ MUTANTS = (
     Mutant(
         "no deadline of the comparison",
         "core/comparison.py",
-        "if waiting and campaign.is_late(since",
-        "if False and campaign.is_late(since",
+        "if (late := overdue(",
+        "if False and (late := overdue(",
     ),
     Mutant(
         "comparison is late from the start",
@@ -232,8 +233,8 @@ MUTANTS = (
     Mutant(
         "tokenizer is waited for without end",
         "core/plan.py",
-        "elif campaign.is_late(job.planned_at",
-        "elif False and campaign.is_late(job.planned_at",
+        "        elif (late := overdue(campaign, job",
+        "        elif False and (late := overdue(campaign, job",
     ),
     # place
     Mutant(
@@ -246,8 +247,8 @@ MUTANTS = (
     Mutant(
         "leases within one sync are not counted",
         "core/place.py",
-        "unable(state, site, job, free - len(given))",
-        "unable(state, site, job, free)",
+        "    free = site.slots - len(state.live(name))\n    for job",
+        "    free = site.slots\n    for job",
     ),
     Mutant("draining sites get leases", "core/place.py", "if site.draining:", "if False:"),
     Mutant(
@@ -316,12 +317,7 @@ MUTANTS = (
     Mutant(
         "merge: full sites are free", "core/merging.py", "site.slots > len(state.live(site.name))", "True"
     ),
-    Mutant(
-        "merge: no deadline",
-        "core/merging.py",
-        "if campaign.is_late(job.planned_at",
-        "if False and (job.planned_at",
-    ),
+    Mutant("merge: no deadline", "core/merging.py", "if (late := overdue(", "if False and (late := overdue("),
     Mutant(
         "merge: inspections are cut off",
         "core/merging.py",
@@ -359,6 +355,102 @@ MUTANTS = (
         "URGENCY.index(job.purpose), -steps",
         "9 if job.purpose is Purpose.MERGE else URGENCY.index(job.purpose), -steps",
     ),
+    # accounts, placement, pace, late deltas
+    Mutant(
+        "account: leases outside windows",
+        "core/place.py",
+        "if (closed := _outside(site, takes, moment)) is not None:",
+        "if False and (closed := _outside(site, takes, moment)) is not None:",
+    ),
+    Mutant("account: a long job in a short window", "core/place.py", "if needs <= length:", "if False:"),
+    Mutant(
+        "account: leases beyond what is left",
+        "core/charging.py",
+        "elif takes.gpu_seconds > remaining:",
+        "elif False:",
+    ),
+    Mutant(
+        "account: an ended allocation pays",
+        "core/accounting.py",
+        "if a.until is None or now < a.until]",
+        "if True]",
+    ),
+    Mutant(
+        "account: a job outlives its allocation",
+        "core/charging.py",
+        "elif allocation.until is not None and ends > allocation.until:",
+        "elif False:",
+    ),
+    Mutant(
+        "account: nothing is held back",
+        "core/accounting.py",
+        "max(0.0, one.expected_gpu_seconds - one.gpu_seconds)",
+        "0.0",
+    ),
+    Mutant(
+        "account: usage is charged again and again",
+        "core/state.py",
+        "more = event.gpu_seconds - known.gpu_seconds",
+        "more = event.gpu_seconds",
+    ),
+    Mutant(
+        "account: another site's attempt is charged",
+        "core/accounting.py",
+        " or known.site != site.name:",
+        ":",
+    ),
+    Mutant(
+        "account: every heartbeat is an event",
+        "core/accounting.py",
+        "return usage.gpu_seconds >= known.gpu_seconds + step",
+        "return usage.gpu_seconds > known.gpu_seconds",
+    ),
+    Mutant("account: nobody is warned", "core/plan.py", "yield from warnings(state)", "yield from ()"),
+    Mutant(
+        "account: a site without means takes part",
+        "core/rounds.py",
+        "            out.append(lacks)",
+        "            able.append(site)",
+    ),
+    Mutant(
+        "place: the slow site gets it",
+        "core/place.py",
+        "if mine.finish_seconds <= best.finish_seconds * _AS_GOOD:\n        return None",
+        "if True:\n        return None",
+    ),
+    Mutant(
+        "place: the best is waited for without end",
+        "core/place.py",
+        "if best.wait_seconds <= 0.0 and moment.now > asked_since + grace:",
+        "if False:",
+    ),
+    Mutant(
+        "pace: steps are lost",
+        "core/pace.py",
+        "while (missing := total - sum(whole.values())) > 0:",
+        "while (missing := 0) > 0:",
+    ),
+    Mutant(
+        "pace: the decay is everybody else's",
+        "core/rounds.py",
+        "schedule_steps=spec.rounds * steps)",
+        "schedule_steps=work.schedule_steps)",
+    ),
+    Mutant("hours count from planning", "core/lateness.py", "if job.started_at is not None:", "if False:"),
+    Mutant("no grace", "core/plan.py", "if now >= met_at + quorum.grace_hours * 3600.0:", "if True:"),
+    Mutant(
+        "late: a stale delta weighs as much",
+        "core/late.py",
+        "tokens * percent**behind",
+        "tokens * _PERCENT**behind",
+    ),
+    Mutant(
+        "late: for ever", "core/late.py", "        and following - job.round <= quorum.staleness_max\n", ""
+    ),
+    Mutant(
+        "late: past the last round", "core/late.py", "        and following <= campaign.spec.rounds\n", ""
+    ),
+    Mutant("late: its site is asked again", "core/rounds.py", "if site.name in busy:", "if False:"),
     # state
     Mutant(
         "corrupt contributions do not count",
