@@ -526,7 +526,7 @@ MUTANTS = (
     Mutant(
         "another order is answered",
         "inspection.py",
-        '"assignment": digest_of_fact(job.assignment(job.attempt, job.site)),',
+        '"assignment": _order(job),',
         "",
     ),
     Mutant("another base is trained from", "inspection.py", '        "base": base,\n', ""),

@@ -31,10 +31,12 @@ MAY = {
     "site": "SiteService/Sync SiteService/RenewCertificate ArtifactService/Stat ArtifactService/Upload "
     "ArtifactService/Download AuditService/GetCheckpoint",
     "admin": "AdminService/SubmitCampaign AdminService/StopCampaign AdminService/IssueToken AdminService/SetSite "
-    "AdminService/Promote AdminService/RollBack AdminService/GetView AdminService/Watch AdminService/Why "
+    "AdminService/Promote AdminService/RollBack AdminService/Carry AdminService/Forecast AdminService/GetView "
+    "AdminService/Watch AdminService/Why "
     "ArtifactService/Stat ArtifactService/Upload ArtifactService/Download AuditService/ReadLedger "
     "AuditService/GetCheckpoint",
-    "auditor": "AdminService/GetView AdminService/Watch AdminService/Why ArtifactService/Stat "
+    "auditor": "AdminService/Forecast AdminService/GetView AdminService/Watch AdminService/Why "
+    "ArtifactService/Stat "
     "ArtifactService/Download AuditService/ReadLedger AuditService/GetCheckpoint",
 }
 METHODS = sorted(
