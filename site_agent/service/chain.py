@@ -36,12 +36,15 @@ successor() {
   @SUCCESSOR@
 }
 successor || echo "no successor yet; it is tried again at the end"
+# USR1 comes before the limit; TERM from scancel, which is how the chain ends.
 signals=0
+ends=
 leave() {
   signals=$((signals + 1))
   kill -TERM "$agent"
 }
-trap leave USR1 TERM
+trap leave USR1
+trap 'ends=cancelled; leave' TERM
 @AGENT@ &
 agent=$!
 while :; do  # a signal ends wait early; the status of a child that has ended is kept for the next one
@@ -55,7 +58,7 @@ case $rc in
     echo "the agent left with exit code $rc; the chain ends"
     scancel --user="$(id -u)" --name="$SLURM_JOB_NAME" --state=PENDING
     ;;
-  *) successor ;;
+  *) [ -n "$ends" ] || successor ;;
 esac
 exit "$rc"
 """

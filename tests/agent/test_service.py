@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 from pathlib import Path
@@ -173,13 +174,13 @@ def test_what_makes_no_chain_is_refused(config, link):
         chain.submit(link, local, "", Slurm())
 
 
-def run_script(tmp_path: Path, exit_code: int, term: bool = False) -> tuple[int, list[str]]:
+def run_script(tmp_path: Path, exit_code: int, number: int = 0) -> tuple[int, list[str]]:
     """The script itself, with a stand-in for the interpreter and for scancel; what they were called with."""
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     (tmp_path / "home").mkdir()
     calls = tmp_path / "calls"
-    wait = 'trap "exit 0" TERM; touch up; while :; do sleep 0.05; done' if term else f"exit {exit_code}"
+    wait = 'trap "exit 0" TERM; touch up; while :; do sleep 0.05; done' if number else f"exit {exit_code}"
     python = bin_ / "python"
     python.write_text(f'#!/bin/bash\necho "python $*" >>{calls}\n[ "$5" = service ] && exit 0\n{wait}\n')
     scancel = bin_ / "scancel"
@@ -191,10 +192,10 @@ def run_script(tmp_path: Path, exit_code: int, term: bool = False) -> tuple[int,
     path.write_text(chain.script(link))
     environment = {"PATH": f"{bin_}:{os.environ['PATH']}", "SLURM_JOB_NAME": "n"}
     with subprocess.Popen(["bash", str(path)], env=environment) as process:
-        if term:
+        if number:
             while not (tmp_path / "home" / "up").exists():
                 assert process.poll() is None
-            process.send_signal(10)  # SIGUSR1: the limit is near
+            process.send_signal(number)
         code = process.wait(60)
     return code, calls.read_text().splitlines()
 
@@ -212,8 +213,15 @@ def test_the_script_goes_on_unless_that_is_no_use(tmp_path, code, goes_on):
         assert "--name=n --state=PENDING" in calls[2]
 
 
-def test_before_the_limit_the_agent_leaves_in_order(tmp_path):
-    code, calls = run_script(tmp_path, 0, term=True)
+def test_before_the_limit_the_agent_leaves_in_order_and_the_chain_goes_on(tmp_path):
+    code, calls = run_script(tmp_path, 0, signal.SIGUSR1)
     assert code == 0
-    assert len(calls) == 3
+    assert [call.split()[0] for call in calls] == ["python"] * 3
     assert "--submit" in calls[2]
+
+
+def test_scancel_ends_the_chain(tmp_path):
+    """Tried on a real Slurm: what waits goes with it, and what runs must not submit another."""
+    code, calls = run_script(tmp_path, 0, signal.SIGTERM)
+    assert code == 0
+    assert len(calls) == 2
