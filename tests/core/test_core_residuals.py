@@ -18,10 +18,10 @@ from consortium_in_facts import (
 )
 from delivering_site import TRAIN, House, refusal, values
 
-from consortium.canonical import replace
+from consortium.canonical import digest_of_fact, replace
 from consortium.codecs.names import EncodingName
 from consortium.deltas import write_coded_delta
-from consortium.ids import Digest
+from consortium.ids import Digest, SiteName
 from consortium.jobs import Train
 from consortium.manifests import Contribution
 from consortium.tensors import Checkpoint
@@ -195,9 +195,10 @@ def test_a_residual_beside_a_plain_delta_is_refused(training: House) -> None:
 
 
 def test_a_lost_residual_is_told(house: House) -> None:
-    work = house.job(TRAIN).work
-    assert isinstance(work, Train)
-    house.job(TRAIN).work = replace(work, residual=d("the one before"))  # as round 2 would have it
+    job = house.job(TRAIN)
+    assert isinstance(job.work, Train) and job.attempt is not None
+    job.work = replace(job.work, residual=d("the one before"))  # as round 2 would have it
+    job.tries[job.attempt].order = digest_of_fact(job.assignment(job.attempt, SiteName("north")))
     house.report(TRAIN, house.seal(delivered(house)))
     house.work()
     assert house.job(TRAIN).reason.endswith("; it began without the residual of its last delta")
