@@ -114,6 +114,29 @@ async def test_of_two_real_agents_the_newer_stays(
             await new
 
 
+async def test_a_certificate_that_another_agent_of_the_home_renewed_is_taken_up(
+    consortium: Consortium, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    async with consortium.running(), consortium.admin() as admin:
+        agent = real_agent(consortium, home)
+        task = asyncio.create_task(agent.run())
+        await admin.until(lambda view: any(s.seen_seconds_ago is not None for s in view.sites), "the agent")
+        before = SiteIdentity.load(home)
+        key = new_key()
+        request = site_pb2.RenewCertificateRequest(signing_request=signing_request(SiteName("sofia"), key))
+        async with consortium.channel(before.credentials) as channel:
+            answer = await site_pb2_grpc.SiteServiceStub(channel).RenewCertificate(request)
+        before.renewed(key, answer.certificate).save(home)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while agent._link.identity.certificate != answer.certificate or agent._talk.trouble:
+                await asyncio.sleep(0.01)
+        assert not task.done()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
 # ---- another release
 
 #: The fields that release 0.1.0 knew, of the messages that have grown since; read from its descriptor.
