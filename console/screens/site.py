@@ -18,8 +18,14 @@ def site_page(site: str, status: SiteStatus, now: float, width: int = 100) -> Re
     parts: list[RenderableType] = [
         Text.assemble(("Site ", "bold bright_blue"), (plain(site), "bold")),
         _agent(status, now),
-        Text(),
     ]
+    if status.mode.mode != "work":
+        means = {"drain": "takes nothing new", "pause": "holds everything"}[status.mode.mode]
+        why = f": {status.mode.reason}" if status.mode.reason else ""
+        parts.append(
+            words(f"{status.mode.mode}: it {means}{why}; `sprachbund site resume` ends that", "yellow")
+        )
+    parts.append(Text())
     grid = table("Attempt…", "Phase", "", ">step", ">starts", "Reason…", width=width)
     for attempt in status.attempts:
         phase, reason = _phase(attempt)
