@@ -125,7 +125,7 @@ def test_what_an_attempt_spends_after_its_lease_is_still_charged() -> None:
     assert say(coordinator, spent) == []
     assert site(coordinator).charged == {"p-17": 3 * HOUR}
     # and of another site's attempt nothing is
-    assert coordinator.sync("south", spent) == []
+    assert coordinator.sync("south", replace(late, usage=Usage(gpu_seconds=9 * HOUR))) == []
 
 
 def test_warnings_come_at_80_and_95_percent_once_each() -> None:
