@@ -40,11 +40,12 @@ FAULTS = ("walltime cut", "node failure", "preemption", "controller restart", "a
 
 
 def small(plan: dict[str, Any]) -> None:
-    """A campaign of a few minutes: jobs long enough to be hit, with training checkpoints on the way."""
+    """Half the seed, the demo's own rounds: jobs long enough to be hit, with training checkpoints on the way."""
     without_rivals(plan)
     plan["rounds"] = 3
-    plan["seed_round"]["steps"] = 40
-    plan["train"] |= {"steps": 60, "checkpoint_steps": 4, "batch_sequences": 4, "sequence_tokens": 64}
+    plan["seed_round"]["steps"] = 120
+    plan["train"]["checkpoint_steps"] = 5
+    plan["admission"]["norm_max"] = 3.0  # a model that young moves even farther
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,8 @@ def through_slurm(
     state = next(c for c in last.campaigns if c.campaign == CAMPAIGN)
     if state.status != "completed":
         raise AssertionError(f"the campaign {state.status}: {state.reason}")
+    if empty := [round_.reason for round_ in state.rounds if round_.candidate is None]:
+        raise AssertionError(f"a round without a candidate: {empty[0]}")
     return Outcome(state.head, time.monotonic() - story.began, "through Slurm"), story
 
 
