@@ -23,6 +23,7 @@ from consortium.files import write_bytes_atomically
 from site_agent.core.facts import Cause, Seen, Sighting
 from site_agent.launchers.base import LIFE_FILE, Life
 from site_agent.launchers.clock import life_begins, life_ended, life_runs
+from site_agent.processes import began
 from site_agent.trainer.folder import CONTINUE, CONTINUE_LATER
 
 _MODULE = ("-m", "site_agent.trainer")
@@ -238,22 +239,12 @@ def _claim(directory: Path, number: int) -> bool:
 
 
 def _native_id(pid: int) -> str:
-    return f"{pid}:{_began(pid)}"
+    return f"{pid}:{began(pid)}"
 
 
 def _is_running(native_id: str) -> bool:
-    pid, _, began = native_id.partition(":")
-    return bool(pid) and _began(int(pid)) == began != ""
-
-
-def _began(pid: int) -> str:
-    """When a process began, in clock ticks since boot; "" if there is none or only its zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything; source: proc(5)
-    return "" if fields[0] in "ZX" else fields[19]
+    pid, _, ticks = native_id.partition(":")
+    return bool(pid) and began(int(pid)) == ticks != ""
 
 
 def _environment(process: str) -> list[bytes]:
