@@ -29,6 +29,7 @@ from site_agent.identity import SiteIdentity
 from site_agent.residuals import Residuals
 from site_agent.spool import Spool
 from site_agent.trainer.folder import RESIDUAL
+from site_agent.transfers import Died
 
 #: Artifact -> its file below ``result/``; those of a merge besides, ``model/<file>``, lie there by that very name.
 ARTIFACTS = {
@@ -136,9 +137,10 @@ async def deliver(
 async def salvage(directory: Path) -> None:
     """Make the partial result of the job in ``directory`` from its newest training checkpoint, in a process of its own.
 
-    Raises BadInput with the trainer's words if there is none, Unavailable if trying again may help.
+    Raises BadInput with the trainer's words if there is none, Died if trying again may help.
     """
     child = await asyncio.create_subprocess_exec(
+        *("nice", "-n", "10"),  # everybody else on a login node comes first
         *(sys.executable, "-P", "-m", "site_agent.trainer", "--finish", str(directory)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
@@ -153,7 +155,7 @@ async def salvage(directory: Path) -> None:
         raise
     if child.returncode:
         why = said.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-        kind = BadInput if child.returncode in (BadInput.exit_code, Corrupt.exit_code) else Unavailable
+        kind = BadInput if child.returncode in (BadInput.exit_code, Corrupt.exit_code) else Died
         raise kind(f"no partial result can be made of {directory / 'checkpoint'}: {why[0]}")
 
 

@@ -5,13 +5,19 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from consortium.errors import BadInput, Refused, SprachbundError, Superseded
+from consortium.errors import BadInput, Refused, SprachbundError, Superseded, Unavailable
 from consortium.ids import AttemptId
 
 _log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 15.0  # after a transfer lost patience, which takes it a minute or two
+_PAUSE_SECONDS_MAX = 3600.0  # the pause doubles with each failure that says something of the attempt itself
 _REFUSALS_MAX = 3
+_DEATHS_MAX = 8  # with those pauses half an hour
+
+
+class Died(Unavailable):
+    """A process that worked on an attempt was ended, or fell. Trying again may help, but not for ever."""
 
 
 class Transfers:
@@ -31,6 +37,7 @@ class Transfers:
         self._tasks: dict[AttemptId, asyncio.Task[None]] = {}
         self._not_before: dict[AttemptId, float] = {}
         self._refusals: dict[AttemptId, int] = {}
+        self._deaths: dict[AttemptId, int] = {}  # or errors of our own
 
     def begin(self, attempt: AttemptId, carry: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run ``carry()`` unless the attempt has one under way, or has just failed."""
@@ -64,6 +71,7 @@ class Transfers:
         self.problems.pop(attempt, None)
         self._not_before.pop(attempt, None)
         self._refusals.pop(attempt, None)
+        self._deaths.pop(attempt, None)
 
     def _done(self, attempt: AttemptId, task: asyncio.Task[None]) -> None:
         if self._tasks.get(attempt) is task:
@@ -81,4 +89,19 @@ class Transfers:
                 self._refusals[attempt] = self._refusals.get(attempt, 0) + 1
             if isinstance(error, BadInput) or self._refusals.get(attempt, 0) >= _REFUSALS_MAX:
                 self.problems[attempt] = str(error)
-            self._not_before[attempt] = asyncio.get_running_loop().time() + _PAUSE_SECONDS
+            if isinstance(error, Died) and self._count_death(attempt) >= _DEATHS_MAX:
+                self.problems[attempt] = f"{error}; that was the last of {_DEATHS_MAX} tries"
+            self._pause(attempt)
+        except Exception:
+            _log.exception("%s: an error of the agent itself; it is tried again", attempt)
+            self._count_death(attempt)
+            self._pause(attempt)
+
+    def _count_death(self, attempt: AttemptId) -> int:
+        self._deaths[attempt] = self._deaths.get(attempt, 0) + 1
+        return self._deaths[attempt]
+
+    def _pause(self, attempt: AttemptId) -> None:
+        longer = 2.0 ** max(0, self._deaths.get(attempt, 0) - 1)
+        seconds = min(_PAUSE_SECONDS * longer, _PAUSE_SECONDS_MAX)
+        self._not_before[attempt] = asyncio.get_running_loop().time() + seconds

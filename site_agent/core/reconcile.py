@@ -144,8 +144,9 @@ def _decide(
         return ask_of_the_living(files, sighting, observed, limits)
     if files.lives == 0 and offer is not None and (refused := _refused(offer, consent, limits)):
         return _end(attempt, Outcome.REFUSED, refused)
-    if attempt in observed.problems:
-        return _end(attempt, Outcome.FAILED, observed.problems[attempt])
+    if attempt in observed.problems:  # a site that closes refuses what it cannot save, as it does the rest
+        outcome = Outcome.REFUSED if observed.closing else Outcome.FAILED
+        return _end(attempt, outcome, observed.problems[attempt])
     if not files.staged and not observed.closing:
         return Action(act=Act.STAGE, attempt=attempt, reason="its inputs are not all here")
     return after_a_life(files, sighting, observed, limits)

@@ -11,6 +11,7 @@ from site_agent.ssh.commands import SshCommands
 from site_agent.ssh.connection import Connection
 from site_agent.ssh.files import SshFiles
 from site_agent.ssh.settings import Ssh
+from site_agent.transfers import Died
 
 _DESCRIBE_SECONDS = 6 * 3600.0  # terabytes, the first time; what was read is remembered there
 _SALVAGE_SECONDS = 2 * 3600.0
@@ -42,7 +43,8 @@ class RemoteSite:
     def salvage(self, directory: Path) -> None:
         """Make the partial result of a job from its newest training checkpoint, there, and fetch it.
 
-        Raises BadInput with the trainer's words if there is none, Unavailable if trying again may help.
+        Raises BadInput with the trainer's words if there is none, Unavailable if the line broke, Died if it did
+        not end well there.
         """
         place = self.files.place(directory)
         command = [
@@ -58,7 +60,9 @@ class RemoteSite:
         ]
         done = self.commands.run(command, timeout=_SALVAGE_SECONDS)
         if done.rc:
-            raise _error(done.rc)(f"no partial result can be made of {place}/checkpoint: {_last(done.err)}")
+            kind = _error(done.rc)
+            kind = Died if kind is Unavailable else kind
+            raise kind(f"no partial result can be made of {place}/checkpoint: {_last(done.err)}")
         directory = directory.resolve()
         while self.files.pull([directory]):
             pass

@@ -109,6 +109,27 @@ def test_what_never_starts_is_taken_out_of_the_queue_and_refused_with_the_queues
     assert only(plan(noted, seen=gone(Cause.TIMED_OUT))).act is Act.LAUNCH  # the queue thought better of it
 
 
+def test_what_never_starts_again_is_delivered_as_far_as_it_came():
+    """An allocation that ends in Slurm, not in the site's config: nothing of the site says that it closes."""
+    noted = replace(SAVED, launches=(Launch(life=1, asked="the account has ended", meant="refuse"),))
+    salvage = only(plan(noted, seen=gone(Cause.CANCELLED)))
+    assert salvage.act is Act.SALVAGE
+    assert salvage.reason == "the account has ended; a partial result is made from step 40"
+
+
+def test_a_launch_that_the_site_refuses_is_no_failure_of_the_job():
+    words = "sbatch: Invalid account; correct the site's profile"
+    for files in (AttemptFiles(attempt=A1, staged=True), BEGUN):
+        end = only(plan(files, seen=gone(Cause.TIMED_OUT), refusals={A1: words}))
+        assert (end.act, end.outcome, end.reason) == (Act.END, Outcome.REFUSED, words)
+    salvage = only(plan(SAVED, seen=gone(Cause.TIMED_OUT), refusals={A1: words}))
+    assert (salvage.act, salvage.reason) == (
+        Act.SALVAGE,
+        f"{words}; a partial result is made from step 40",
+    )
+    assert only(plan(replace(SAVED, has_result=True), seen=gone(), refusals={A1: words})).act is Act.UPLOAD
+
+
 def test_unknown_is_never_finished():
     for state in ({}, {"waits": NIGHT}):
         assert plan(SAVED, seen=UNKNOWN, **state).actions == ()
@@ -232,8 +253,10 @@ def test_nothing_new_is_taken_when_the_allocation_is_over():
 def test_partial_results_are_made_one_after_the_other_and_a_failing_one_ends():
     both = (SAVED, replace(SAVED, attempt=A2))
     assert [action.attempt for action in plan(*both, seen=gone(), closing=OVER).actions] == [A1]
+    end = only(plan(SAVED, seen=gone(), problems={A1: "the base is not here"}))
+    assert end.outcome is Outcome.FAILED
     end = only(plan(SAVED, seen=gone(), closing=OVER, problems={A1: "the base is not here"}))
-    assert (end.act, end.outcome) == (Act.END, Outcome.FAILED)
+    assert (end.act, end.outcome) == (Act.END, Outcome.REFUSED)
 
 
 # ---- reports

@@ -7,7 +7,7 @@ import pytest
 from consortium.errors import Corrupt, Refused, Unavailable
 from consortium.ids import AttemptId
 from site_agent import transfers
-from site_agent.transfers import Transfers
+from site_agent.transfers import Died, Transfers
 
 A1 = AttemptId("demo_r1-train-north.a1")
 
@@ -36,6 +36,9 @@ async def carry(held: Transfers, error: Exception | None, times: int = 1) -> Non
         (Refused("suspended"), False, 9, None),  # the whole site is refused: it will pass, the result is kept
         (Refused("too large"), True, 2, None),
         (Refused("too large"), True, 3, "too large"),
+        (Died("killed"), True, 7, None),
+        (Died("killed"), True, 8, "killed; that was the last of 8 tries"),
+        (ValueError("a bug"), True, 20, None),
     ],
 )
 async def test_what_trying_again_cannot_help_is_a_problem(error, connected, times, problem):
@@ -60,6 +63,27 @@ async def test_one_transfer_at_a_time_and_it_can_be_stopped():
     await held.stop(A1)
     await held.stop(A1)
     assert begun == ["work", "woken"]
+
+
+async def test_an_error_of_our_own_is_logged_and_does_not_spin(monkeypatch, caplog):
+    monkeypatch.setattr(transfers, "_PAUSE_SECONDS", 1000.0)
+    held = Transfers(lambda: None, lambda: True)
+    await carry(held, ValueError("a bug"), 5)
+    [line] = caplog.records
+    assert str(A1) in line.message
+    assert line.exc_info is not None
+
+
+async def test_a_process_that_dies_again_and_again_is_started_ever_more_rarely(monkeypatch):
+    monkeypatch.setattr(transfers, "_PAUSE_SECONDS", 15.0)
+    held = Transfers(lambda: None, lambda: True)
+    now, pauses = asyncio.get_running_loop().time(), []
+    for _ in range(9):
+        await carry(held, Died("killed"))
+        pauses.append(held._not_before[A1] - now)
+        held._not_before.clear()
+    assert [round(pause, -1) for pause in pauses[:4]] == [20, 30, 60, 120]
+    assert 3600 <= pauses[-1] < 3700
 
 
 async def test_after_a_failure_there_is_a_pause(monkeypatch):

@@ -20,6 +20,7 @@ from site_agent.ssh import checks
 from site_agent.ssh.checks import ssh_checks
 from site_agent.ssh.remote import RemoteSite, remote_site
 from site_agent.ssh.settings import Ssh
+from site_agent.transfers import Died
 
 
 @pytest.fixture
@@ -73,6 +74,20 @@ def test_no_partial_result_without_a_training_checkpoint(config, site):
     (site.root / "jobs" / "0123-jobs" / "0123-jobs.a1").mkdir(parents=True)
     with pytest.raises((BadInput, Unavailable), match="no partial result"):
         remote_site(config).salvage(directory)
+
+
+def test_a_partial_result_whose_process_is_killed_there(config, site, tmp_path):
+    directory = Path(config.home) / "spool" / "0123-jobs" / "0123-jobs.a1"
+    directory.mkdir(parents=True)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -KILL $$\n")
+    python.chmod(0o755)
+    there = replace(config, ssh=replace(config.ssh, python=str(python)))
+    try:
+        with pytest.raises(Died, match="Killed"):
+            remote_site(there).salvage(directory)
+    finally:
+        remote_site(there).connection.close()
 
 
 def test_the_launcher_of_such_a_config_speaks_over_ssh(config, site):

@@ -18,6 +18,7 @@ from site_agent.record import checkpoint_of
 from site_agent.trainer.folder import CONTINUE_LATER, JobFolder, Site, Stopped
 from site_agent.trainer.ranks import Ranks
 from site_agent.trainer.training import train
+from site_agent.transfers import Died
 
 WORK = train_work(steps=60, checkpoint_steps=7)
 LONG = train_work(steps=120, checkpoint_steps=5, sequence_tokens=32, batch_sequences=8)
@@ -135,6 +136,17 @@ def test_a_partial_result_is_made_without_training_and_is_the_same(
     )
     assert finish(stopped).returncode == 0  # it is there already
     assert not (stopped / "checkpoint").exists()
+
+
+def test_a_process_that_is_killed_at_it_has_died_and_was_polite(tmp_path: Path, monkeypatch) -> None:
+    """A login node's guard may end it again and again; everybody else comes first there."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nnice > "{tmp_path}/nice"\nkill -KILL $$\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(Died, match="exit code -9"):
+        asyncio.run(salvage(tmp_path))
+    assert int((tmp_path / "nice").read_text()) >= 10
 
 
 def test_a_partial_result_needs_neither_text_nor_torch(
