@@ -249,6 +249,7 @@ class Agent:
             held=seen.held,
             sightings=seen.sightings,
             problems=self._transfers.problems,
+            refusals=self._deeds.refusals,
             closing=seen.standing.closing,
             waits=seen.mode.waits or seen.standing.waits,
             pause_running=bool(seen.mode.waits) or seen.standing.pause_running,

@@ -45,6 +45,7 @@ class Deeds:
         self._transfers = transfers
         self.meter = carry.Meter()
         self.launched = 0  #: lives since the agent started
+        self.refusals: dict[AttemptId, str] = {}  #: why the launcher will start no further life
 
     async def do(self, action: Action, link: Link, news: News | None) -> bool:
         """Carry out ``action``; whether it leaves something to be decided at once.
@@ -82,8 +83,11 @@ class Deeds:
                         await asyncio.to_thread(self._site.files.drop, self._spool.directory(attempt))
                     await asyncio.to_thread(self._spool.drop, attempt)
                     self._transfers.forget(attempt)
+                    self.refusals.pop(attempt, None)
         except Refused as error:  # the machine's own rules will never let it run
-            self._transfers.problems[attempt] = str(error)
+            if action.act is not Act.LAUNCH:
+                raise
+            self.refusals[attempt] = str(error)
         return action.act in (Act.LAUNCH, Act.END, Act.DROP)
 
     async def _stage(self, attempt: AttemptId, link: Link, signed: site_pb2.SignedAssignment | None) -> None:

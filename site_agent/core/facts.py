@@ -123,6 +123,8 @@ class Observation(Fact):
     held: tuple[AttemptFiles, ...] = ()
     sightings: dict[AttemptId, Sighting] = msgspec.field(default_factory=dict)  #: missing: unknown
     problems: dict[AttemptId, str] = msgspec.field(default_factory=dict)  #: that trying again cannot help
+    #: why the machine's own rules let no further life of it start: no fault of the job
+    refusals: dict[AttemptId, str] = msgspec.field(default_factory=dict)
     closing: str = ""  #: a sentence: the site's allocation is over, no life may start any more
     waits: str = ""  #: a sentence: nothing is launched now; what is queued or running goes on
     pause_running: bool = False  #: with ``waits``: what is running leaves too, and waits

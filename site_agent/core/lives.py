@@ -54,22 +54,19 @@ def after_a_life(
 ) -> Action | None:
     """What follows when inputs are in place and no life is left, the first one included; None: wait."""
     if files.lives == 0:
-        if observed.closing:
-            return _end(files, Outcome.REFUSED, observed.closing)
+        if why := observed.closing or observed.refusals.get(files.attempt, ""):
+            return _end(files, Outcome.REFUSED, why)
         return None if observed.waits else _launch(files, "its inputs are here")
     newest = _newest(files)
     if newest.meant == "refuse" and sighting.cause in (None, Cause.CANCELLED, Cause.NEVER):
-        return _end(files, Outcome.REFUSED, newest.asked)
+        return _with_what_there_is(files, newest.asked)
     if sighting.cause is Cause.CANCELLED and not newest.asked:
         return _end(files, Outcome.REFUSED, _with("an operator cancelled it", sighting.detail))
     if sighting.cause is Cause.OUT_OF_MEMORY:
         how = _with(f"life {files.lives} ran out of memory", sighting.detail)
         return _end(files, Outcome.FAILED, f"{how}; it needs a machine, or a site profile, with more")
-    if observed.closing:
-        if files.has_partial:
-            why = f"{observed.closing}; a partial result is made from step {files.checkpoint}"
-            return Action(act=Act.SALVAGE, attempt=files.attempt, reason=why)
-        return _end(files, Outcome.REFUSED, observed.closing)
+    if why := observed.closing or observed.refusals.get(files.attempt, ""):
+        return _with_what_there_is(files, why)
     how = _how(files, sighting, newest)
     fruitless = fruitless_lives(files)
     if fruitless >= limits.lives_max:
@@ -128,6 +125,14 @@ def _with(sentence: str, detail: str) -> str:
 
 def _launch(files: AttemptFiles, why: str) -> Action:
     return Action(act=Act.LAUNCH, attempt=files.attempt, life=files.lives + 1, reason=why)
+
+
+def _with_what_there_is(files: AttemptFiles, why: str) -> Action:
+    """No life may start any more: a partial result if there is a training checkpoint, else it is refused."""
+    if files.has_partial:
+        partial = f"{why}; a partial result is made from step {files.checkpoint}"
+        return Action(act=Act.SALVAGE, attempt=files.attempt, reason=partial)
+    return _end(files, Outcome.REFUSED, why)
 
 
 def _end(files: AttemptFiles, outcome: Outcome, reason: str) -> Action:

@@ -17,6 +17,7 @@ from fake_coordinator import A1, NORTH, PATIENCE_SECONDS, delta_of_base
 from sprachbund.v1 import site_pb2
 
 from consortium.canonical import decode, digest_of_fact, encode, replace
+from consortium.errors import Refused
 from consortium.identity import signing_request
 from consortium.ids import AttemptId, CampaignId
 from consortium.jobs import Purpose
@@ -200,7 +201,9 @@ async def test_a_coordinator_that_is_not_there_yet(config, coordinator, identity
     await coordinator.down()
     coordinator.want()
     async with running(config, identity, launcher):
-        await until(lambda: "unavailable" in getattr(site_status(config).agent, "trouble", ""), "a failed Sync")
+        await until(
+            lambda: "unavailable" in getattr(site_status(config).agent, "trouble", ""), "a failed Sync"
+        )
         await coordinator.up()
         assert (await coordinator.until_phase("ENDED")).outcome == SUCCEEDED
 
@@ -279,6 +282,23 @@ async def test_a_program_that_only_dies_is_given_up(config, coordinator, identit
     assert report.outcome == FAILED
     assert "life 2 ended without a result (exit code 3), the last of 2 in a row" in report.reason
     assert (Path(config.home) / "logs").is_dir()
+
+
+class Refusing(LocalLauncher):
+    """As ``sbatch`` of a site whose account is gone."""
+
+    def submit(self, directory, life):
+        raise Refused("sbatch: Invalid account; correct the site's profile")
+
+
+async def test_what_the_launcher_refuses_is_refused_by_the_site_and_no_failure_of_the_job(
+    config, coordinator, identity, program
+):
+    async with running(config, identity, Refusing(program, poll_seconds=0.05)):
+        coordinator.want()
+        report = await coordinator.until_phase("ENDED")
+    assert report.outcome == REFUSED
+    assert report.reason == "sbatch: Invalid account; correct the site's profile"
 
 
 async def test_an_assignment_that_hides_what_it_needs_fails_with_the_reason(agent, coordinator):

@@ -51,6 +51,7 @@ EVENTS = (
     "forsake",
     "want",
     "fall before start",
+    "sbatch refuses",
     "stuck",
 )
 
@@ -75,6 +76,8 @@ class World:
     starts: int = 0
     falls: bool = False  #: the agent will be killed between intent and start
     problem: str = ""
+    refuses: bool = False  #: whatever is launched
+    refusal: str = ""
     phases: list[Phase] = field(default_factory=list)
 
     def look(self, blind: bool = False, deaf: bool = False) -> None:
@@ -92,6 +95,7 @@ class World:
             held=(self.files,) if self.files else (),
             sightings={} if blind or not self.files else {ATTEMPT: seen},
             problems={ATTEMPT: self.problem} if self.problem else {},
+            refusals={ATTEMPT: self.refusal} if self.refusal else {},
             closing=self.closing,
             waits=self.waits,
             pause_running=self.pause_running,
@@ -114,6 +118,8 @@ class World:
         match action.act:
             case Act.STAGE:
                 self.files = replace(files, staged=self.files is not None)
+            case Act.LAUNCH if self.refuses:
+                self.refusal = "the account is not there"
             case Act.LAUNCH:
                 assert not self.alive, "a second life was started beside the first"
                 assert action.life == files.lives + 1
@@ -145,7 +151,8 @@ class World:
             case Act.FINISH:
                 self.files = replace(files, finishing=True)
             case Act.SALVAGE:
-                assert self.closing and not self.alive and files.has_partial
+                is_refused = self.refusal or any(one.meant == "refuse" for one in files.launches)
+                assert (self.closing or is_refused) and not self.alive and files.has_partial
                 self.files = replace(files, has_result=True)
             case Act.KILL:
                 self.note(files, action)
@@ -201,6 +208,8 @@ class World:
                 self.wanted = event == "want" and not self.settled
             case "fall before start":
                 self.falls = True
+            case "sbatch refuses":
+                self.refuses = True
             case "stuck" if self.files and not self.files.staged:
                 self.problem = "an input is corrupt"
             case _ if event.startswith("die "):
