@@ -8,6 +8,7 @@ the agent can be killed at any instruction and started again, and jobs never not
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import secrets
 import signal
@@ -34,13 +35,14 @@ from site_agent.description import Description
 from site_agent.identity import SiteIdentity
 from site_agent.launchers.base import Launcher
 from site_agent.launching import make_launcher
+from site_agent.link import News
 from site_agent.mode import Mode, read_mode
 from site_agent.presence import Presence
 from site_agent.residuals import Residuals
 from site_agent.spending import Spending, Standing
 from site_agent.spool import Spool
 from site_agent.ssh.remote import remote_site
-from site_agent.status import SEEN_SECONDS, at_work
+from site_agent.status import at_work
 from site_agent.supervision import Supervisor
 from site_agent.told import Told, free_bytes, in_words, make_health
 from site_agent.transfers import Transfers
@@ -49,6 +51,13 @@ from site_agent.wire import description_message
 _log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 10.0  # without a job only the operator's wish can change unheard
+_SAVE_SECONDS = 600.0  # for a training checkpoint, at least; a profile's signal_seconds may know better
+_BEAT_SECONDS = 1.0  # while a step takes its time
+# One look or act beyond this hangs: no question to Slurm or the site takes so long, however many jobs there are
+_CALL_SECONDS_MAX = 1800.0
+_SLOW_SECONDS = 45.0  # a launcher that failed after that is not asked a second time in the same step
+_LAUNCHERS = (Act.LAUNCH, Act.KILL)  # what asks it
+_ONCE_MAX = 10  # looks of one run for what goes on beside it
 _STEPS_MAX = 5  # an action may make the next one due at once; after so many, the rest waits for the next look
 
 
@@ -120,6 +129,7 @@ class Agent:
         self._plan: Plan | None = None  # None: none yet, or the spool could not be read
         self._health = make_health(config.metrics_port, self._standing)
         self._said: dict[str, str] = {}
+        self._moved_at = -math.inf  # on the loop's clock: when a look or an act last ended
 
     async def run(self) -> int:
         stopping = asyncio.Event()
@@ -136,12 +146,8 @@ class Agent:
         try:
             self._supervisor.is_ready()
             while not stopping.is_set() and not self._superseded:
-                self._plan = await self._step()
-                if self._plan is not None and self._can_speak:
-                    self._talk.say(self._describe(), self._plan.reports)
-                self._supervisor.turned(in_words(self._plan, self._talk, self._seen.mode))
-                if self._health is not None:
-                    self._health.turned()
+                self._plan = await self._turn()
+                self._speak()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(
                         self._pause()
@@ -178,15 +184,72 @@ class Agent:
                     _log.error("%s; it does the rest", self._superseded)
                     return Superseded.exit_code
                 await self._step()
-                while self._transfers.are_under_way:
-                    await self._transfers.wait(SEEN_SECONDS)
-                    self._note()
-                await self._step()
+                await self._carry_on()
         finally:
             await self._close()
         return Unavailable.exit_code if self._talk.trouble else 0
 
     # ---- inside
+
+    async def _turn(self) -> Plan | None:
+        """One step; while it goes on, the coordinator and the supervisor hear that it does.
+
+        A Slurm that does not answer takes minutes, and the site's leases must not end for it. Nor must a hanging
+        file system look alive for ever: after ``_CALL_SECONDS_MAX`` without an answer nobody hears anything more.
+        """
+        self._moved_at = self._now()
+        step = asyncio.create_task(self._step())
+        noting: asyncio.Task[None] | None = None
+        try:
+            while not (await asyncio.wait([step], timeout=_BEAT_SECONDS))[0]:
+                if self._now() - self._moved_at > _CALL_SECONDS_MAX:
+                    continue
+                self._talk.listen()
+                self._speak()
+                if noting is None or noting.done():  # the disk may be what is slow
+                    noting = asyncio.create_task(asyncio.to_thread(self._note))
+            if noting is not None:
+                await noting
+        except asyncio.CancelledError:
+            step.cancel()
+            await asyncio.wait([step])
+            raise
+        return step.result()
+
+    def _speak(self) -> None:
+        """Say what is known, if that is due."""
+        if self._plan is not None and self._can_speak and not self._superseded:
+            self._talk.say(self._describe(), self._plan.reports)
+        self._supervisor.turned(in_words(self._plan, self._talk, self._seen.mode))
+        if self._health is not None:
+            self._health.turned()
+
+    async def _carry_on(self) -> None:
+        """Wait for what goes on beside this, and do what follows; a run of a whole night if it must be."""
+        for _ in range(_ONCE_MAX):
+            while (errands := self._errands) or self._transfers.are_under_way:
+                self._say("errands", logging.INFO, "; ".join(errands) or "bytes are carried")
+                if self._transfers.are_under_way:
+                    await self._transfers.wait(_BEAT_SECONDS)
+                else:
+                    await asyncio.sleep(_BEAT_SECONDS)
+                self._talk.listen()
+                self._speak()
+                self._note()
+                if self._superseded:
+                    return
+            await self._step()
+            if not self._errands and not self._transfers.are_under_way:
+                return
+
+    @property
+    def _errands(self) -> tuple[str, ...]:
+        """What is carried over SSH, and how far it is."""
+        return self._site.files.errands if self._site is not None else ()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     async def _step(self) -> Plan | None:
         """Look, decide and do, until nothing more can be done at once. None: the spool cannot be read now."""
@@ -198,11 +261,32 @@ class Agent:
                 return None
             self._said.pop("spool", None)
             self._seen = seen
+            self._moved_at = self._now()
+            news = self._talk.news  # a newer one may come while this is done
             plan = reconcile(self._observed(seen), self._limits, self._config.consent)
-            changed = [await self._act(action) for action in plan.actions]
-            if not any(changed):
+            if not await self._act_on(plan, news):
                 break
         return plan
+
+    async def _act_on(self, plan: Plan, news: News | None) -> bool:
+        """Carry out the plan; whether anything of it leaves something to be decided at once.
+
+        A launcher that failed only after a while is left alone until the next step: a dead controller takes its
+        90 s from each question, and cancellations would wait behind launches.
+        """
+        changed, is_slow = False, False
+        for action in plan.actions:
+            if self._superseded:
+                return False
+            if is_slow and action.act in _LAUNCHERS:
+                continue
+            self._moved_at = began = self._now()
+            try:
+                changed |= await self._act(action, news)
+            except Unavailable:
+                is_slow |= self._now() - began >= _SLOW_SECONDS
+        self._moved_at = self._now()
+        return changed and not is_slow
 
     def _look(self) -> Seen:
         self._take_back()
@@ -255,14 +339,16 @@ class Agent:
             pause_running=bool(seen.mode.waits) or seen.standing.pause_running,
         )
 
-    async def _act(self, action: Action) -> bool:
-        """Carry out one action; whether it leaves something to be decided at once."""
+    async def _act(self, action: Action, news: News | None) -> bool:
+        """Carry out one action; whether it leaves something to be decided at once. Raises Unavailable only."""
         attempt = action.attempt
         self._say(attempt, logging.INFO, f"{attempt}: {action.act}: {action.reason}")
         try:
-            is_news = await self._deeds.do(action, self._link, self._talk.news)
+            is_news = await self._deeds.do(action, self._link, news)
         except SprachbundError as error:
             self._say(attempt, logging.WARNING, f"{attempt}: {action.act} failed: {error}")
+            if isinstance(error, Unavailable):
+                raise
             return False
         if action.act is Act.DROP:
             self._said.pop(attempt, None)
@@ -353,5 +439,6 @@ def limits(config: SiteConfig) -> Limits:
         gpus=gpus,
         lives_max=config.lives_max,
         lives_total_max=config.lives_total_max,
+        save_seconds=max(_SAVE_SECONDS, float(config.slurm.signal_seconds if config.slurm else 0)),
         stall_seconds=config.stall_minutes * 60.0,
     )

@@ -25,7 +25,7 @@ from consortium.errors import BadInput
 from consortium.files import disk_errors, make_folder, move_into_place, write_bytes_atomically
 from consortium.folders import fresh_folder
 from consortium.ids import AttemptId
-from consortium.jobs import Assignment
+from consortium.jobs import Assignment, Train
 from site_agent import record
 from site_agent.core.facts import AttemptFiles, Ended, Meant, Progress, Seen, Usage
 from site_agent.launchers.base import LIFE_FILE, USAGE_FILE, Life
@@ -144,7 +144,7 @@ class Spool:
         attempt = ids.attempt_id(place.name)
         if place != self.directory(attempt):
             raise BadInput(f"{place}: is not where {attempt} belongs")
-        self.assignment(attempt)
+        work = self.assignment(attempt).work
         life = (
             decode(_read(place / LIFE_FILE), Life, str(place / LIFE_FILE))
             if (place / LIFE_FILE).exists()
@@ -164,6 +164,7 @@ class Spool:
             progress=_newest_progress(place / "progress.jsonl"),
             checkpoint=checkpoint,
             has_partial=has_partial,
+            can_finish=isinstance(work, Train),
             launches=record.read_launches(place) if life else (),
             usage=_usage(place / USAGE_FILE),
             ended=decode(_read(ended), Ended, str(ended)) if ended.exists() else None,

@@ -89,6 +89,7 @@ class AttemptFiles(Fact):
     progress: Progress | None = None
     checkpoint: int = 0  #: how far the newest training checkpoint is: its step; of an evaluation, subjects
     has_partial: bool = False  #: that checkpoint can be made into a partial result
+    can_finish: bool = True  #: its kind of work has partial results at all
     launches: tuple[Launch, ...] = ()  #: by life; those of agents that kept no such record are missing
     usage: Usage | None = None
     ended: Ended | None = None

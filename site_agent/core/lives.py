@@ -39,13 +39,14 @@ def ask_of_the_living(
         return Action(act=Act.KILL, attempt=attempt, reason=why, meant="refuse")
     if waits_in_queue and (why := observed.closing or (observed.pause_running and observed.waits) or ""):
         return Action(act=Act.KILL, attempt=attempt, reason=why, meant="pause")
+    if observed.closing and not files.can_finish:  # what it would spend is lost in any case
+        return _leave_in_time(files, sighting, observed.closing, limits)
     if observed.closing and not files.finishing:
         return Action(act=Act.FINISH, attempt=attempt, reason=observed.closing)
     if sighting.seen is Seen.RUNNING and (why := _stalled(files, limits)):
         return _send_away(files, why, "again", limits.stop_seconds)
     if observed.waits and observed.pause_running and not observed.closing:
-        if sighting.seen is Seen.RUNNING or files.stopping_seconds is None:
-            return _send_away(files, observed.waits, "pause", limits.save_seconds)
+        return _leave_in_time(files, sighting, observed.waits, limits)
     return None
 
 
@@ -78,6 +79,12 @@ def after_a_life(
     return None if observed.waits else _launch(files, f"{how}; it goes on where it was")
 
 
+def no_more_lives(files: AttemptFiles, observed: Observation) -> bool:
+    """Whether the site, and not the job, is why no life may start any more."""
+    is_refused = files.attempt in observed.refusals or (files.lives > 0 and _newest(files).meant == "refuse")
+    return bool(observed.closing) or is_refused
+
+
 def fruitless_lives(files: AttemptFiles) -> int:
     """How many lives, counted back from the newest, brought no newer training checkpoint. Pauses do not count."""
     launches = {launch.life: launch for launch in files.launches}
@@ -97,6 +104,13 @@ def _stalled(files: AttemptFiles, limits: Limits) -> str:
         return ""
     step = files.progress.step if files.progress else 0
     return f"life {files.lives} wrote no progress for {limits.stall_seconds / 60:g} minutes, at step {step}"
+
+
+def _leave_in_time(files: AttemptFiles, sighting: Sighting, why: str, limits: Limits) -> Action | None:
+    """With time to save; what cannot be seen is asked, never killed."""
+    if sighting.seen is Seen.RUNNING or files.stopping_seconds is None:
+        return _send_away(files, why, "pause", limits.save_seconds)
+    return None
 
 
 def _send_away(files: AttemptFiles, why: str, meant: Meant, seconds: float) -> Action | None:

@@ -36,7 +36,7 @@ from site_agent.core.facts import (
     Seen,
     Sighting,
 )
-from site_agent.core.lives import after_a_life, ask_of_the_living
+from site_agent.core.lives import after_a_life, ask_of_the_living, no_more_lives
 
 TRANSITIONS = {
     (Phase.STAGING, "stage"): Phase.QUEUED,
@@ -144,8 +144,10 @@ def _decide(
         return ask_of_the_living(files, sighting, observed, limits)
     if files.lives == 0 and offer is not None and (refused := _refused(offer, consent, limits)):
         return _end(attempt, Outcome.REFUSED, refused)
-    if attempt in observed.problems:  # a site that closes refuses what it cannot save, as it does the rest
-        outcome = Outcome.REFUSED if observed.closing else Outcome.FAILED
+    if (
+        attempt in observed.problems
+    ):  # where no life may start, what cannot be saved is refused as the rest is
+        outcome = Outcome.REFUSED if no_more_lives(files, observed) else Outcome.FAILED
         return _end(attempt, outcome, observed.problems[attempt])
     if not files.staged and not observed.closing:
         return Action(act=Act.STAGE, attempt=attempt, reason="its inputs are not all here")

@@ -128,6 +128,8 @@ def test_a_launch_that_the_site_refuses_is_no_failure_of_the_job():
         f"{words}; a partial result is made from step 40",
     )
     assert only(plan(replace(SAVED, has_result=True), seen=gone(), refusals={A1: words})).act is Act.UPLOAD
+    end = only(plan(SAVED, seen=gone(), refusals={A1: words}, problems={A1: "the base is not here"}))
+    assert (end.outcome, end.reason) == (Outcome.REFUSED, "the base is not here")
 
 
 def test_unknown_is_never_finished():
@@ -240,6 +242,19 @@ def test_when_the_allocation_is_over_everything_comes_to_an_end():
         end = only(plan(files, seen=gone(), closing=OVER))
         assert (end.act, end.outcome, end.reason) == (Act.END, Outcome.REFUSED, OVER)
     assert only(plan(AttemptFiles(attempt=A1), closing=OVER)).outcome is Outcome.REFUSED
+
+
+def test_work_without_partial_results_is_stopped_and_then_killed_when_the_allocation_is_over():
+    """An evaluation, a merge or a tokenizer reads no FINISH, and would spend on to its walltime."""
+    merge = replace(BEGUN, can_finish=False)
+    stop = only(plan(merge, seen=RUNNING, closing=OVER))
+    assert (stop.act, stop.reason) == (Act.STOP, OVER)
+    assert plan(replace(merge, stopping_seconds=600.0), seen=RUNNING, closing=OVER).actions == ()
+    late = replace(merge, stopping_seconds=601.0)
+    assert only(plan(late, seen=RUNNING, closing=OVER)).act is Act.KILL
+    assert plan(late, seen=UNKNOWN, closing=OVER).actions == ()
+    end = only(plan(late, seen=gone(Cause.STOPPED), closing=OVER))
+    assert (end.act, end.outcome, end.reason) == (Act.END, Outcome.REFUSED, OVER)
 
 
 def test_nothing_new_is_taken_when_the_allocation_is_over():

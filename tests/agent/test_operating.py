@@ -20,7 +20,8 @@ from sprachbund.v1 import site_pb2
 from consortium.canonical import encode, replace
 from consortium.errors import BadInput, Refused, Superseded
 from consortium.logs import log_json
-from site_agent.agent import Agent, run_agent
+from policies.site_profile import SiteProfile
+from site_agent.agent import Agent, limits, run_agent
 from site_agent.enrol import enrol
 from site_agent.launchers.local import LocalLauncher
 from site_agent.mode import Mode, read_mode, write_mode
@@ -442,3 +443,10 @@ def test_the_agent_does_not_load_torch():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_life_that_is_asked_to_leave_gets_the_time_that_the_profile_says_a_checkpoint_takes(config):
+    assert limits(config).save_seconds == 600.0
+    slow = SiteProfile(walltime_minutes=600, signal_seconds=1860)
+    assert limits(replace(config, launcher="slurm", slurm=slow)).save_seconds == 1860.0
+    assert limits(replace(config, launcher="slurm", slurm=SiteProfile())).save_seconds == 600.0

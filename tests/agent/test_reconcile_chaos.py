@@ -78,6 +78,7 @@ class World:
     problem: str = ""
     refuses: bool = False  #: whatever is launched
     refusal: str = ""
+    can_finish: bool = True
     phases: list[Phase] = field(default_factory=list)
 
     def look(self, blind: bool = False, deaf: bool = False) -> None:
@@ -117,7 +118,7 @@ class World:
         files = self.files or AttemptFiles(attempt=ATTEMPT)
         match action.act:
             case Act.STAGE:
-                self.files = replace(files, staged=self.files is not None)
+                self.files = replace(files, staged=self.files is not None, can_finish=self.can_finish)
             case Act.LAUNCH if self.refuses:
                 self.refusal = "the account is not there"
             case Act.LAUNCH:
@@ -149,6 +150,7 @@ class World:
                     stopping_seconds=0.0 if files.stopping_seconds is None else files.stopping_seconds,
                 )
             case Act.FINISH:
+                assert files.can_finish
                 self.files = replace(files, finishing=True)
             case Act.SALVAGE:
                 is_refused = self.refusal or any(one.meant == "refuse" for one in files.launches)
@@ -187,7 +189,7 @@ class World:
             case "finish" if is_running and self.files:
                 self.files = replace(self.files, has_result=True)
                 self.die(Cause.FINISHED)
-            case "save" if is_running and self.files:
+            case "save" if is_running and self.files and self.can_finish:
                 self.files = replace(self.files, checkpoint=self.files.checkpoint + 1, has_partial=True)
             case "queue" | "begin":
                 self.queues = event == "queue"
@@ -225,9 +227,9 @@ def reachable(start: Phase) -> set[Phase]:
 
 @pytest.mark.parametrize("ending", ["finish", "die", "die timed_out", "hang"])
 @settings(max_examples=400, deadline=None)
-@given(st.lists(st.sampled_from(EVENTS), max_size=40))
-def test_never_two_lives_and_always_an_end(ending, events):
-    world = World()
+@given(st.lists(st.sampled_from(EVENTS), max_size=40), st.booleans())
+def test_never_two_lives_and_always_an_end(ending, events, can_finish):
+    world = World(can_finish=can_finish)
     for event in events:
         world.suffer(event)
     for event in ("open", "begin"):

@@ -52,7 +52,7 @@ def test_a_new_attempt_holds_its_assignment_verbatim(spool):
     directory = spool.create(A1, b"another", b"another")  # again: nothing changes
     assert (directory / "job.json").read_bytes() == assignment(A1)
     assert (directory / "job.sig").read_bytes() == b"signature"
-    assert found(spool) == (AttemptFiles(attempt=A1),)
+    assert found(spool) == (AttemptFiles(attempt=A1, can_finish=False),)
 
 
 def test_a_new_agent_reads_everything_from_the_directory(spool):
