@@ -162,12 +162,15 @@ INLINE void sum_tile(double *total, const void *const *rows, const uint8_t *kind
         }
         const uint16_t *four[4];
         for (int j = 0; j < 4; j++) four[j] = (const uint16_t *)rows[k + j] + begin;
-        if (kinds[k] & RELATIVE && k)
-            add_four(total, four, theta, factors + k, peaks + k, size, 1, 0);
-        else if (kinds[k] & RELATIVE)
+        int relative = kinds[k] & RELATIVE, first = k == 0; /* constants in each call, or gcc makes no vectors of it */
+        if (relative && first)
             add_four(total, four, theta, factors + k, peaks + k, size, 1, 1);
+        else if (relative)
+            add_four(total, four, theta, factors + k, peaks + k, size, 1, 0);
+        else if (first)
+            add_four(total, four, theta, factors + k, peaks + k, size, 0, 1);
         else
-            add_four(total, four, theta, factors + k, peaks + k, size, 0, k == 0);
+            add_four(total, four, theta, factors + k, peaks + k, size, 0, 0);
     }
 }
 
