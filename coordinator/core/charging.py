@@ -1,6 +1,7 @@
 """Which of a site's allocations pays for a job, or why none can."""
 
-from coordinator.core.accounting import in_force, left
+from consortium.capacity import Allocation
+from coordinator.core.accounting import HOUR, in_force, left
 from coordinator.core.estimates import Cost, queue_seconds
 from coordinator.core.state import Site, State
 from coordinator.core.words import gpu_hours, spoken
@@ -13,7 +14,6 @@ def charge(state: State, site: Site, takes: Cost, now: float) -> tuple[str, str 
     why = f"{site.name}'s allocation has ended"
     for allocation in in_force(site, now):
         remaining = left(state, site, allocation)
-        ends = now + queue_seconds(site).value + takes.seconds.value
         if remaining <= 0.0:
             why = f"allocation {allocation.name} of {site.name} is used up, or kept for what runs"
         elif takes.gpu_seconds > remaining:
@@ -21,11 +21,8 @@ def charge(state: State, site: Site, takes: Cost, now: float) -> tuple[str, str 
                 f"it needs about {gpu_hours(takes.gpu_seconds)} at {site.name} ({takes.seconds.how}), "
                 f"allocation {allocation.name} has {gpu_hours(remaining)} left"
             )
-        elif allocation.until is not None and ends > allocation.until:
-            why = (
-                f"it needs about {spoken(ends - now)} at {site.name}, allocation {allocation.name} ends in "
-                f"{spoken(allocation.until - now)}"
-            )
+        elif (too_late := _too_late(site, allocation, takes, now)) is not None:
+            why = too_late
         else:
             return allocation.name, None
     return "", why
@@ -35,10 +32,32 @@ def lacking(site: Site, takes: Cost, now: float) -> str | None:
     """Why the site's allocations cannot pay for a job even when everything else is done; None: they can."""
     if not site.allocations:
         return None
+    why = f"{site.name}'s allocation has ended"
     for allocation in in_force(site, now):
-        remaining = allocation.gpu_hours * 3600.0 - site.charged.get(allocation.name, 0.0)
-        if remaining > 0.0 and takes.gpu_seconds <= remaining:
+        remaining = _granted(site, allocation)
+        if remaining <= 0.0 or takes.gpu_seconds > remaining:
+            why = (
+                f"{site.name} has not the {gpu_hours(takes.gpu_seconds)} left that its job needs "
+                f"({takes.seconds.how})"
+            )
+        elif (too_late := _too_late(site, allocation, takes, now)) is not None:
+            why = too_late
+        else:
             return None
-    if not in_force(site, now):
-        return f"{site.name}'s allocation has ended"
-    return f"{site.name} has not the {gpu_hours(takes.gpu_seconds)} left that its job needs ({takes.seconds.how})"
+    return why
+
+
+def _granted(site: Site, allocation: Allocation) -> float:
+    """GPU-seconds of an allocation that are not used, held back or not."""
+    return allocation.gpu_hours * HOUR - site.charged.get(allocation.name, 0.0)
+
+
+def _too_late(site: Site, allocation: Allocation, takes: Cost, now: float) -> str | None:
+    """Why a job that is given now would not end before the allocation does; None: it would."""
+    ends = now + queue_seconds(site).value + takes.seconds.value
+    if allocation.until is None or ends <= allocation.until:
+        return None
+    return (
+        f"it needs about {spoken(ends - now)} at {site.name}, allocation {allocation.name} ends in "
+        f"{spoken(allocation.until - now)}"
+    )

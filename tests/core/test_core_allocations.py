@@ -1,7 +1,18 @@
 """Stories of money and time: what a site may spend, what it spent, when it may be asked, and who is told."""
 
 import pytest
-from consortium_in_facts import DEMO, GIVEN, HOUR, OWN, Coordinator, campaign, ended, given, success
+from consortium_in_facts import (
+    DEMO,
+    GIVEN,
+    HOUR,
+    OWN,
+    Coordinator,
+    campaign,
+    consortium,
+    ended,
+    given,
+    success,
+)
 
 from consortium.canonical import replace
 from consortium.capacity import Allocation, Usage, Window
@@ -75,8 +86,6 @@ def test_nothing_is_leased_beyond_what_is_left() -> None:
 
 def test_what_runs_is_held_back_from_what_comes() -> None:
     """Two slots and two campaigns, but only one job's worth of GPU-hours."""
-    from consortium_in_facts import consortium
-
     coordinator = consortium(*(campaign(name, **GIVEN) for name in "ab"), slots=2)
     coordinator.work()
     happened = offer(coordinator, EXPECTED / HOUR * 1.5, slots=2)
@@ -89,6 +98,17 @@ def test_an_allocation_that_ends_too_soon_pays_for_nothing() -> None:
     assert "allocation p-17 ends in" in why(coordinator)
     coordinator.now += HOUR
     assert why(coordinator) == "north's allocation has ended"
+
+
+def test_an_allocation_that_ends_too_soon_leaves_its_site_out_of_the_round() -> None:
+    """What a lease is refused for is known when the round opens: nobody plans a job that none can be given."""
+    coordinator = consortium(slots=1)
+    offer(coordinator, 10.0, until=coordinator.now + START_SECONDS - 1)
+    coordinator.do(cm.SubmitCampaign(campaign=campaign(**GIVEN, lease_seconds=1e6)))
+    coordinator.work()
+    opened = coordinator.state.campaigns[DEMO].rounds[1]
+    assert opened.jobs == ("demo_r1-train-south", "demo_r1-train-west")
+    assert "it needs about 2 min at north, allocation p-17 ends in 1 min 59 s" in opened.reason
 
 
 def test_usage_is_entered_at_the_end_and_at_sensible_steps() -> None:
