@@ -55,11 +55,12 @@ def names_of(sites: Iterable[Site]) -> str:
 
 
 def judges(state: State, campaign: CampaignState) -> list[tuple[Site, tuple[Language, ...]]]:
-    """Sites that hold held-out text of the campaign's languages, each with those languages."""
+    """Sites that hold held-out text of the campaign's languages and take work, each with those languages."""
     found = []
     for name, site in sorted(state.sites.items()):
         heldout = tuple(x for x in site.languages("private", heldout=True) if x in campaign.spec.languages)
-        if site.status == "enrolled" and heldout and (not campaign.spec.sites or name in campaign.spec.sites):
+        invited = not campaign.spec.sites or name in campaign.spec.sites
+        if site.status == "enrolled" and not site.draining and heldout and invited:
             found.append((site, heldout))
     return found
 

@@ -1,9 +1,11 @@
 """Which of a site's allocations pays for a job, or why none can."""
 
 from consortium.capacity import Allocation
+from consortium.jobs import Outcome
 from coordinator.core.accounting import HOUR, in_force, left
-from coordinator.core.estimates import Cost, queue_seconds
-from coordinator.core.state import Site, State
+from coordinator.core.estimates import Cost, cost, queue_seconds
+from coordinator.core.state import Job, Site, State
+from coordinator.core.transitions import JobState
 from coordinator.core.words import gpu_hours, spoken
 
 
@@ -45,6 +47,19 @@ def lacking(site: Site, takes: Cost, now: float) -> str | None:
         else:
             return None
     return why
+
+
+def unpayable(state: State, job: Job, now: float) -> str | None:
+    """Why no site of a job that waits can ever pay for it; None: one can, or it is under way."""
+    if job.state is not JobState.PLANNED or job.outcome is Outcome.EXPIRED or not job.sites:
+        return None  # an expired attempt may come back with a result that is paid for
+    campaign, reasons = state.campaigns[job.campaign], []
+    for site in (state.sites[name] for name in job.sites):
+        lacks = lacking(site, cost(state, campaign, site, job), now) if site.allocations else None
+        if lacks is None:
+            return None
+        reasons.append(lacks)
+    return "; ".join(reasons)
 
 
 def _granted(site: Site, allocation: Allocation) -> float:

@@ -8,7 +8,7 @@ from consortium.jobs import Purpose, Subject, Train
 from coordinator.core import events as ev
 from coordinator.core.able import holders_of_public_text, judges, own_languages
 from coordinator.core.decide import Moment
-from coordinator.core.lateness import overdue
+from coordinator.core.lateness import given_up
 from coordinator.core.orders import evaluation, planned, train_inputs, train_order
 from coordinator.core.state import CampaignState, State
 from coordinator.core.transitions import JobState
@@ -50,8 +50,8 @@ def models_to_compare(state: State, campaign: CampaignState, moment: Moment) -> 
     since = max((j.planned_at for j in comparisons), default=_last_word(campaign))
     waiting = [j for j in (*rivals, *comparisons) if not j.is_final]
     for job_ in waiting:
-        if (late := overdue(campaign, job_, moment.now, since)) is not None:
-            yield ev.JobCancelled(job=job_.id, reason=f"{late}; the campaign ends without it")
+        if (why := given_up(state, campaign, job_, moment.now, since)) is not None:
+            yield ev.JobCancelled(job=job_.id, reason=f"{why}; the campaign ends without it")
     if waiting or comparisons:
         return
     subjects = tuple(

@@ -4,7 +4,8 @@ A job that waits for days in a batch system's queue is nobody's fault; one that 
 that it started (agents that do not count), the cap on the wait is what closes a round.
 """
 
-from coordinator.core.state import CampaignState, Job
+from coordinator.core.charging import unpayable
+from coordinator.core.state import CampaignState, Job, State
 
 HOUR = 3600.0
 
@@ -24,3 +25,10 @@ def overdue(campaign: CampaignState, job: Job, now: float, since: float | None =
     if now > (job.planned_at if since is None else since) + hours * HOUR:
         return f"it did not start within {hours:g} h"
     return None
+
+
+def given_up(
+    state: State, campaign: CampaignState, job: Job, now: float, since: float | None = None
+) -> str | None:
+    """Why an open job that others can do without is waited for no longer: nobody can pay for it, or it is late."""
+    return unpayable(state, job, now) or overdue(campaign, job, now, since)

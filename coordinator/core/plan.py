@@ -15,7 +15,7 @@ from coordinator.core.accounting import warnings
 from coordinator.core.comparison import is_compared, models_to_compare, rivals_to_train
 from coordinator.core.decide import Moment, lease_until
 from coordinator.core.late import may_go_on
-from coordinator.core.lateness import overdue
+from coordinator.core.lateness import given_up, overdue
 from coordinator.core.merging import job_at_a_site, where_to_merge
 from coordinator.core.orders import evaluation, planned
 from coordinator.core.rounds import open_round
@@ -246,7 +246,7 @@ def is_complete(campaign: CampaignState, round_: Round, jobs: list[Job], now: fl
 
 
 def _gate_jobs(state: State, campaign: CampaignState, round_: Round, moment: Moment) -> Iterator[ev.AnyEvent]:
-    """One evaluation per site with held-out text; at the deadline the gate decides without the late ones."""
+    """One evaluation per site with held-out text; the gate decides without who is late or cannot pay for it."""
     if not round_.gate_jobs:
         assert round_.candidate is not None
         for site, languages in judges(state, campaign):
@@ -264,8 +264,8 @@ def _gate_jobs(state: State, campaign: CampaignState, round_: Round, moment: Mom
             )
     for name in round_.gate_jobs:
         job = state.jobs[name]
-        if not job.is_final and (late := overdue(campaign, job, moment.now)) is not None:
-            yield ev.JobCancelled(job=name, reason=f"{late}; its languages count as unscored")
+        if not job.is_final and (why := given_up(state, campaign, job, moment.now)) is not None:
+            yield ev.JobCancelled(job=name, reason=f"{why}; its languages count as unscored")
 
 
 def _scored(campaign: CampaignState, subject: str, site: Site, languages: tuple[Language, ...]) -> bool:

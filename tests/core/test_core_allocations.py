@@ -23,8 +23,9 @@ from coordinator.core import events as ev
 from coordinator.core.accounting import left
 from coordinator.core.estimates import START_SECONDS
 from coordinator.core.place import waiting
+from coordinator.core.transitions import JobState
 from coordinator.core.view import view
-from policies.campaign import Quorum
+from policies.campaign import Quorum, Rivals
 
 TRAIN = "demo_r1-train-north"
 GRANT = Allocation(name="p-17", gpu_hours=10.0)
@@ -176,11 +177,53 @@ def test_a_site_that_cannot_pay_is_left_out_of_the_round() -> None:
     for job in list(coordinator.state.jobs.values()):
         if "gate" in job.id and job.state.value == "leased":
             coordinator.deliver(job.id, **({"gpus": 4, "allocations": grant} if job.site == "north" else {}))
-    coordinator.wait(3 * HOUR)  # north's own evaluation cannot be paid either
+    cancelled = coordinator.job("demo_r1-gate-north")  # it cannot be paid either, and nobody waits for it
+    assert cancelled.state is JobState.CANCELLED
+    assert cancelled.reason.startswith("north has not the 2 GPU-hours left that its job needs")
+    assert cancelled.reason.endswith("; its languages count as unscored")
     coordinator.work()
     opened = coordinator.state.campaigns[DEMO].rounds[2]
     assert opened.jobs == ("demo_r2-train-south", "demo_r2-train-west")
     assert "north has not the 0.1333 GPU-hours left that its job needs" in opened.reason
+
+
+def test_where_no_judge_can_pay_the_gate_decides_at_once() -> None:
+    coordinator = given(lease_seconds=1e6)
+    coordinator.train_all()
+    for name in OWN:
+        coordinator.sync(name, slots=0, gpus=4, allocations=(replace(GRANT, gpu_hours=0.1),))
+    coordinator.work()
+    gates = [coordinator.job(f"demo_r1-gate-{name}") for name in OWN]
+    assert [gate.state for gate in gates] == [JobState.CANCELLED] * 3
+    assert coordinator.work()[0] == "GateJudged demo/v1"
+
+
+def test_a_comparison_that_nobody_can_pay_ends_the_campaign() -> None:
+    coordinator = given(lease_seconds=1e6, rivals=Rivals(specialists=True))
+    coordinator.one_round()
+    for name in OWN:
+        coordinator.sync(name)
+    for name in OWN:  # each can pay for nothing more, once it has delivered its rival
+        poor = {"gpus": 4, "allocations": (replace(GRANT, gpu_hours=0.1),)}
+        happened = coordinator.deliver(f"demo_rival-alone-{name}", **poor)
+    assert happened[-4:] == [
+        *(f"JobCancelled demo_compare-{name}" for name in OWN),
+        "CampaignEnded demo completed",
+    ]
+
+
+def test_an_attempt_that_may_come_back_is_waited_for_though_the_allocation_is_used_up() -> None:
+    coordinator = given(lease_seconds=60.0, quorum=PATIENT)
+    coordinator.train_all()
+    coordinator.work()
+    gate = "demo_r1-gate-north"
+    for name in OWN:
+        coordinator.sync(name, gpus=4, allocations=(GRANT,))
+    coordinator.wait(61)
+    coordinator.sync("north", slots=0, gpus=4, allocations=(replace(GRANT, gpu_hours=0.1),))
+    assert coordinator.job(gate).state is JobState.PLANNED
+    coordinator.sync("north", success(f"{gate}.a1"), slots=0)
+    assert coordinator.job(gate).state is JobState.DELIVERED
 
 
 # --- windows ---------------------------------------------------------------------------------------

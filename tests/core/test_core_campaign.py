@@ -285,6 +285,13 @@ def test_nobody_can_judge() -> None:
     assert coordinator.work()[-1] == "CampaignEnded demo completed"
 
 
+def test_a_draining_site_is_no_judge() -> None:
+    coordinator = given()
+    coordinator.train_all()
+    coordinator.sync("north", draining=True)
+    assert coordinator.work()[1:] == ["JobPlanned demo_r1-gate-south", "JobPlanned demo_r1-gate-west"]
+
+
 def test_late_judges_are_not_waited_for() -> None:
     coordinator = given()
     coordinator.train_all()
