@@ -35,8 +35,13 @@ class Moment:
     openings: Mapping[SiteName, Opening] = field(default_factory=dict)  #: of sites that have windows
 
     def opening(self, site: Site) -> Opening:
-        """Whether the site may be given work now, by its windows; one that nobody looked at is closed."""
-        return self.openings.get(site.name, _CLOSED) if site.windows else ALWAYS
+        """Whether the site may be given work now, by its windows; one that nobody looked at is closed.
+
+        A bundle is exchanged when somebody has the time, so at a courier's site only the agent holds to its windows.
+        """
+        if not site.windows or site.courier:
+            return ALWAYS
+        return self.openings.get(site.name, _CLOSED)
 
 
 _CLOSED = Opening(is_open=False)

@@ -113,7 +113,7 @@ class _Foresight(Places):
         sites = participants(self.state, campaign)
         if not sites:
             return None
-        moment = Moment(now=at, openings={site.name: self._opening_at(site, at) for site in sites})
+        moment = Moment(now=at, openings={site.name: self.opening(site, at) for site in sites})
         given_steps = shares(self.state, campaign, sites, moment, self.told)
         given = []
         for site in sites:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from consortium.capacity import Allocation, Opening
+from consortium.capacity import ALWAYS, Allocation, Opening
 from consortium.forecasts import (
     Assumptions,
     PlannedJob,
@@ -125,6 +125,10 @@ class Places:
             ends.append(max(self.now, began + takes))
         return sorted([*ends, *[self.now] * max(0, site.slots - len(ends))])
 
+    def opening(self, site: Site, at: float) -> Opening:
+        """How its windows will stand; of a courier's site nobody asks, as ``Moment.opening`` has it."""
+        return ALWAYS if site.courier else self._opening_at(site, at)
+
     # --- one job ---
 
     def give(
@@ -187,7 +191,7 @@ class Places:
         queue = queue_seconds(site).value
         needs = queue + takes.seconds.value
         for _ in range(_LOOKS_MAX):
-            opening = self._opening_at(site, given_at)
+            opening = self.opening(site, given_at)
             if opening.is_open and _fits(opening, given_at, needs, takes.seconds.is_measured):
                 break
             if opening.until is None:
