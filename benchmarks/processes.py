@@ -33,7 +33,8 @@ def measure(command: Sequence[str | Path], environment: Mapping[str, str] | None
     began = time.perf_counter()
     process = subprocess.Popen(
         [str(word) for word in command],
-        env={**os.environ, **(environment or {})},
+        # an installed program has its bytecode; without this it would be compiled anew each time
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
