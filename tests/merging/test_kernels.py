@@ -451,7 +451,7 @@ def chosen(wish: str, where: Path = ROOT) -> subprocess.CompletedProcess[str]:
 def test_the_choice_can_be_forced() -> None:
     assert chosen("portable").stdout.split() == ["portable", "consortium.merging.kernels.portable"]
     best = "portable" if chosen("native").returncode else "native"
-    assert chosen("auto").stdout.split() == [best, f"consortium.merging.{best}"]
+    assert chosen("auto").stdout.split() == [best, f"consortium.merging.kernels.{best}"]
     assert "BadInput: SPRACHBUND_KERNELS=fast: it may be" in chosen("fast").stderr
 
 
