@@ -8,6 +8,7 @@ from, until the coordinator has settled them.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from sprachbund.v1 import artifact_pb2, site_pb2
 
@@ -57,7 +58,8 @@ class CourierLink(Link):
             digest
             for offer in news.offers
             if offer.assignment is not None
-            for digest in offer.assignment.inputs
+            for digest in (*offer.assignment.inputs, offer.assignment.tokenizer)
+            if digest is not None
         )
         return dataclasses.replace(news, next_seconds=self._sync_seconds)
 
@@ -83,7 +85,13 @@ class _NothingTravels:
         self, request: artifact_pb2.StatRequest, timeout: float | None = None
     ) -> artifact_pb2.StatResponse:
         if request.digest in self._inputs():
-            raise Unavailable(
-                f"input {request.digest} is not at this site; the answer to the next bundle will bring it"
-            )
+            raise _not_here(request.digest)
         return artifact_pb2.StatResponse(complete=True)
+
+    def Download(self, request: artifact_pb2.DownloadRequest) -> NoReturn:
+        """Of what no job that is wanted names: its order is older than the newest answer."""
+        raise _not_here(request.digest)
+
+
+def _not_here(digest: str) -> Unavailable:
+    return Unavailable(f"input {digest} is not at this site; the answer to the next bundle will bring it")
