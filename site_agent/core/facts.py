@@ -31,12 +31,13 @@ class Cause(enum.StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     CANCELLED = "cancelled"  #: by a person, or by this agent: what the agent asked for is in ``lives.jsonl``
     NEVER = "never"  #: it waits, and the batch system says that it will never start
+    SPENT = "spent"  #: it waits, and the account that pays has been used up for long
 
 
 class Sighting(Fact):
     seen: Seen
     detail: str = ""  #: for people: the exit code, the queue's reason, why nothing can be known
-    cause: Cause | None = None  #: of GONE; with PENDING only NEVER
+    cause: Cause | None = None  #: of GONE; with PENDING only NEVER and SPENT
     expected_start: float | None = None  #: of PENDING: the queue's own estimate, epoch seconds
 
 

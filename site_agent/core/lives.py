@@ -37,6 +37,9 @@ def ask_of_the_living(
     if waits_in_queue and sighting.cause is Cause.NEVER:
         why = f"the batch system will never start it: {sighting.detail or 'it gives no reason'}"
         return Action(act=Act.KILL, attempt=attempt, reason=why, meant="refuse")
+    if waits_in_queue and sighting.cause is Cause.SPENT and files.has_partial:  # else it may as well wait
+        why = f"the account at the batch system is used up: {sighting.detail}"
+        return Action(act=Act.KILL, attempt=attempt, reason=why, meant="refuse")
     if waits_in_queue and (why := observed.closing or (observed.pause_running and observed.waits) or ""):
         return Action(act=Act.KILL, attempt=attempt, reason=why, meant="pause")
     if observed.closing and not files.can_finish:  # what it would spend is lost in any case

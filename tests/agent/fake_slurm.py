@@ -188,12 +188,22 @@ def _complain(words: str) -> None:
     print(f"sbatch: error: Batch job submission failed: {words}", file=sys.stderr)
 
 
+_OBJECTIONS = {
+    "drained": "Required partition not available (inactive or drain)",
+    "object": "lua: not before noon",
+}
+
+
 def _sbatch(root: Path, arguments: list[str], mood: dict[str, Any]) -> tuple[str, int]:
     if mood.get("sbatch") == "refuse":
         print(
             "sbatch: error: Batch job submission failed: Invalid account or account/partition combination",
             file=sys.stderr,
         )
+        return "", 1
+    if mood.get("sbatch") in _OBJECTIONS:
+        words = _OBJECTIONS[mood["sbatch"]]
+        print(f"sbatch: error: Batch job submission failed: {words}", file=sys.stderr)
         return "", 1
     script = Path(arguments[-1])
     with _locked(root):

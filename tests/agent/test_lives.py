@@ -117,6 +117,14 @@ def test_what_never_starts_again_is_delivered_as_far_as_it_came():
     assert salvage.reason == "the account has ended; a partial result is made from step 40"
 
 
+def test_an_account_that_stays_used_up_costs_no_work_that_was_done():
+    spent = Sighting(seen=Seen.PENDING, cause=Cause.SPENT, detail="AssocGrpGRESMinutes")
+    kill = only(plan(SAVED, seen=spent))
+    assert (kill.act, kill.meant) == (Act.KILL, "refuse")
+    assert kill.reason == "the account at the batch system is used up: AssocGrpGRESMinutes"
+    assert plan(BEGUN, seen=spent).actions == ()  # nothing is there to save: it waits
+
+
 def test_a_launch_that_the_site_refuses_is_no_failure_of_the_job():
     words = "sbatch: Invalid account; correct the site's profile"
     for files in (AttemptFiles(attempt=A1, staged=True), BEGUN):

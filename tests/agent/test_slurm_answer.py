@@ -14,6 +14,8 @@ from site_agent.launchers.slurm.answer import (
     State,
     gpus_in,
     is_cancelled_by,
+    is_held,
+    is_spent,
     never_starts,
     read_account,
     read_cancellation,
@@ -21,6 +23,7 @@ from site_agent.launchers.slurm.answer import (
     read_queue,
     read_submission,
     state_of,
+    was_not_launched,
 )
 from site_agent.launchers.slurm.commands import Completed
 from site_agent.launchers.slurm.verdict import (
@@ -111,6 +114,28 @@ def said(out="", rc=0, err=""):
             "later",
             "",
         ),
+        *(
+            (said(rc=1, err=f"sbatch: error: Batch job submission failed: {words}"), "refused", words)
+            for words in (
+                "Requested node configuration is not available",
+                "Node count specification invalid",
+                "Requested time limit is invalid (missing or exceeds some limit)",
+                "Invalid feature specification",
+                "Invalid generic resource (gres) specification",
+                "User's group not permitted to use this partition",
+            )
+        ),
+        (said(rc=1, err="sbatch: unrecognized option '--gpu-per-node=4'"), "refused", "--gpu-per-node"),
+        *(
+            (said(rc=1, err=f"sbatch: error: Batch job submission failed: {words}"), "later", words)
+            for words in (
+                "Required partition not available (inactive or drain)",
+                "Requested partition configuration not available now",
+                "Requested reservation is invalid",
+            )
+        ),
+        (said(rc=1, err="sbatch: error: Batch job submission failed: Unspecified error"), "objects", ""),
+        (said(rc=1, err="sbatch: error: lua: not before noon"), "objects", "not before noon"),
         (said(rc=1, err="Unable to contact slurm controller (connect failure)"), "later", "Unable"),
         (said(rc=1, err="Slurm temporarily unable to accept job, sleeping and retrying"), "later", ""),
         (said(rc=1, err="Socket timed out on send/recv operation"), "unsure", "timed out"),
@@ -124,7 +149,9 @@ def said(out="", rc=0, err=""):
 def test_what_sbatch_says_is_an_id_or_final_or_worth_another_try_or_in_doubt(completed, field, words):
     found = read_submission(completed)
     given = {
-        name: getattr(found, name) for name in ("id", "refused", "later", "unsure") if getattr(found, name)
+        name: getattr(found, name)
+        for name in ("id", "refused", "later", "objects", "unsure")
+        if getattr(found, name)
     }
     assert list(given) == [field]
     assert words in given[field]
@@ -133,7 +160,8 @@ def test_what_sbatch_says_is_an_id_or_final_or_worth_another_try_or_in_doubt(com
 @given(st.text(), st.text(), st.integers(-20, 255))
 def test_sbatch_is_always_read_as_exactly_one_thing(out, err, rc):
     found = read_submission(said(out, rc, err))
-    assert sum(bool(word) for word in (found.id, found.refused, found.later, found.unsure)) == 1
+    words = (found.id, found.refused, found.later, found.objects, found.unsure)
+    assert sum(bool(word) for word in words) == 1
     assert not found.id or (rc == 0 and found.id.isdecimal())
 
 
@@ -287,12 +315,11 @@ def test_who_cancelled():
         ),
         *(
             "InvalidQOS",
-            "JobHeldAdmin",
             "ReservationDeleted",
             "QOSMaxWallDurationPerJobLimit",
             "QOSMaxGRESPerJob",
         ),
-        *("AssocMaxWallDurationPerJobLimit", "launch failed requeued held", "QOSMaxNodePerJobLimit"),
+        *("AssocMaxWallDurationPerJobLimit", "AssocMaxCpuMinutesPerJobLimit", "QOSMaxNodePerJobLimit"),
     ],
 )
 def test_reasons_that_time_does_not_mend(reason):
@@ -315,7 +342,7 @@ def test_reasons_that_time_does_not_mend(reason):
             "JobHeldUser",
             "PartitionDown",
             "QOSMaxJobsPerUserLimit",
-            "AssocGrpGRESMinutes",
+            "AssocGrpGRES",
             "Licenses",
         ),
         *(
@@ -331,6 +358,45 @@ def test_reasons_that_time_may_mend(reason):
     assert not never_starts(reason)
 
 
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("JobHeldAdmin", "held"),
+        ("job requeued in held state", "held"),
+        ("JobHeldUser", ""),
+        ("launch failed requeued held", "not launched"),
+        ("launch_failed_requeued_held", "not launched"),
+        ("JobHoldMaxRequeue", "not launched"),
+        ("AssocGrpGRESMinutes", "spent"),
+        ("AssocGrpCPUMinutesLimit", "spent"),
+        ("AssocGrpBillingMinutes", "spent"),
+        ("QOSGrpGRESMinutes", "spent"),
+        ("AssocGrpWallLimit", "spent"),
+        ("AssocGrpCPURunMinutesLimit", ""),  # frees itself as others end
+        ("QOSGrpGRESRunMinutes", ""),
+        ("AssocGrpGRES", ""),
+        ("AssocGrpNodeLimit", ""),
+    ],
+)
+def test_reasons_that_need_patience_or_another_node(reason, kind):
+    assert not never_starts(reason)
+    found = {"held": is_held(reason), "not launched": was_not_launched(reason), "spent": is_spent(reason)}
+    assert [name for name, holds in found.items() if holds] == ([kind] if kind else [])
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause"), [("JobHeldAdmin", Cause.NEVER), ("AssocGrpGRESMinutes", Cause.SPENT)]
+)
+def test_a_held_job_and_a_used_up_account_are_given_hours(reason, cause):
+    opinion = judged(queue=replace(ROW, state="PENDING", reason=reason))
+    doubt = None
+    for hours in (0.0, 1.0, 5.9):
+        sighting, doubt = settle(opinion, LIFE, doubt, 5000.0 + 3600.0 * hours, PATIENCE)
+        assert (sighting.seen, sighting.cause) == (Seen.PENDING, None)
+    sighting, _ = settle(opinion, LIFE, doubt, 5000.0 + 3600.0 * 6.0, PATIENCE)
+    assert (sighting.seen, sighting.cause, sighting.detail) == (Seen.PENDING, cause, reason)
+
+
 def test_gpus_are_counted_once():
     assert gpus_in("billing=8,cpu=8,gres/gpu:a100=2,gres/gpu=2,mem=1G,node=1") == 2
     assert gpus_in("gres/gpu:a100=2,gres/gpu:h100=1") == 3
@@ -341,10 +407,15 @@ def test_gpus_are_counted_once():
 # ---- verdicts
 
 
-def test_a_name_and_a_time_are_an_identity_and_an_id_is_none():
+def test_a_name_is_an_identity_with_its_id_or_its_time_and_an_id_alone_is_none():
     assert own_row([ROW], LIFE) == ROW
     assert own_row([replace(ROW, name="other")], LIFE) is None
-    assert own_row([replace(ROW, submitted=100.0)], LIFE) is None  # the same name, before this life was meant
+    stale = replace(ROW, id="6", submitted=100.0)  # the same name, before this life was meant
+    assert own_row([stale], LIFE) is None
+    assert own_row([replace(ROW, submitted=100.0)], LIFE) is not None  # Slurm's clock is behind the agent's
+    assert own_account([replace(PAST, submitted=100.0)], LIFE) is not None
+    unnoted = replace(LIFE, native_id="")
+    assert own_row([replace(ROW, submitted=100.0)], unnoted) is None
     later = replace(ROW, id="8", state="COMPLETED")
     assert own_row([later, ROW], LIFE) == ROW  # two were submitted: the living one counts
     assert own_row([later, ROW], LIFE, owner="8") == later
@@ -453,14 +524,36 @@ def test_a_clock_that_is_set_back_ends_nothing():
     assert sighting.seen is Seen.GONE
 
 
-def test_only_a_job_that_has_not_begun_hangs():
-    def said_of(**more):
-        return hangs(Evidence(life=LIFE, **{"queue": ROW, **more}), 1010.0 + 901.0, PATIENCE)
+def timed(looks, **evidence):
+    """What is said of hanging at the last of these moments, by an agent whose clock is an hour ahead of Slurm's."""
+    doubt, why = None, ""
+    for at in looks:
+        seen = Evidence(life=LIFE, queue_is_whole=True, **{"queue": ROW, **evidence})
+        now = 1010.0 + 3600.0 + at
+        _, doubt = settle(judge(seen), LIFE, doubt, now, PATIENCE)
+        why = hangs(seen, doubt, now, PATIENCE)
+    return why
 
-    assert "node0" in said_of()
-    assert said_of(has_begun=True) == ""
-    assert said_of(queue=replace(ROW, state="PENDING")) == ""
-    assert said_of(queue=replace(ROW, state="COMPLETING")) == ""
+
+def test_only_a_job_that_has_not_begun_hangs():
+    assert timed([0.0]) == ""
+    assert timed([0.0, 450.0, 899.0]) == ""
+    assert "node0" in timed([0.0, 450.0, 901.0])
+    assert timed([0.0, 901.0], has_begun=True) == ""
+    assert timed([0.0, 901.0], queue=replace(ROW, state="PENDING")) == ""
+    assert timed([0.0, 901.0], queue=replace(ROW, state="COMPLETING")) == ""
+
+
+def test_a_controller_that_does_not_answer_meanwhile_does_not_wind_the_clock_back():
+    _, doubt = settle(judge(Evidence(life=LIFE, queue=ROW)), LIFE, None, 5000.0, PATIENCE)
+    down = judge(Evidence(life=LIFE, queue_problem="down"))
+    sighting, kept = settle(down, LIFE, doubt, 5100.0, PATIENCE)
+    assert (sighting.seen, kept) == (Seen.UNKNOWN, doubt)
+
+
+def test_what_slurm_gave_up_to_launch_is_sent_elsewhere_at_once():
+    for reason in ("launch failed requeued held", "JobHoldMaxRequeue"):
+        assert reason in timed([0.0], queue=replace(ROW, state="PENDING", reason=reason))
 
 
 def test_usage_counts_every_start_once_and_energy_only_if_all_is_known():

@@ -37,9 +37,43 @@ _LATER = (  # the controller, the database or the network could not be asked; no
     "grpsubmit",
     "no route to host",
     "name or service not known",
+    "partition not available",  # inactive or drained; the partition's configuration "not available now"
+    "partition configuration not available",
+    "reservation is invalid",  # it has not begun, or is being made anew
     "protocol authentication error",  # munge is down, or clocks are apart
     "invalid authentication credential",
     "munge",
+)
+#: What no time mends: the request itself, or who asks, is wrong. The words of slurm_errno.c, and of options.
+_WRONG = (
+    "invalid account",
+    "invalid partition name",
+    "not permitted to use this partition",
+    "access/permission denied",
+    "invalid qos",
+    "requested node configuration is not available",
+    "node count specification invalid",
+    "invalid node count",
+    "invalid node name",
+    "cpu count per node can not be satisfied",
+    "cpu count specification invalid",
+    "memory specification can not be satisfied",
+    "more processors requested than permitted",
+    "requested topology configuration is not available",
+    "generic resource (gres) specification",
+    "trackable resource (tres) specification",
+    "requested gres option unsupported",
+    "requested time limit is invalid",
+    "invalid time limit",
+    "invalid feature",
+    "invalid constraint",
+    "invalid license",
+    "unrecognized option",
+    "invalid option",
+    "requires an argument",
+    "doesn't allow an argument",
+    "option is ambiguous",
+    "unknown option",
 )
 _UNSURE = ("timed out", "zero bytes", "connection reset", "unexpected message", "transport endpoint")
 _ID = re.compile(r"([0-9]+)(;[A-Za-z0-9_.-]+)?")
@@ -70,11 +104,17 @@ _STATES = {
 #: Reasons for which a job waits for a person who changes it or the site, never for time. The others wait.
 _NEVER = re.compile(
     r"DependencyNeverSatisfied|PartitionTimeLimit|PartitionNodeLimit|BadConstraints|InvalidAccount|InvalidQOS"
-    r"|AccountNotAllowed|QOSNotAllowed|ReservationDeleted|DeadLine|JobHeldAdmin|JobHoldMaxRequeue"
-    r"|launch.failed.requeued.held|job.requeued.in.held.state|BadFederation|InvalidFeature"
+    r"|AccountNotAllowed|QOSNotAllowed|ReservationDeleted|DeadLine|BadFederation|InvalidFeature"
     r"|(QOS|Assoc)Max\w*(PerJob|PerNode|WallDuration)\w*"
     r"|(QOS|Assoc)Min\w*|QOSTimeLimit|AssociationTimeLimit|AssocMaxTimeLimit|QOSMaxTimeLimit"
 )
+
+#: An administrator holds it: perhaps for a maintenance, perhaps for good.
+_HELD = re.compile(r"JobHeldAdmin|job.requeued.in.held.state")
+#: Slurm tried and gave up; a new job may come to another node.
+_NOT_LAUNCHED = re.compile(r"launch.failed.requeued.held|JobHoldMaxRequeue")
+#: What an account or QOS was granted is used; not the limit on what runs at once (RunMinutes), which frees itself.
+_SPENT = re.compile(r"(Assoc|QOS)Grp(?!\w*Run)\w*(Minutes|WallLimit)")
 
 
 class QueueRow(Fact):
@@ -125,11 +165,12 @@ class Account(Fact):
 
 
 class Submission(Fact):
-    """What ``sbatch`` said; exactly one of the four is there."""
+    """What ``sbatch`` said; exactly one of the five is there."""
 
     id: str = ""
     refused: str = ""  #: final: the request itself is wrong
     later: str = ""  #: nothing was submitted, it may work later
+    objects: str = ""  #: nothing was submitted, and it is not known whether time mends that
     unsure: str = ""  #: it may have been submitted
 
 
@@ -150,6 +191,21 @@ def first_word(state: str) -> str:
 def never_starts(reason: str) -> bool:
     """Whether a waiting job's reason says that time alone will not start it."""
     return _NEVER.search(reason) is not None
+
+
+def is_held(reason: str) -> bool:
+    """Whether an administrator holds a waiting job."""
+    return _HELD.search(reason) is not None
+
+
+def was_not_launched(reason: str) -> bool:
+    """Whether Slurm has given up to start a waiting job, which says more of a node than of the job."""
+    return _NOT_LAUNCHED.search(reason) is not None
+
+
+def is_spent(reason: str) -> bool:
+    """Whether a waiting job's account is used up: it starts when somebody grants more, or a new period begins."""
+    return _SPENT.search(reason) is not None
 
 
 def is_cancelled_by(state: str) -> str:
@@ -177,7 +233,9 @@ def read_submission(said: Completed) -> Submission:
         or not words.strip()
     ):
         return Submission(later=_words(said))
-    return Submission(refused=_words(said))
+    if any(sign in words for sign in _WRONG) or never_starts(f"{said.err}\n{said.out}"):
+        return Submission(refused=_words(said))
+    return Submission(objects=_words(said))
 
 
 def read_queue(said: Completed) -> Queue:

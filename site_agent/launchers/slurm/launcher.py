@@ -5,12 +5,14 @@ firm yet. In memory is only when Slurm was asked last and what it said, so that 
 for all jobs every ``poll_seconds``, and one ``sacct`` when one of them is missing there or its usage is due.
 """
 
+import contextlib
 import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from consortium.canonical import decode, encode, replace
 from consortium.errors import BadInput, Refused, Unavailable
@@ -28,7 +30,9 @@ from site_agent.launchers.slurm.notes import (
     Hung,
     Intent,
     Notes,
+    Objection,
     hung_name,
+    objection_name,
     read_fact,
     read_notes,
     submitted_name,
@@ -57,6 +61,7 @@ HOST = "slurm"  #: in ``life.json``: whichever login node submits, Slurm is one
 
 _log = logging.getLogger(__name__)
 
+_ALL = Path()  # every directory
 _BACK_OFF_MAX = 600.0  # seconds between questions to a controller that does not answer
 _JITTER = 0.2  # of poll_seconds: agents of many sites, and cron, must not ask in step
 _HOUR = 3600.0
@@ -98,8 +103,8 @@ class SlurmLauncher:
         self._asked_at = -math.inf  # monotonic
         self._pause = 0.0
         self._failures = 0
-        self._refrain_until = -math.inf  # monotonic: sbatch did not work a moment ago
-        self._refrain_why = ""
+        #: sbatch did not work a moment ago, for one directory or for all: until when (monotonic), and why
+        self._refrain: dict[Path, tuple[float, str]] = {}
         self._memory: dict[Path, tuple[int, Sighting]] = {}
         self._told: dict[Path, tuple[int, float]] = {}  # life and start of which usage is written
         self._carried: set[tuple[Path, int, str]] = set()
@@ -127,14 +132,16 @@ class SlurmLauncher:
         notes = read_notes(directory)
         if notes.life is not None and notes.life.number >= life:
             return
-        if time.monotonic() < self._refrain_until:
-            raise Unavailable(f"sbatch is not tried again yet: {self._refrain_why}")
+        for until, why in (self._refrain.get(one, (-math.inf, "")) for one in (_ALL, directory)):
+            if time.monotonic() < until:
+                raise Unavailable(f"sbatch is not tried again yet: {why}")
         request = self.request(directory, life, exclude=notes.bad_nodes)
         tried = read_fact(directory / submitted_name(life), Intent)
         intent = tried or Intent(name=request.name, submitted_at=self._clock())
         note = Life(number=life, name=intent.name, host=HOST, submitted_at=intent.submitted_at)
         if tried is not None:  # a first sbatch may have succeeded after all
-            found = self._slurm.find(note)
+            with self._refraining():
+                found = self._slurm.find(note)
             if found:
                 self._write_life(directory, replace(note, native_id=found))
                 return
@@ -142,7 +149,8 @@ class SlurmLauncher:
         self._write_life(directory, note)
         said = self._sbatch(directory, request, notes.life)
         self._write_life(directory, replace(note, native_id=said))
-        self._refrain_until = -math.inf
+        self._refrain.pop(_ALL, None)
+        self._refrain.pop(directory, None)
         self._remember(directory, life, Sighting(seen=Seen.PENDING, detail="submitted"))
 
     def poll(self, directories: Sequence[Path]) -> dict[Path, Sighting]:
@@ -181,21 +189,49 @@ class SlurmLauncher:
 
     def _sbatch(self, directory: Path, request: Request, before: Life | None) -> str:
         """The new job's id. What was surely not submitted is taken back, what may have been stays intended."""
-        said = self._slurm.submit(sbatch_line(request, self._profile))
-        if said.id:
-            return said.id
-        if said.unsure:
-            raise Unavailable(f"sbatch: {said.unsure}; the queue will tell whether it was submitted")
+        with self._refraining():
+            said = self._slurm.submit(sbatch_line(request, self._profile))
+            if said.id:
+                return said.id
+            if said.unsure:
+                raise Unavailable(f"sbatch: {said.unsure}; the queue will tell whether it was submitted")
         if before is None:
             self._files.remove(directory, LIFE_FILE)
         else:
             self._write_life(directory, before)
         if said.refused:
             raise Refused(f"sbatch: {said.refused}; correct the site's profile (`slurm:` in its config)")
-        self._failures += 1
-        self._refrain_until = time.monotonic() + self._back_off()
-        self._refrain_why = said.later
-        raise Unavailable(f"sbatch: {said.later}")
+        if said.objects:
+            self._bear(directory, request.life, said.objects)
+        with self._refraining():
+            raise Unavailable(f"sbatch: {said.later}")
+
+    @contextlib.contextmanager
+    def _refraining(self) -> Iterator[None]:
+        """Around what asks the controller for a submission: it failing, by its words or its silence, it is spared."""
+        try:
+            yield
+        except Unavailable as error:
+            self._failures += 1
+            self._refrain[_ALL] = (time.monotonic() + self._back_off(), str(error).removeprefix("sbatch: "))
+            raise
+
+    def _bear(self, directory: Path, life: int, why: str) -> NoReturn:
+        """What may mend is tried again, ever more seldom, and is a refusal once it has lasted long enough."""
+        now, path = self._clock(), directory / objection_name(life)
+        first = read_fact(path, Objection)
+        if first is None or first.since > now:
+            first = Objection(since=now, why=why)
+            self._files.write(directory, path.name, encode(first))
+        seconds = now - first.since
+        if seconds >= self._patience.objection_seconds:
+            raise Refused(
+                f"sbatch: {why} (for {seconds / 3600:.0f} hours); correct the site's profile (`slurm:` in its "
+                "config), or ask the site"
+            )
+        pause = min(max(seconds, self.poll_seconds), _BACK_OFF_MAX)
+        self._refrain[directory] = (time.monotonic() + pause, why)
+        raise Unavailable(f"sbatch: {why}")
 
     def _write_life(self, directory: Path, life: Life) -> None:
         self._files.write(directory, LIFE_FILE, encode(life))
@@ -277,11 +313,12 @@ class SlurmLauncher:
             sighting = Sighting(seen=Seen.UNKNOWN, detail="a job of it has begun after all")
         if evidence.queue is not None and not life.native_id:
             self._write_life(path, replace(life, native_id=evidence.queue.id))
-        why = hangs(evidence, now, self._patience)
+        why = hangs(evidence, doubt, now, self._patience)
         if why and not note.hung:
             _log.warning("%s: %s; it is cancelled and may start elsewhere", life.name, why)
             nodes = evidence.queue.nodes if evidence.queue else ""
             self._files.write(path, hung_name(life.number), encode(Hung(why=why, nodes=nodes)))
+        if why:  # again, if the first one did not get through
             self._slurm.cancel(life)
         self._remember(path, life.number, sighting)
 
@@ -365,6 +402,7 @@ class SlurmLauncher:
         for path in self._memory.keys() - set(held):
             del self._memory[path]
             self._told.pop(path, None)
+            self._refrain.pop(path, None)
             self._carried = {key for key in self._carried if key[0] != path}
 
     def _back_off(self) -> float:

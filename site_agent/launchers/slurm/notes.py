@@ -2,6 +2,7 @@
 
 life.json                       the newest life (``Life``)
 submitted.<life>.json           an intent and its time, from before the first ``sbatch`` of that life, for good
+objection.<life>.json           since when ``sbatch`` says no to it in words not known to be final (``Objection``)
 doubt.json                      an opinion that is not firm yet (``Doubt``)
 hung.<life>.json                why the launcher cancelled it, and the nodes it hung on
 owner.<life>                    the Slurm job whose life it is; the launcher's own word if it gave the life up
@@ -39,6 +40,13 @@ class Intent(Fact):
     submitted_at: float  #: epoch seconds, of the first try
 
 
+class Objection(Fact):
+    """``objection.<life>.json``."""
+
+    since: float  #: epoch seconds
+    why: str  #: the first time
+
+
 class Hung(Fact):
     """``hung.<life>.json``."""
 
@@ -64,6 +72,10 @@ class Notes(Fact):
 
 def submitted_name(life: int) -> str:
     return f"submitted.{life}.json"
+
+
+def objection_name(life: int) -> str:
+    return f"objection.{life}.json"
 
 
 def hung_name(life: int) -> str:

@@ -12,7 +12,9 @@ UNKNOWN is never GONE.
     NODE_FAIL, BOOT_FAIL, LAUNCH_FAILED, REVOKED        node_failed
     OUT_OF_MEMORY                                       out_of_memory
     CANCELLED                                           cancelled; node_failed if the launcher did it for a hang
-    PENDING for a reason that time does not mend        never
+    PENDING for a reason that time does not mend        never; held by an administrator: after hours
+    PENDING because the account is used up              spent, after hours
+    PENDING because Slurm gave up to launch it          node_failed: the launcher cancels it
     nothing at all, for long                            node_failed
 """
 
@@ -29,8 +31,11 @@ from site_agent.launchers.slurm.answer import (
     State,
     first_word,
     is_cancelled_by,
+    is_held,
+    is_spent,
     never_starts,
     state_of,
+    was_not_launched,
 )
 from site_agent.launchers.slurm.request import CONTINUE_LATER
 
@@ -48,6 +53,9 @@ _CAUSES = {
     "CANCELLED": Cause.CANCELLED,
 }
 _MAY_BE_REQUEUED = {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"}
+
+
+Needs = Literal["nothing", "answers", "requeue", "intent", "lost", "held", "begin"]
 
 
 class LifeEnd(Fact):
@@ -71,6 +79,8 @@ class Patience(Fact):
     intent_seconds: float = 120.0  #: an intent without an id may still be on its way to the controller
     lost_seconds: float = 600.0  #: accounting may be late by minutes
     begin_seconds: float = 900.0  #: RUNNING, and the batch script has not begun: a prolog or a node hangs
+    held_seconds: float = 6 * 3600.0  #: an administrator holds the job, or its account is used up
+    objection_seconds: float = 24 * 3600.0  #: ``sbatch`` says no in words that are not known to be final
 
 
 class Doubt(Fact):
@@ -101,16 +111,18 @@ class Evidence(Fact):
 
 
 class Opinion(Fact):
-    """What one look suggests. ``needs``: nothing (firm), more looks, or a long silence."""
+    """What one look suggests. ``needs``: nothing (firm), more looks, or a long time; ``begin`` is firm, and timed."""
 
     sighting: Sighting
-    needs: Literal["nothing", "answers", "requeue", "intent", "lost"] = "nothing"
+    needs: Needs = "nothing"
 
 
 def own_row(
     rows: Iterable[QueueRow], life: Life, owner: str = "", skew_seconds: float = _SKEW_SECONDS
 ) -> QueueRow | None:
-    """The row of a life among a queue's: by name and submit time, because ids are given twice.
+    """The row of a life among a queue's: by name, with its id or, while none is known, its submit time.
+
+    Ids are given twice, and a directory may have been made twice; clocks differ, so a known id outweighs them.
 
     Two agents may have submitted it both; the one that owns it counts, else the one that may still own it.
     """
@@ -132,7 +144,7 @@ def own_account(rows: Iterable[AccountRow], life: Life, owner: str = "") -> Acco
 
 def _is_of(row: QueueRow | AccountRow, life: Life, skew_seconds: float) -> bool:
     is_old = row.submitted is not None and row.submitted < life.submitted_at - skew_seconds
-    return row.name == life.name and not is_old
+    return row.name == life.name and (row.id == life.native_id or not is_old)
 
 
 def judge(seen: Evidence) -> Opinion:
@@ -141,7 +153,7 @@ def judge(seen: Evidence) -> Opinion:
     if row is None and seen.queue_problem:
         return _unknown(f"squeue: {seen.queue_problem}")
     if row is not None and state_of(row.state) is not State.FINAL:
-        return _in_queue(row)
+        return _in_queue(row, seen.has_begun)
     for final in (seen.account, seen.job, row):
         if final is not None and state_of(final.state) is State.FINAL:
             return _ended(final, seen)
@@ -170,17 +182,21 @@ def settle(
 
     now  epoch seconds by the agent's clock
     """
-    if opinion.needs == "nothing":
-        return opinion.sighting, None
     words = f"{opinion.needs}: {opinion.sighting.cause}"
+    if opinion.needs == "nothing":
+        is_timed = doubt is not None and doubt.life == life.number and doubt.opinion.startswith("begin")
+        return opinion.sighting, doubt if is_timed and opinion.sighting.seen is Seen.UNKNOWN else None
     if doubt is None or (doubt.life, doubt.opinion) != (life.number, words) or now < doubt.since:
         doubt = Doubt(life=life.number, opinion=words, since=now)
+    if opinion.needs == "begin":
+        return opinion.sighting, doubt
     doubt = replace(doubt, answers=min(doubt.answers + 1, patience.answers))
     waited = {
         "answers": 0.0,
         "requeue": patience.requeue_seconds,
         "intent": patience.intent_seconds,
         "lost": patience.lost_seconds,
+        "held": patience.held_seconds,
     }[opinion.needs]
     if doubt.answers >= patience.answers and now - doubt.since >= waited:
         return opinion.sighting, doubt
@@ -189,12 +205,17 @@ def settle(
     return Sighting(seen=Seen.UNKNOWN, detail=f"not sure yet: {opinion.sighting.detail}"), doubt
 
 
-def hangs(seen: Evidence, now: float, patience: Patience) -> str:
-    """Why a running job has to be cancelled and submitted again; "": it need not."""
+def hangs(seen: Evidence, doubt: Doubt | None, now: float, patience: Patience) -> str:
+    """Why a job has to be cancelled and submitted again; "": it need not.
+
+    doubt  what ``settle`` said to remember: since when it is seen running, by the clock that tells ``now``
+    """
     row = seen.queue
-    if row is None or first_word(row.state) != "RUNNING" or seen.has_begun or row.starts is None:
+    if row is not None and state_of(row.state) is State.PENDING and was_not_launched(row.reason):
+        return f"Slurm gave up to launch it: {row.reason}"
+    if row is None or first_word(row.state) != "RUNNING" or seen.has_begun or doubt is None:
         return ""
-    minutes = (now - row.starts) / 60
+    minutes = (now - doubt.since) / 60
     if minutes * 60 < patience.begin_seconds:
         return ""
     why = f", {row.reason}" if row.reason else ""
@@ -245,17 +266,20 @@ def _queued(started: list[AccountRow]) -> float:
     return max(0.0, first.started - first.submitted)
 
 
-def _in_queue(row: QueueRow) -> Opinion:
+def _in_queue(row: QueueRow, has_begun: bool) -> Opinion:
     match state_of(row.state):
         case State.ACTIVE:
-            return Opinion(
-                sighting=Sighting(seen=Seen.RUNNING, detail=f"on {row.nodes}" if row.nodes else "")
-            )
+            sighting = Sighting(seen=Seen.RUNNING, detail=f"on {row.nodes}" if row.nodes else "")
+            return Opinion(sighting=sighting, needs="nothing" if has_begun else "begin")
         case State.PENDING:
             words = row.reason or first_word(row.state).lower()
             sighting = Sighting(seen=Seen.PENDING, detail=words, expected_start=row.starts)
             if never_starts(row.reason):
                 return Opinion(sighting=replace(sighting, cause=Cause.NEVER), needs="answers")
+            if is_held(row.reason):
+                return Opinion(sighting=replace(sighting, cause=Cause.NEVER), needs="held")
+            if is_spent(row.reason):
+                return Opinion(sighting=replace(sighting, cause=Cause.SPENT), needs="held")
             return Opinion(sighting=sighting)
     return _unknown(f"Slurm says {row.state[:60]!r}, which is no state that this version knows")
 
