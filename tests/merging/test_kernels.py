@@ -465,7 +465,7 @@ def test_a_build_of_other_source_is_not_used(tmp_path: Path) -> None:
         file.write("/* changed since */\n")
     assert chosen("auto", tmp_path).stdout.split()[0] == "portable"
     assert "was built from another kernels.c; install again, or set auto" in chosen("native", tmp_path).stderr
-    for library in (tmp_path / "consortium/merging").glob("_kernels*"):
+    for library in (tmp_path / "consortium/merging/kernels").glob("_kernels*"):
         library.unlink()
     assert "were not built; install again where there is a C compiler" in chosen("native", tmp_path).stderr
 
