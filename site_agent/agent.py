@@ -437,6 +437,7 @@ def limits(config: SiteConfig) -> Limits:
     return Limits(
         slots=slots(config.slots, config.consent, gpus),
         gpus=gpus,
+        public=tuple(sorted({text.language for text in config.text if text.access == "public"})),
         lives_max=config.lives_max,
         lives_total_max=config.lives_total_max,
         save_seconds=max(_SAVE_SECONDS, float(config.slurm.signal_seconds if config.slurm else 0)),

@@ -1,13 +1,19 @@
 """Whether the site's own rules allow what it is asked to do."""
 
-from consortium.jobs import ANY_SITE, Assignment, Purpose, Train
+from collections.abc import Collection
+
+from consortium.ids import Language
+from consortium.jobs import ANY_SITE, Assignment, Purpose, Train, Work
 from site_agent.config import Consent
 
 
-def refusal(assignment: Assignment, consent: Consent, gpus: int = 0) -> str:
+def refusal(
+    assignment: Assignment, consent: Consent, gpus: int = 0, public: Collection[Language] = ()
+) -> str:
     """The sentence with which the site refuses, or "" if it consents. An absent rule allows all but merging.
 
-    gpus  of one job at this site
+    gpus    of one job at this site
+    public  languages of which this site has text that it declared public
     """
     if consent.senders is not None and assignment.sender not in consent.senders:
         who = f"{assignment.sender}'s campaign" if assignment.sender else "a campaign of nobody it is told of"
@@ -23,7 +29,7 @@ def refusal(assignment: Assignment, consent: Consent, gpus: int = 0) -> str:
             "purposes", f"a {assignment.purpose} job", f"only {_some(consent.purposes, 'no kind of job')}"
         )
     if consent.languages is not None:
-        others = sorted(set(assignment.work.languages) - set(consent.languages))
+        others = sorted(_languages_of(assignment.work, public) - set(consent.languages))
         if others:
             return _says(
                 "languages", f"work on {', '.join(others)}", f"only {_some(consent.languages, 'no language')}"
@@ -36,6 +42,14 @@ def refusal(assignment: Assignment, consent: Consent, gpus: int = 0) -> str:
     if consent.merged_by is not None and isinstance(assignment.work, Train):
         return _refuses_merger(assignment, consent.merged_by)
     return ""
+
+
+def _languages_of(work: Work, public: Collection[Language]) -> set[Language]:
+    """Those that the job works on here. A campaign replays public text of all its languages; a site has some."""
+    languages = set(work.languages)
+    if isinstance(work, Train) and (work.replay_share or not work.languages):
+        languages |= set(work.public_languages) & set(public)
+    return languages
 
 
 def slots(wanted: int, consent: Consent, gpus: int) -> int:

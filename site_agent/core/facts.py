@@ -7,7 +7,7 @@ import msgspec
 
 from consortium.canonical import Fact
 from consortium.capacity import Usage as Usage
-from consortium.ids import AttemptId, Digest
+from consortium.ids import AttemptId, Digest, Language
 from consortium.jobs import Assignment, Outcome, Phase
 
 
@@ -107,6 +107,7 @@ class Offer(Fact):
 class Limits(Fact):
     slots: int  #: jobs at once
     gpus: int = 0  #: of one job
+    public: tuple[Language, ...] = ()  #: languages of which there is text declared public
     lives_max: int  #: lives of one attempt in a row that bring no newer training checkpoint
     lives_total_max: int = 100  #: lives of one attempt
     stop_seconds: float = 30.0  #: a trainer sees STOP at its next step; after this it is killed

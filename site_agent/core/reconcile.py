@@ -171,7 +171,7 @@ def _end(attempt: AttemptId, outcome: Outcome, reason: str) -> Action:
 def _refused(offer: Offer, consent: Consent, limits: Limits) -> str:
     if offer.assignment is None:
         return offer.problem
-    return refusal(offer.assignment, consent, limits.gpus)
+    return refusal(offer.assignment, consent, limits.gpus, limits.public)
 
 
 def _sighting(files: AttemptFiles, observed: Observation) -> Sighting:

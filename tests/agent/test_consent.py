@@ -2,6 +2,7 @@
 
 import pytest
 
+from consortium.canonical import replace
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
 from consortium.jobs import ANY_SITE, Assignment, Evaluate, Optimizer, Purpose, Train
 from site_agent.config import Consent
@@ -78,6 +79,19 @@ def test_each_rule_refuses_by_its_name(consent, changes, gpus, rule):
 )
 def test_what_a_site_consents_to(consent, changes, gpus):
     assert refusal(assignment(**changes), consent, gpus) == ""
+
+
+def test_the_replayed_public_text_of_the_site_is_under_its_languages_too():
+    """The campaign names all its languages; a site replays those of which it declared text public."""
+    consent = Consent(languages=(Language("fi"),))
+    replaying = replace(TRAIN, public_languages=(Language("fi"), Language("sv")), replay_share=0.1)
+    own, others = (Language("fi"),), (Language("fi"), Language("sv"))
+    assert refusal(assignment(work=replaying), consent, public=own) == ""
+    words = "work on sv: its rule consent.languages allows only fi"
+    assert words in refusal(assignment(work=replaying), consent, public=others)
+    assert refusal(assignment(work=replace(replaying, replay_share=0.0)), consent, public=others) == ""
+    seed = replace(replaying, languages=(), replay_share=0.0)  # public text is all that it trains on
+    assert words in refusal(assignment(work=seed), consent, public=others)
 
 
 @pytest.mark.parametrize(

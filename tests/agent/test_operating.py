@@ -19,9 +19,11 @@ from sprachbund.v1 import site_pb2
 
 from consortium.canonical import encode, replace
 from consortium.errors import BadInput, Refused, Superseded
+from consortium.ids import Language
 from consortium.logs import log_json
 from policies.site_profile import SiteProfile
 from site_agent.agent import Agent, limits, run_agent
+from site_agent.config import Text
 from site_agent.enrol import enrol
 from site_agent.launchers.local import LocalLauncher
 from site_agent.mode import Mode, read_mode, write_mode
@@ -450,3 +452,11 @@ def test_a_life_that_is_asked_to_leave_gets_the_time_that_the_profile_says_a_che
     slow = SiteProfile(walltime_minutes=600, signal_seconds=1860)
     assert limits(replace(config, launcher="slurm", slurm=slow)).save_seconds == 1860.0
     assert limits(replace(config, launcher="slurm", slurm=SiteProfile())).save_seconds == 600.0
+
+
+def test_the_languages_of_public_text_are_what_consent_is_asked_about(config):
+    def text(language, access):
+        return Text(language=Language(language), path="/text", access=access, licence="CC0-1.0")
+
+    site = replace(config, text=(text("sv", "public"), text("fi", "private"), text("et", "public")))
+    assert limits(site).public == ("et", "sv")

@@ -29,6 +29,8 @@ def test_the_files_are_named_as_they_are() -> None:
 def test_the_waits_are_those_of_the_code() -> None:
     patience = Patience()
     text = text_of("slurm.md")
+    assert patience.held_seconds == 6 * 3600 and "never, after six hours" in text
+    assert patience.objection_seconds == 24 * 3600 and "tried again for a day" in text
     assert patience.begin_seconds == 15 * 60 and "after 15 minutes nothing has begun" in text
     assert patience.lost_seconds == 10 * 60 and "after ten minutes node_failed" in text
     assert patience.requeue_seconds == 150 and "after two and a half minutes more" in text

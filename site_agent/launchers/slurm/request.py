@@ -8,7 +8,9 @@ Pure. The script keeps these promises (each learnt on a live Slurm; docs/slurm.m
 * ``end.<life>.<restart>.json`` appears whole before the script ends, unless it is killed.
 * It asks to be requeued only after its own limit, with CONTINUE there and a newer training checkpoint than before.
 
-What others of the cluster can see (name, command line) names no campaign's data; no secret is in the environment.
+What others of the cluster can see: a name that says nothing, and the paths of the job directory (``--chdir``, the log,
+the trainer's command line), which hold the job and the attempt, and so campaign, round, kind of work and site; no
+text, no language, no secret. No secret is in the environment either.
 """
 
 import hashlib
@@ -44,7 +46,7 @@ class Request(Fact):
 
 
 def job_name(place: str, life: int) -> str:
-    """What a life can be found by; others see it, so it says nothing of campaign, language or data."""
+    """What a life can be found by; it lands in mails and monitoring, so it says nothing of campaign or attempt."""
     digest = hashlib.sha256(place.encode()).hexdigest()[:_NAME_DIGITS]
     return f"sb-{digest}-{life}"
 
