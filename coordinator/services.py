@@ -109,7 +109,12 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
         return site_pb2.SyncResponse(
             revision=revision,
             wanted=wanted,
-            settled=sorted(line.attempt for line in request.attempts if line.attempt not in names),
+            # what goes on though nobody wants it is stopped first and then told, with all that it has used
+            settled=sorted(
+                line.attempt
+                for line in request.attempts
+                if line.attempt not in names and line.phase == site_pb2.ATTEMPT_PHASE_ENDED
+            ),
             checkpoint=_checkpoint(driver.checkpoint()),
             next=_duration(0),
             now=_timestamp(driver.clock()),

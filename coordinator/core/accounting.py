@@ -1,8 +1,9 @@
 """What attempts cost, what is left of a site's allocations, and when its people are warned.
 
 The agent counts (from the batch system's accounting where there is one); here it is entered when an attempt ends,
-and before that whenever it grew by a sensible step. What running attempts are still expected to use is held back, so
-nothing is leased beyond what is left.
+and before that whenever it grew by a sensible step. What attempts are still expected to use is held back until they
+are known to have ended at their site, so nothing is leased beyond what is left. A site has an attempt settled only when
+it has reported its end, so the last of its use is entered, too.
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 
 from consortium.capacity import Allocation
 from consortium.ids import job_of
-from consortium.jobs import Outcome, Phase
+from consortium.jobs import Phase
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.state import Site, State, Try
@@ -54,6 +55,19 @@ def spending(state: State, site: Site, report: cm.Report, now: float) -> list[ev
     return events
 
 
+def gone(state: State, sync: cm.SyncSite) -> Iterator[ev.AnyEvent]:
+    """Of what is held back at the site, the attempts that nobody waits for and that by this Sync no longer run."""
+    site, reports = state.sites[sync.site], {report.attempt: report for report in sync.reports}
+    for attempt, name in sorted(site.held.items()):
+        job, report = state.jobs[name], reports.get(attempt)
+        if job.state is JobState.LEASED and job.attempt == attempt:
+            continue  # it may be on its way to the site
+        if report is not None and report.phase is not Phase.ENDED:
+            continue
+        reason = f"{site.name} has it no more" if report is None else f"it has ended at {site.name}"
+        yield ev.AttemptGone(job=name, attempt=attempt, site=site.name, reason=reason)
+
+
 def _is_worth_an_entry(known: Try, report: cm.Report) -> bool:
     usage = report.usage
     assert usage is not None
@@ -74,19 +88,10 @@ def in_force(site: Site, now: float) -> tuple[Allocation, ...]:
 
 
 def held_back(state: State, site: Site, allocation: str) -> float:
-    """GPU-seconds that attempts under way at the site may still use of an allocation."""
-    open_tries = (
-        job.tries[job.attempt]
-        for _, job in sorted(state.jobs.items())
-        if job.attempt in job.tries
-        and (
-            job.state is JobState.LEASED or (job.state is JobState.PLANNED and job.outcome is Outcome.EXPIRED)
-        )
-    )
+    """GPU-seconds that attempts at the site may still use of an allocation: also such as nobody waits for any more."""
+    tries = (state.jobs[job].tries[attempt] for attempt, job in sorted(site.held.items()))
     return sum(
-        max(0.0, one.expected_gpu_seconds - one.gpu_seconds)
-        for one in open_tries
-        if one.site == site.name and one.allocation == allocation
+        max(0.0, one.expected_gpu_seconds - one.gpu_seconds) for one in tries if one.allocation == allocation
     )
 
 

@@ -163,6 +163,15 @@ class AttemptUsed(Event):
     source: Literal["sacct", "clock"] = "clock"
 
 
+class AttemptGone(Event):
+    """Nothing of an attempt that nobody waits for goes on at its site: what was held back for it is free again."""
+
+    job: JobId
+    attempt: AttemptId
+    site: SiteName
+    reason: str
+
+
 class AllocationWarned(Event):
     """An allocation is nearly used up; said once for each level."""
 
@@ -282,6 +291,7 @@ AnyEvent = (
     | LeaseResumed
     | AttemptStarted
     | AttemptUsed
+    | AttemptGone
     | AllocationWarned
     | AttemptEnded
     | ContributionReceived

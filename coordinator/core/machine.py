@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from consortium.errors import Broken
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
+from coordinator.core.accounting import gone
 from coordinator.core.decide import Moment, decide
 from coordinator.core.place import next_lease
 from coordinator.core.plan import follow
@@ -40,6 +41,7 @@ def handle(state: State, command: cm.Command, moment: Moment) -> Decision:
     else:
         raise Broken("the plan does not settle: the same events follow for ever")
     if isinstance(command, cm.SyncSite):
+        record(list(gone(state, command)))
         while (lease := next_lease(state, command.site, moment)) is not None:
             record([lease])
     return Decision(tuple(happened), _reason(happened))

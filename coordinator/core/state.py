@@ -56,6 +56,7 @@ class Site(msgspec.Struct):
     courier: bool = False  #: what it says and hears is carried by hand
     spent: Spent = msgspec.field(default_factory=Spent)
     charged: dict[str, float] = {}  #: GPU-seconds by allocation
+    held: dict[AttemptId, JobId] = {}  #: attempts that may still use an allocation, wanted or not
     warned: dict[str, int] = {}  #: percent that its people were last warned of, by allocation
     queued: tuple[float, ...] = ()  #: seconds that its newest attempts waited in its queue, oldest first
     certificates: dict[str, str] = {}  #: every one it ever had, by fingerprint
@@ -209,7 +210,7 @@ class CampaignState(msgspec.Struct):
 
 
 #: Of snapshots; to be raised when a field of the state is added. One of another layout is not used: events say it all.
-LAYOUT = 2
+LAYOUT = 3
 
 #: Of so many newest attempts a site's queue waits are remembered: weeks, at the pace of rounds.
 QUEUED_KEPT = 20
@@ -407,6 +408,19 @@ def _(event: ev.JobLeased, state: State, at: float) -> None:
     job.tries[event.attempt] = Try(
         event.site, event.allocation, event.gpu_hours * 3600.0, order=event.assignment
     )
+    _hold(state, job, event.attempt)
+
+
+def _hold(state: State, job: Job, attempt: AttemptId) -> None:
+    """From now on it may use what its site was granted, until it is known to have ended there."""
+    known = job.tries[attempt]
+    if known.allocation:
+        state.sites[known.site].held[attempt] = job.id
+
+
+def _let_go(state: State, job: Job, attempt: AttemptId) -> None:
+    if attempt in job.tries:
+        state.sites[job.tries[attempt].site].held.pop(attempt, None)
 
 
 @apply.register
@@ -431,6 +445,11 @@ def _(event: ev.AttemptUsed, state: State, at: float) -> None:
 
 
 @apply.register
+def _(event: ev.AttemptGone, state: State, at: float) -> None:
+    _let_go(state, state.jobs[event.job], event.attempt)
+
+
+@apply.register
 def _(event: ev.AllocationWarned, state: State, at: float) -> None:
     state.sites[event.site].warned[event.allocation] = event.percent
 
@@ -439,12 +458,16 @@ def _(event: ev.AllocationWarned, state: State, at: float) -> None:
 def _(event: ev.LeaseResumed, state: State, at: float) -> None:
     job = _move(state, event.job, "resume", event.reason)
     job.leased_at, job.outcome = at, None
+    if event.attempt in job.tries:
+        _hold(state, job, event.attempt)
 
 
 @apply.register
 def _(event: ev.AttemptEnded, state: State, at: float) -> None:
     job = _move(state, event.job, "release", event.reason)
     job.outcome, job.free_since = event.outcome, at
+    if event.outcome is not Outcome.EXPIRED:  # which only says that nobody has heard of it
+        _let_go(state, job, event.attempt)
     if event.outcome in (Outcome.FAILED, Outcome.CORRUPT):
         job.failures += 1
     if event.outcome is Outcome.REFUSED and job.site is not None:
@@ -455,6 +478,7 @@ def _(event: ev.AttemptEnded, state: State, at: float) -> None:
 def _(event: ev.ContributionReceived, state: State, at: float) -> None:
     job = _move(state, event.job, "deliver", "delivered; waits for inspection")
     job.envelope, job.delivered_at = event.envelope, at
+    _let_go(state, job, event.attempt)
 
 
 @apply.register

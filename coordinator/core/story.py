@@ -141,6 +141,8 @@ def sentence(event: ev.AnyEvent) -> str:
             return f"{event.attempt} got its lease back: {event.reason}"
         case ev.AttemptStarted():
             return f"{event.attempt} began to run at {event.site}, {spoken(event.queued_seconds)} after its submission"
+        case ev.AttemptGone():
+            return f"{event.attempt}: nothing is held back for it any more: {event.reason}"
         case ev.AttemptUsed():
             charged = f" of allocation {event.allocation}" if event.allocation else ""
             energy = f", {event.joules / 3.6e6:.3g} kWh" if event.joules is not None else ""

@@ -30,7 +30,7 @@ from ledger_rules import Rules
 from consortium.canonical import encode, replace
 from consortium.capacity import Allocation, Usage, Window
 from consortium.errors import BadInput, Refused
-from consortium.ids import AttemptId, CampaignId, SiteName
+from consortium.ids import AttemptId, CampaignId, SiteName, job_of
 from consortium.jobs import Outcome, Phase, Train
 from coordinator.core import commands as cm
 from coordinator.core.owed import Inspect, Merge, Owed, owed
@@ -238,7 +238,8 @@ class World:
         for event in happened:
             rules.watch(event, coordinator.now, coordinator.renewed, coordinator.started_at)
         assert coordinator.state == rules.state, "the live state is not what its events tell"
-        assert all(wait.reason.strip(": ,") and not wait.reason.endswith(": ") for wait in waits(rules.state))
+        waiting = [wait.reason for wait in waits(rules.state, coordinator.moment)]
+        assert all(reason.strip(": ,") and not reason.endswith(": ") for reason in waiting)
         if happened and isinstance(command, IDEMPOTENT):
             try:
                 assert coordinator.events_of(command) == (), "said twice, it did something twice"
@@ -283,12 +284,25 @@ class World:
         if self.coordinator.state.sites[agent.name].status == "suspended":
             return
         wanted = {job.attempt for job in self.coordinator.state.live(agent.name) if job.attempt}
-        settled = {report.attempt for report in message.reports} - wanted
+        told = {report.attempt: report for report in message.reports}
+        settled = {name for name, report in told.items() if report.phase is Phase.ENDED} - wanted
+        self._all_is_charged(agent, [told[name] for name in sorted(settled & set(agent.spool))])
         agent.spool = {name: held for name, held in agent.spool.items() if name not in settled}
+        for name in sorted(
+            set(told) & set(agent.spool) - wanted
+        ):  # stopped, and told of with the next message
+            agent.spool[name].report = agent.spool[name].report or _end(name, Outcome.CANCELLED)
         for attempt in sorted(wanted - set(agent.spool)):
             agent.spool[attempt] = Attempt(left=self.die.randint(1, 5))
             if self.faults and self.die.random() < 0.05:
                 agent.spool[attempt].report = _end(attempt, Outcome.REFUSED)
+
+    def _all_is_charged(self, agent: Agent, last: list[cm.Report]) -> None:
+        """What an attempt has used when its site drops it stands in the accounts."""
+        for report in last:
+            job = self.coordinator.state.jobs[job_of(report.attempt)]
+            if report.usage is not None and job.tries[report.attempt].site == agent.name:
+                assert job.tries[report.attempt].gpu_seconds == report.usage.gpu_seconds, "used for nothing"
 
     def _ending(self, attempt: AttemptId) -> cm.Report:
         outcomes = [outcome for weight, outcome in ENDINGS for _ in range(weight)]

@@ -230,12 +230,24 @@ class Accounts:
     def __init__(self) -> None:
         self.used: dict[AttemptId, tuple[SiteName, str, float]] = {}  #: GPU-seconds, all told
         self.expected: dict[AttemptId, tuple[SiteName, str, float]] = {}
+        self.at_work: set[AttemptId] = set()  #: as far as their sites have said, wanted or not
 
     def watch(self, event: ev.AnyEvent, state: State, at: float) -> None:
         match event:
             case ev.JobLeased():
                 self._may_be_given(event, state, at)
                 self.expected[event.attempt] = (event.site, event.allocation, event.gpu_hours * 3600.0)
+                self.at_work.add(event.attempt)
+            case ev.LeaseResumed():
+                self.at_work.add(event.attempt)
+            case ev.AttemptEnded() if event.outcome is not Outcome.EXPIRED:
+                self.at_work.remove(event.attempt)
+            case ev.ContributionReceived():
+                self.at_work.remove(event.attempt)
+            case ev.AttemptGone():
+                job = state.jobs[event.job]
+                assert job.state is not JobState.LEASED or job.attempt != event.attempt, "it is wanted"
+                self.at_work.remove(event.attempt)
             case ev.AttemptStarted():
                 assert not state.jobs[event.job].tries[event.attempt].started, "it started twice"
                 assert self.expected[event.attempt][0] == event.site
@@ -260,11 +272,10 @@ class Accounts:
         [allocation] = [one for one in site.allocations if one.name == event.allocation]
         assert allocation.until is None or at < allocation.until, "leased after its end"
         free = allocation.gpu_hours * 3600.0 - self.charged(event.site, event.allocation)
-        for job in state.live(event.site):
-            assert job.attempt is not None
-            holder, name, expected = self.expected[job.attempt]
+        for attempt in sorted(self.at_work):
+            holder, name, expected = self.expected[attempt]
             if (holder, name) == (event.site, event.allocation):
-                free -= max(0.0, expected - self.used.get(job.attempt, (holder, name, 0.0))[2])
+                free -= max(0.0, expected - self.used.get(attempt, (holder, name, 0.0))[2])
         assert 0.0 < free and event.gpu_hours * 3600.0 <= free * (1 + 1e-9), "leased beyond what is left"
 
     def charged(self, site: SiteName, allocation: str) -> float:

@@ -142,11 +142,48 @@ def test_what_an_attempt_spends_after_its_lease_is_still_charged() -> None:
     coordinator.do(cm.StopCampaign(campaign=DEMO, reason="no more money"))
     late = ended(f"{TRAIN}.a1", Outcome.CANCELLED)
     spent = replace(late, usage=Usage(gpu_seconds=3 * HOUR, seconds=60.0))
-    assert say(coordinator, spent) == [f"AttemptUsed {TRAIN}.a1 north"]
+    assert say(coordinator, spent) == [f"AttemptUsed {TRAIN}.a1 north", f"AttemptGone {TRAIN}.a1 north"]
     assert say(coordinator, spent) == []
     assert site(coordinator).charged == {"p-17": 3 * HOUR}
     # and of another site's attempt nothing is
     assert coordinator.sync("south", replace(late, usage=Usage(gpu_seconds=9 * HOUR))) == []
+
+
+@pytest.mark.parametrize("how", ["it ends", "its site has it no more"])
+def test_what_nobody_waits_for_is_held_back_until_its_site_says_that_it_has_ended(how: str) -> None:
+    """Or the next job would be given what the cancelled one goes on using."""
+    coordinator = limited(gpu_hours=EXPECTED / HOUR * 1.5)
+    coordinator.do(cm.StopCampaign(campaign=DEMO, reason="another is more urgent"))
+    coordinator.do(cm.SubmitCampaign(campaign=campaign("next", **GIVEN)))
+    coordinator.work()
+    assert say(coordinator, uses(0.01), EXPECTED / HOUR * 1.5) == [f"AttemptStarted {TRAIN}.a1 north"]
+    assert "allocation p-17 has 0.06667 GPU-hours left" in why(coordinator, "next_r1-train-north")
+    coordinator.crash(from_snapshot=True)
+    if how == "it ends":
+        last = replace(ended(f"{TRAIN}.a1", Outcome.CANCELLED), usage=uses(0.02).usage, started=True)
+        happened = say(coordinator, last, EXPECTED / HOUR * 1.5)
+        assert happened[0] == f"AttemptUsed {TRAIN}.a1 north"
+    else:
+        happened = offer(coordinator, EXPECTED / HOUR * 1.5)
+    assert happened[-2:] == [f"AttemptGone {TRAIN}.a1 north", "JobLeased next_r1-train-north.a1 north"]
+
+
+def test_a_site_that_lost_its_attempt_can_pay_for_another() -> None:
+    coordinator = given(lease_seconds=60.0)
+    offer(coordinator, EXPECTED / HOUR * 1.5)
+    assert coordinator.wait(61) == [f"AttemptEnded {TRAIN}.a1 expired"]
+    happened = offer(coordinator, EXPECTED / HOUR * 1.5)
+    assert happened == [f"AttemptGone {TRAIN}.a1 north", f"JobLeased {TRAIN}.a2 north"]
+
+
+def test_an_attempt_that_came_back_is_held_back_again() -> None:
+    coordinator = given(lease_seconds=60.0)
+    offer(coordinator, 10.0)
+    coordinator.wait(61)
+    offer(coordinator, 10.0, slots=0)
+    assert left(coordinator.state, site(coordinator), GRANT) == 10 * HOUR
+    assert say(coordinator, uses(0.0))[-1] == f"LeaseResumed {TRAIN}.a1"
+    assert left(coordinator.state, site(coordinator), GRANT) == pytest.approx(10 * HOUR - EXPECTED)
 
 
 def test_warnings_come_at_80_and_95_percent_once_each() -> None:

@@ -62,6 +62,8 @@ async def test_late_and_foreign_reports_establish_nothing(consortium: Consortium
         answer = await lease(consortium, "sofia", failed)
         assert [message.attempt for message in answer.wanted] == [second]
         before = (await admin.view()).sequence
+        answer = await lease(consortium, "sofia", Report(attempt=first, phase=Phase.RUNNING))
+        assert list(answer.settled) == []  # it has to be stopped, and its end to be told
         stale = done(first, digest_of(b"an envelope"))
         for report in (failed, stale):
             answer = await lease(consortium, "sofia", report)
