@@ -1,5 +1,7 @@
 """Which of a site's allocations pays for a job, or why none can."""
 
+import math
+
 from consortium.capacity import Allocation
 from consortium.jobs import Outcome
 from coordinator.core.accounting import HOUR, in_force, left
@@ -47,6 +49,19 @@ def lacking(site: Site, takes: Cost, now: float) -> str | None:
         else:
             return None
     return why
+
+
+def payable_seconds(state: State, site: Site, now: float) -> float:
+    """The longest that a job given now may take at the site, by its allocations; infinite where it has none."""
+    if not site.allocations:
+        return math.inf
+    longest = 0.0
+    for allocation in in_force(site, now):
+        seconds = max(0.0, left(state, site, allocation)) / site.gpus if site.gpus else math.inf
+        if allocation.until is not None:
+            seconds = min(seconds, allocation.until - now - queue_seconds(site).value)
+        longest = max(longest, seconds)
+    return longest
 
 
 def unpayable(state: State, job: Job, now: float) -> str | None:

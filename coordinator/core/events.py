@@ -245,7 +245,7 @@ class RoundCollected(Event):
 class RoundFailed(Event):
     campaign: CampaignId
     round: int
-    left: tuple[JobId, ...] = ()  #: still at it; the next round takes them over
+    left: tuple[JobId, ...] = ()  #: still at it, or finished for nothing; the next round takes them over
     reason: str
 
 

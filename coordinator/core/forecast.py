@@ -23,7 +23,7 @@ from coordinator.core.decide import Moment
 from coordinator.core.foreseen import HOUR, NO_BASE, Given, OpeningAt, Places
 from coordinator.core.orders import train_order
 from coordinator.core.pace import shares
-from coordinator.core.rounds import order_of_site
+from coordinator.core.rounds import order_of_site, who_takes_part
 from coordinator.core.state import Site, State
 from coordinator.core.words import spoken
 from policies.campaign import Campaign
@@ -110,10 +110,19 @@ class _Foresight(Places):
     def _round(self, number: int, at: float) -> float | None:
         """One round from its opening to its verdict; None: nobody can take part."""
         campaign, quorum = self.campaign, self.campaign.spec.quorum
-        sites = participants(self.state, campaign)
+        all_sites = participants(self.state, campaign)
+        moment = Moment(now=at, openings={site.name: self.opening(site, at) for site in all_sites})
+        sites, out = who_takes_part(self.state, campaign, number, moment, self.told)
+        for reason in out:
+            self.undone(number, Purpose.ROUND, campaign.spec.train.steps, reason)
+        if len(sites) < min(quorum.minimum, len(all_sites)):
+            self.found.limits[
+                f"round {number}: {len(sites)} of the {quorum.minimum} contributions that it needs could come; the "
+                "campaign would wait there"
+            ] = None
+            return None
         if not sites:
             return None
-        moment = Moment(now=at, openings={site.name: self.opening(site, at) for site in sites})
         given_steps = shares(self.state, campaign, sites, moment, self.told)
         given = []
         for site in sites:

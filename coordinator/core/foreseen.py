@@ -145,17 +145,15 @@ class Places:
             else:
                 options.append((found[1] + takes.seconds.value, site.name, found, takes))
         if not options:
-            reason = "; ".join(refusals) or "no site holds what it needs"
-            self.found.undone.setdefault((purpose.value, reason), []).append(number)
-            job = PlannedJob(round=number, purpose=purpose.value, site="", steps=steps, reason=reason)
-            self.found.jobs.append(job)
-            return Given(job, reason)
+            return self.undone(number, purpose, steps, "; ".join(refusals) or "no site holds what it needs")
         ends, name, (given_at, starts, allocation, waited), takes = min(options, key=lambda one: one[:2])
         slots = self.slots[name]
         slots[0] = ends
         slots.sort()
         if allocation:
             self.accounts[name, allocation].needed += takes.gpu_seconds
+            charged = self.state.sites[name].charged  # of the copy: by it rounds tell who can pay
+            charged[allocation] = charged.get(allocation, 0.0) + takes.gpu_seconds
         if not takes.seconds.is_measured:
             self.found.assumed[f"{purpose.value} at {name}: {takes.seconds.how}"] = None
         queue = queue_seconds(self.state.sites[name])
@@ -180,6 +178,13 @@ class Places:
         )
         self.found.jobs.append(job)
         return Given(job, waited)
+
+    def undone(self, number: int, purpose: Purpose, steps: int, reason: str) -> Given:
+        """A job that nobody gets."""
+        self.found.undone.setdefault((purpose.value, reason), []).append(number)
+        job = PlannedJob(round=number, purpose=purpose.value, site="", steps=steps, reason=reason)
+        self.found.jobs.append(job)
+        return Given(job, reason)
 
     def _option(self, site: Site, takes: Cost, at: float) -> tuple[float, float, str, str] | str:
         """When the site could be given the job and begin it, who pays, what it waits for; or why never."""

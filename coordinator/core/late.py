@@ -5,6 +5,7 @@ that is open when it arrives, at most ``staleness_max`` rounds after its own. Th
 base, as every delta is; being stale, it weighs less, by integers: its tokens times ``stale_percent`` over 100 for
 each round that it is behind (the staleness-weighting of asynchronous federated learning, Xie et al. 2019,
 arXiv:1903.03934, in exact numbers). Nothing is merged twice: a job is left by one round and taken over by the next.
+Deltas that are finished when their round fails for want of others are left to the next one in the same way.
 """
 
 import math
@@ -20,14 +21,18 @@ _PERCENT = 100
 
 def may_go_on(campaign: CampaignState, round_: Round, job: Job, now: float) -> bool:
     """Whether an open job of a round that closes now is left to finish."""
+    is_at_it = job.state in (JobState.LEASED, JobState.DELIVERED)
+    return is_at_it and may_be_kept(campaign, round_, job) and overdue(campaign, job, now) is None
+
+
+def may_be_kept(campaign: CampaignState, round_: Round, job: Job) -> bool:
+    """Whether the round after one that closes now may merge a job's delta."""
     quorum, following = campaign.spec.quorum, round_.number + 1
     return (
         quorum.late == "next_round"
         and job.purpose is Purpose.ROUND
-        and job.state in (JobState.LEASED, JobState.DELIVERED)
         and following <= campaign.spec.rounds
         and following - job.round <= quorum.staleness_max
-        and overdue(campaign, job, now) is None
     )
 
 

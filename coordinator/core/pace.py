@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from consortium.ids import SiteName
+from coordinator.core.charging import payable_seconds
 from coordinator.core.decide import Moment
-from coordinator.core.estimates import Estimate, median, queue_seconds, tokens_per_second
+from coordinator.core.estimates import START_SECONDS, Estimate, median, queue_seconds, tokens_per_second
 from coordinator.core.state import CampaignState, Site, State
 from coordinator.core.words import spoken
 
+_STEPS_MAX = 1 << 53
+_A_LITTLE_LESS = 1.0 - 1e-9  # so that rounding never makes a job dearer than what is left
 _BISECTIONS = 200  # halvings of seconds: far below what a float can tell apart
 
 
@@ -72,7 +75,8 @@ def shares(
 ) -> dict[SiteName, Share]:
     """The steps of each site's job in a round that opens now on the campaign's head.
 
-    told  tokens per second of sites of which somebody knows better than the ledger
+    sites  each can pay for a job of ``train.steps``; how many more it does is for its allocations to say, too
+    told   tokens per second of sites of which somebody knows better than the ledger
     """
     plan = campaign.spec.train
     equal = {site.name: Share(plan.steps, "") for site in sites}
@@ -92,16 +96,30 @@ def shares(
         rate = rates[site.name] if rates[site.name].is_measured else typical
         per_second = rate.value / (plan.batch_sequences * plan.sequence_tokens)
         wait = queue_seconds(site).value + _until_open(site, moment)
-        runners[site.name] = Runner(per_second, wait, least, most)
+        payable = _payable_steps(state, campaign, site, rates[site.name], moment.now)
+        runners[site.name] = Runner(per_second, wait, least, max(plan.steps, min(most, payable)))
         how[site.name] = f"{rate.value:.4g} tokens/s {rate.how}"
     given = share_out(plan.steps * len(sites), runners)
     found = {}
     for name, steps in sorted(given.items()):
         ends = runners[name].wait_seconds + steps / runners[name].steps_per_second
-        bound = " (the least allowed)" if steps == least else " (the most allowed)" if steps == most else ""
+        bound = " (the least allowed)" if steps == least else ""
+        if steps == runners[name].most:
+            bound = " (the most allowed)" if steps == most else " (the most that its allocation can pay)"
         why = f"{steps} steps{bound} where equal ones were {plan.steps}, to end with the others in "
         found[name] = Share(steps, f"{why}{spoken(ends)}: {how[name]}")
     return found
+
+
+def _payable_steps(state: State, campaign: CampaignState, site: Site, rate: Estimate, now: float) -> int:
+    """Of one job of the site; what it costs is reckoned as when the job is leased."""
+    plan = campaign.spec.train
+    seconds = payable_seconds(state, site, now)
+    if math.isinf(seconds):
+        return _STEPS_MAX
+    seconds -= 0.0 if rate.is_measured else START_SECONDS
+    steps = seconds * rate.value / (plan.batch_sequences * plan.sequence_tokens)
+    return min(_STEPS_MAX, math.floor(max(0.0, steps) * _A_LITTLE_LESS))
 
 
 def _until_open(site: Site, moment: Moment) -> float:

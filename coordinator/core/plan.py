@@ -14,7 +14,7 @@ from coordinator.core.able import holders_of_public_text, judges, participants
 from coordinator.core.accounting import warnings
 from coordinator.core.comparison import is_compared, models_to_compare, rivals_to_train
 from coordinator.core.decide import Moment, lease_until
-from coordinator.core.late import may_go_on
+from coordinator.core.late import may_be_kept, may_go_on
 from coordinator.core.lateness import given_up, overdue
 from coordinator.core.merging import job_at_a_site, where_to_merge
 from coordinator.core.orders import evaluation, planned
@@ -188,13 +188,14 @@ def _collect(state: State, campaign: CampaignState, round_: Round, moment: Momen
             yield ev.JobCancelled(job=job.id, reason=f"the round closed without it: {reason}")
     done = tuple(sorted(j.id for j in jobs if j.state is JobState.DONE))
     mergeable = tuple(j for j in done if _enough(state.jobs[j], campaign))
-    needed = min(campaign.spec.quorum.minimum, len(jobs))
+    needed = campaign.spec.quorum.minimum if round_.number > 0 else 1  # the seed round has one job
     if len(mergeable) < needed:
         why = "; ".join(f"{j.id}: {_lack(j)}" for j in jobs if j.id not in mergeable)
+        kept = [name for name in mergeable if may_be_kept(campaign, round_, state.jobs[name])]
         yield ev.RoundFailed(
             campaign=campaign.spec.campaign,
             round=round_.number,
-            left=tuple(sorted(left)),
+            left=tuple(sorted((*left, *kept))),
             reason=f"{len(mergeable)} of {needed} needed contributions; {reason}: {why}",
         )
         return

@@ -1,15 +1,15 @@
 """How a round opens: who takes part in it, with how many steps, and what it takes over from the one before."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from consortium.canonical import replace
-from consortium.ids import job_named
+from consortium.ids import SiteName, job_named
 from consortium.jobs import Purpose, Train
 from coordinator.core import events as ev
 from coordinator.core.able import holders_of_public_text, names_of, own_languages, participants
 from coordinator.core.charging import lacking
 from coordinator.core.decide import Moment
-from coordinator.core.estimates import cost_of
+from coordinator.core.estimates import Estimate, cost_of
 from coordinator.core.late import taken_over
 from coordinator.core.orders import fed_back, planned, train_inputs, train_order
 from coordinator.core.pace import shares
@@ -17,7 +17,7 @@ from coordinator.core.state import CampaignState, Site, State
 
 
 def open_round(state: State, campaign: CampaignState, number: int, moment: Moment) -> Iterator[ev.AnyEvent]:
-    """The round and its jobs, when enough able sites are enrolled; else nothing."""
+    """The round and its jobs, when enough able sites are enrolled and enough of them can pay; else nothing."""
     if len(participants(state, campaign)) < campaign.spec.sites_expected:
         return
     if number == 0:
@@ -49,8 +49,8 @@ def _round(state: State, campaign: CampaignState, number: int, moment: Moment) -
     spec = campaign.spec
     assert campaign.head is not None
     late = taken_over(state, campaign, number)
-    able, out = _who(state, campaign, number, moment)
-    if not able and not late:
+    able, out = who_takes_part(state, campaign, number, moment)
+    if len(able) + len(late) < spec.quorum.minimum:
         return
     reason = f"{len(able)} site(s) take part: {names_of(able)}"
     yield ev.RoundOpened(
@@ -77,10 +77,17 @@ def _round(state: State, campaign: CampaignState, number: int, moment: Moment) -
         )
 
 
-def _who(
-    state: State, campaign: CampaignState, number: int, moment: Moment
+def who_takes_part(
+    state: State,
+    campaign: CampaignState,
+    number: int,
+    moment: Moment,
+    told: Mapping[SiteName, Estimate] | None = None,
 ) -> tuple[tuple[Site, ...], tuple[str, ...]]:
-    """Sites that get a job in a round that opens now, and in sentences why others do not."""
+    """Sites that get a job in a round that opens now, and in sentences why others do not.
+
+    told  tokens per second of sites of which somebody knows better than the ledger
+    """
     busy = {
         state.jobs[name].site: state.jobs[name]
         for name in taken_over(state, campaign, number)
@@ -92,21 +99,23 @@ def _who(
             out.append(f"{site.name} goes on with its job of round {busy[site.name].round}")
             continue
         order = order_of_site(campaign, number, site, campaign.spec.train.steps)
-        if (
-            lacks := lacking(site, cost_of(state, campaign, site, order, Purpose.ROUND), moment.now)
-        ) is not None:
+        takes = cost_of(state, campaign, site, order, Purpose.ROUND, (told or {}).get(site.name))
+        if (lacks := lacking(site, takes, moment.now)) is not None:
             out.append(lacks)
         else:
             able.append(site)
     return tuple(able), tuple(out)
 
 
-def nobody_can_pay(state: State, campaign: CampaignState, number: int, moment: Moment) -> str | None:
-    """Why a round with enough sites does not open: no allocation allows its job. None: some does."""
+def too_few_can_pay(state: State, campaign: CampaignState, number: int, moment: Moment) -> str | None:
+    """Why a round with enough sites does not open: too few allocations allow its jobs. None: enough do."""
     if number == 0 or campaign.head is None:
         return None
-    able, out = _who(state, campaign, number, moment)
-    return None if able or taken_over(state, campaign, number) else "; ".join(out)
+    able, out = who_takes_part(state, campaign, number, moment)
+    coming, minimum = len(able) + len(taken_over(state, campaign, number)), campaign.spec.quorum.minimum
+    if coming >= minimum:
+        return None
+    return f"{coming} of the {minimum} contributions that it needs could come: {'; '.join(out)}"
 
 
 def order_of_site(campaign: CampaignState, number: int, site: Site, steps: int) -> Train:

@@ -171,7 +171,7 @@ class Round(msgspec.Struct):
     reason: str = ""
     jobs: tuple[JobId, ...] = ()  #: training
     late: tuple[JobId, ...] = ()  #: of earlier rounds, taken over
-    left: tuple[JobId, ...] = ()  #: still at it when it closed; the next round takes them over
+    left: tuple[JobId, ...] = ()  #: for the next round: still at it when it closed, or done when it failed
     gate_jobs: tuple[JobId, ...] = ()
     collected: tuple[JobId, ...] = ()
     merged_by: str = "coordinator"  #: or "site", by ``merge_job``

@@ -6,7 +6,7 @@ from coordinator.core.able import holders_of_public_text, merging_sites, partici
 from coordinator.core.decide import Moment
 from coordinator.core.owed import owed
 from coordinator.core.plan import next_round
-from coordinator.core.rounds import nobody_can_pay
+from coordinator.core.rounds import too_few_can_pay
 from coordinator.core.state import CampaignState, Round, RoundState, State
 
 
@@ -51,8 +51,8 @@ def _waits_for(state: State, campaign: CampaignState, moment: Moment | None) -> 
     following = next_round(campaign)
     closed = last is None or last.state is RoundState.CLOSED
     if moment is not None and closed and following is not None:
-        if (unpaid := nobody_can_pay(state, campaign, following, moment)) is not None:
-            return f"an allocation that can pay for round {following}: {unpaid}"
+        if (unpaid := too_few_can_pay(state, campaign, following, moment)) is not None:
+            return f"allocations that can pay for round {following}: {unpaid}"
     open_jobs = [
         j.id for _, j in sorted(state.jobs.items()) if j.campaign == campaign.spec.campaign and not j.is_final
     ]

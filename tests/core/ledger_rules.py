@@ -132,7 +132,7 @@ class Rules:
         assert event.jobs == tuple(sorted(set(event.jobs))) and event.jobs
         asked = (*round_.jobs, *round_.late)
         assert set(event.jobs) <= set(asked)
-        assert len(event.jobs) >= min(campaign.spec.quorum.minimum, len(asked))
+        assert len(event.jobs) >= (campaign.spec.quorum.minimum if event.round else 1)
         assert {job for job in asked if not self.state.jobs[job].is_final} == set(event.left)
         self._left(event)
         for name in event.jobs:
@@ -158,7 +158,8 @@ class Rules:
         for name in event.left:
             assert campaign.spec.quorum.late == "next_round" and event.round < campaign.spec.rounds
             job = self.state.jobs[name]
-            assert job.state in (JobState.LEASED, JobState.DELIVERED)
+            at_it = job.state in (JobState.LEASED, JobState.DELIVERED)
+            assert at_it or (job.state is JobState.DONE and isinstance(event, ev.RoundFailed))
             assert event.round + 1 - job.round <= campaign.spec.quorum.staleness_max
 
     def _made_of_what_was_collected(self, event: ev.VersionMade) -> None:

@@ -25,6 +25,7 @@ from coordinator.core.estimates import START_SECONDS
 from coordinator.core.place import waiting
 from coordinator.core.transitions import JobState
 from coordinator.core.view import view
+from coordinator.core.waits import waits
 from policies.campaign import Quorum, Rivals
 
 TRAIN = "demo_r1-train-north"
@@ -261,6 +262,25 @@ def test_an_attempt_that_may_come_back_is_waited_for_though_the_allocation_is_us
     assert coordinator.job(gate).state is JobState.PLANNED
     coordinator.sync("north", success(f"{gate}.a1"), slots=0)
     assert coordinator.job(gate).state is JobState.DELIVERED
+
+
+def test_a_round_waits_until_as_many_can_pay_as_its_quorum_needs() -> None:
+    coordinator = consortium(slots=1)
+    for name in ("north", "south"):
+        coordinator.sync(name, gpus=4, allocations=(replace(GRANT, gpu_hours=0.1),))
+    coordinator.do(
+        cm.SubmitCampaign(
+            campaign=campaign(**GIVEN, quorum=Quorum(minimum=2, deadline_hours=9), lease_seconds=1e6)
+        )
+    )
+    assert coordinator.work() == ["VersionMade demo/v0"]
+    [wait] = waits(coordinator.state, coordinator.moment)
+    assert wait.reason.startswith(
+        "allocations that can pay for round 1: 1 of the 2 contributions that it needs could come: "
+        "north has not the 0.1333 GPU-hours left"
+    )
+    assert "RoundOpened demo/r1" in offer(coordinator, 10.0)
+    assert coordinator.state.campaigns[DEMO].rounds[1].jobs == ("demo_r1-train-north", "demo_r1-train-west")
 
 
 # --- windows ---------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Stories of who gets which job, with how many steps, and until when it is waited for; each with its reason."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 from consortium_in_facts import (
@@ -12,6 +13,7 @@ from consortium_in_facts import (
     Coordinator,
     campaign,
     consortium,
+    ended,
     given,
     success,
 )
@@ -19,9 +21,9 @@ from hypothesis import given as forall
 from hypothesis import strategies as st
 
 from consortium.canonical import replace
-from consortium.capacity import Usage
+from consortium.capacity import Allocation, Usage
 from consortium.ids import SiteName
-from consortium.jobs import Merge, Phase, Train
+from consortium.jobs import Merge, Outcome, Phase, Train
 from coordinator.core import commands as cm
 from coordinator.core.estimates import median, queue_seconds, tokens_per_second
 from coordinator.core.late import weights
@@ -40,7 +42,12 @@ def taking(seconds: float, attempt: str, queued: float = 0.0) -> cm.Report:
     return replace(success(attempt), usage=Usage(seconds=seconds, queued_seconds=queued), started=True)
 
 
-def one_round(coordinator: Coordinator, number: int = 1, queued: float = 0.0) -> None:
+def one_round(
+    coordinator: Coordinator,
+    number: int = 1,
+    queued: float = 0.0,
+    before_its_verdict: Callable[[], object] = lambda: None,
+) -> None:
     """Every site trains at its own speed; then the round is merged and judged."""
     for site in OWN:
         coordinator.sync(site)
@@ -52,6 +59,7 @@ def one_round(coordinator: Coordinator, number: int = 1, queued: float = 0.0) ->
     coordinator.work()
     coordinator.work()
     coordinator.judge_all(number)
+    before_its_verdict()
     coordinator.work()
 
 
@@ -183,6 +191,22 @@ def test_nobody_is_asked_for_less_or_more_than_the_campaign_allows() -> None:
     assert steps(coordinator, 2) == {"north": 1500, "south": 900, "west": 600}
 
 
+def test_nobody_is_asked_for_more_than_its_allocation_can_pay() -> None:
+    """North is the fastest; its GPU-hours are enough for 1200 steps, and the others do the rest."""
+    coordinator = paced(steps_share_min=0.1)
+    taken = SPEEDS["north"] * 1000 / 10
+    grant = (Allocation(name="p-17", gpu_hours=4 * 1.2 * taken / HOUR),)
+    one_round(coordinator, before_its_verdict=lambda: coordinator.sync("north", gpus=4, allocations=grant))
+    given_steps = steps(coordinator, 2)
+    assert sum(given_steps.values()) == 3000
+    assert given_steps["north"] == 1199  # a little less than 1200, lest rounding make it too dear
+    assert given_steps["south"] == pytest.approx(2 * given_steps["west"], abs=1)
+    reason = coordinator.job("demo_r2-train-north").reason
+    assert "1199 steps (the most that its allocation can pay) where equal ones were 1000" in reason
+    happened = coordinator.sync("north", gpus=4, allocations=grant)
+    assert happened == ["JobLeased demo_r2-train-north.a1 north"]
+
+
 @forall(
     st.lists(
         st.tuples(st.floats(0.01, 100.0), st.floats(0.0, 1e5)),
@@ -302,6 +326,40 @@ def test_a_delta_that_is_too_stale_is_refused() -> None:
         happened = coordinator.deliver(f"demo_r2-train-{site}")
     assert happened[-2:] == ["JobCancelled demo_r1-train-west", "RoundCollected demo/r2"]
     assert coordinator.state.campaigns[DEMO].rounds[2].state is RoundState.MERGING
+
+
+def failed_round(late: str) -> Coordinator:
+    """Round 1 failed with one delta of the two that it needed; round 2 is open."""
+    quorum = replace(LATE, late=late, minimum=2)
+    coordinator = given(lease_seconds=1e6, quorum=quorum, rounds=2, attempts_max=1)
+    for site in OWN:
+        coordinator.sync(site)
+    coordinator.deliver("demo_r1-train-west")
+    for site in ("north", "south"):
+        happened = coordinator.sync(site, ended(f"demo_r1-train-{site}.a1", Outcome.FAILED))
+    assert "RoundFailed demo/r1" in happened
+    return coordinator
+
+
+def test_what_was_finished_in_a_round_that_failed_is_merged_in_the_next() -> None:
+    coordinator = failed_round("next_round")
+    demo, west = coordinator.state.campaigns[DEMO], "demo_r1-train-west"
+    assert demo.rounds[1].left == demo.rounds[2].late == (west,)
+    assert demo.rounds[2].jobs == tuple(f"demo_r2-train-{site}" for site in OWN)  # its site trains anew
+    coordinator.sync("south")
+    assert coordinator.deliver("demo_r2-train-south")[2:] == [
+        "JobCancelled demo_r2-train-north",
+        "JobCancelled demo_r2-train-west",
+        "RoundCollected demo/r2",
+    ]
+    assert demo.rounds[2].collected == (west, "demo_r2-train-south")
+    order = merge_order(coordinator.state, demo, demo.rounds[2])
+    assert sorted(part.weight for part in order.parts) == [1, 2]
+
+
+def test_where_late_deltas_are_refused_so_are_those_of_a_failed_round() -> None:
+    demo = failed_round("refuse").state.campaigns[DEMO]
+    assert demo.rounds[1].left == demo.rounds[2].late == ()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 from consortium_in_facts import DEMO, GIVEN, HOUR, LANGUAGES, OWN, SEED_ROUND, campaign, consortium
 
+from consortium.canonical import replace
 from consortium.capacity import Window
 from consortium.errors import BadInput
 from consortium.forecasts import Assumptions, Forecast, SiteAssumption
@@ -64,6 +65,20 @@ def test_what_an_allocation_cannot_pay_is_said() -> None:
     assert any(text.startswith("round 2, gate: north would need 2 GPU-hours") for text in found.limits)
     [account] = found.allocations
     assert account.left == pytest.approx(0.1 - 4 * 4 / 3600)
+
+
+def test_a_round_leaves_out_who_cannot_pay_as_it_does_in_earnest() -> None:
+    train = replace(campaign().train, steps=3600)  # 160 tokens a second: 6 min at north, 0.4 GPU-hours
+    spec = campaign(**GIVEN, sites_expected=2, rounds=4, train=train)
+    found = foreseen(spec, *two(gpu_hours=2.1))  # one round's job and no evaluation
+    assert [j.site for j in found.jobs if j.purpose == "round"] == ["north", "south"] * 4
+    found = foreseen(replace(spec, rounds=6), *two(gpu_hours=2.1))
+    assert [j.site for j in found.jobs if (j.purpose, j.round) == ("round", 6)] == ["", "south"]
+    assert any("round 6, round: north has not the 0.4 GPU-hours left" in text for text in found.limits)
+    pair = replace(spec, rounds=9, quorum=Quorum(minimum=2))
+    found = foreseen(pair, *two(gpu_hours=2.1))
+    assert len(found.rounds) == 5
+    assert any(text.startswith("round 6: 1 of the 2 contributions") for text in found.limits)
 
 
 def test_a_job_longer_than_the_deadline_is_named() -> None:
