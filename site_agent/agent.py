@@ -8,7 +8,6 @@ the agent can be killed at any instruction and started again, and jobs never not
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import secrets
 import signal
@@ -32,6 +31,7 @@ from site_agent.core.reconcile import reconcile
 from site_agent.courier.link import make_link
 from site_agent.deeds import Deeds
 from site_agent.description import Description
+from site_agent.heartbeat import Heartbeat
 from site_agent.identity import SiteIdentity
 from site_agent.launchers.base import Launcher
 from site_agent.launching import make_launcher
@@ -42,7 +42,7 @@ from site_agent.residuals import Residuals
 from site_agent.spending import Spending, Standing
 from site_agent.spool import Spool
 from site_agent.ssh.remote import remote_site
-from site_agent.status import at_work
+from site_agent.status import SEEN_SECONDS, at_work
 from site_agent.supervision import Supervisor
 from site_agent.told import Told, free_bytes, in_words, make_health
 from site_agent.transfers import Transfers
@@ -52,11 +52,8 @@ _log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 10.0  # without a job only the operator's wish can change unheard
 _SAVE_SECONDS = 600.0  # for a training checkpoint, at least; a profile's signal_seconds may know better
-_BEAT_SECONDS = 1.0  # while a step takes its time
-# One look or act beyond this hangs: no question to Slurm or the site takes so long, however many jobs there are
-_CALL_SECONDS_MAX = 1800.0
 _SLOW_SECONDS = 45.0  # a launcher that failed after that is not asked a second time in the same step
-_LAUNCHERS = (Act.LAUNCH, Act.KILL)  # what asks it
+_OF_THE_LAUNCHER = (Act.LAUNCH, Act.KILL)
 _ONCE_MAX = 10  # looks of one run for what goes on beside it
 _STEPS_MAX = 5  # an action may make the next one due at once; after so many, the rest waits for the next look
 
@@ -129,7 +126,8 @@ class Agent:
         self._plan: Plan | None = None  # None: none yet, or the spool could not be read
         self._health = make_health(config.metrics_port, self._standing)
         self._said: dict[str, str] = {}
-        self._moved_at = -math.inf  # on the loop's clock: when a look or an act last ended
+        self._told_at = float("-inf")  # of what is carried over SSH, in the log
+        self._heartbeat = Heartbeat(self._speak, self._note)
 
     async def run(self) -> int:
         stopping = asyncio.Event()
@@ -146,7 +144,7 @@ class Agent:
         try:
             self._supervisor.is_ready()
             while not stopping.is_set() and not self._superseded:
-                self._plan = await self._turn()
+                self._plan = await self._heartbeat.during(self._step())
                 self._speak()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(
@@ -191,33 +189,9 @@ class Agent:
 
     # ---- inside
 
-    async def _turn(self) -> Plan | None:
-        """One step; while it goes on, the coordinator and the supervisor hear that it does.
-
-        A Slurm that does not answer takes minutes, and the site's leases must not end for it. Nor must a hanging
-        file system look alive for ever: after ``_CALL_SECONDS_MAX`` without an answer nobody hears anything more.
-        """
-        self._moved_at = self._now()
-        step = asyncio.create_task(self._step())
-        noting: asyncio.Task[None] | None = None
-        try:
-            while not (await asyncio.wait([step], timeout=_BEAT_SECONDS))[0]:
-                if self._now() - self._moved_at > _CALL_SECONDS_MAX:
-                    continue
-                self._talk.listen()
-                self._speak()
-                if noting is None or noting.done():  # the disk may be what is slow
-                    noting = asyncio.create_task(asyncio.to_thread(self._note))
-            if noting is not None:
-                await noting
-        except asyncio.CancelledError:
-            step.cancel()
-            await asyncio.wait([step])
-            raise
-        return step.result()
-
     def _speak(self) -> None:
-        """Say what is known, if that is due."""
+        """Say what is known, if that is due, and that the loop lives."""
+        self._talk.listen()
         if self._plan is not None and self._can_speak and not self._superseded:
             self._talk.say(self._describe(), self._plan.reports)
         self._supervisor.turned(in_words(self._plan, self._talk, self._seen.mode))
@@ -227,29 +201,18 @@ class Agent:
     async def _carry_on(self) -> None:
         """Wait for what goes on beside this, and do what follows; a run of a whole night if it must be."""
         for _ in range(_ONCE_MAX):
-            while (errands := self._errands) or self._transfers.are_under_way:
-                self._say("errands", logging.INFO, "; ".join(errands) or "bytes are carried")
-                if self._transfers.are_under_way:
-                    await self._transfers.wait(_BEAT_SECONDS)
-                else:
-                    await asyncio.sleep(_BEAT_SECONDS)
-                self._talk.listen()
-                self._speak()
-                self._note()
-                if self._superseded:
-                    return
+            await self._heartbeat.until(lambda: not self._goes_on() or bool(self._superseded))
             await self._step()
-            if not self._errands and not self._transfers.are_under_way:
+            if not self._goes_on() or self._superseded:
                 return
 
-    @property
-    def _errands(self) -> tuple[str, ...]:
-        """What is carried over SSH, and how far it is."""
-        return self._site.files.errands if self._site is not None else ()
-
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
+    def _goes_on(self) -> bool:
+        """Whether bytes are carried; tells how far those over SSH are."""
+        errands = self._site.files.errands if self._site is not None else ()
+        if errands and time.monotonic() - self._told_at >= SEEN_SECONDS:
+            self._told_at = time.monotonic()
+            _log.info("%s", "; ".join(errands))
+        return bool(errands) or self._transfers.are_under_way
 
     async def _step(self) -> Plan | None:
         """Look, decide and do, until nothing more can be done at once. None: the spool cannot be read now."""
@@ -261,7 +224,7 @@ class Agent:
                 return None
             self._said.pop("spool", None)
             self._seen = seen
-            self._moved_at = self._now()
+            self._heartbeat.moved()
             news = self._talk.news  # a newer one may come while this is done
             plan = reconcile(self._observed(seen), self._limits, self._config.consent)
             if not await self._act_on(plan, news):
@@ -278,14 +241,14 @@ class Agent:
         for action in plan.actions:
             if self._superseded:
                 return False
-            if is_slow and action.act in _LAUNCHERS:
+            if is_slow and action.act in _OF_THE_LAUNCHER:
                 continue
-            self._moved_at = began = self._now()
+            began = time.monotonic()
             try:
                 changed |= await self._act(action, news)
             except Unavailable:
-                is_slow |= self._now() - began >= _SLOW_SECONDS
-        self._moved_at = self._now()
+                is_slow |= time.monotonic() - began >= _SLOW_SECONDS
+            self._heartbeat.moved()
         return changed and not is_slow
 
     def _look(self) -> Seen:

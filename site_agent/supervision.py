@@ -14,7 +14,7 @@ _USEC = 1e6
 
 
 class Supervisor:
-    """To be told by the loop itself after each turn, never by a timer beside it.
+    """To be told by the loop itself: after each turn, and within one for as long as that may rightly take.
 
     seconds_max  what the loop may wait at most, so that the watchdog is not missed; None: as long as it likes
     """
@@ -51,6 +51,7 @@ class Supervisor:
     def _tell(self, *words: str) -> None:
         if not self._address:
             return
-        with contextlib.suppress(OSError):  # a manager that is gone is no reason to leave
+        with contextlib.suppress(OSError):  # a manager that is gone, or reads nothing, is no reason to stand still
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+                connection.setblocking(False)
                 connection.sendto("\n".join(words).encode(), self._address)

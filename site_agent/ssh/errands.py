@@ -44,6 +44,15 @@ class Errands:
         self._lock = threading.Lock()
         self._under_way: dict[Hashable, _Errand] = {}
 
+    @property
+    def under_way(self) -> tuple[str, ...]:
+        """How far those are that have not ended, by key."""
+        with self._lock:
+            found = [
+                (str(key), errand) for key, errand in self._under_way.items() if errand.thread.is_alive()
+            ]
+        return tuple(f"{key}: {errand.progress}" for key, errand in sorted(found, key=lambda pair: pair[0]))
+
     def do(self, key: Hashable, work: Callable[[Progress], None], seconds: float) -> str | None:
         """Begin ``work``, unless it is under way, and wait so long for its end.
 

@@ -77,6 +77,11 @@ class SshFiles:
         self._errands = Errands()
         self._digests: dict[tuple[int, int, int, int], str] = {}  # of big files, by what changes with them
 
+    @property
+    def errands(self) -> tuple[str, ...]:
+        """Transfers that go on beside whoever asked for them, and how far each is."""
+        return self._errands.under_way
+
     def place(self, directory: Path) -> str:
         return f"{self._root}/jobs/{self._job(directory)}"
 
@@ -84,7 +89,9 @@ class SshFiles:
         """Bring the inputs there. Raises Unavailable, too, while a transfer that takes long is under way."""
         directory = directory.resolve()
         left = self._errands.do(
-            ("push", directory), lambda progress: self._push(directory, progress), self._wait_seconds
+            f"the inputs of {directory.name} on their way to the site",
+            lambda progress: self._push(directory, progress),
+            self._wait_seconds,
         )
         if left is not None:
             raise Unavailable(f"the inputs of {directory.name} are on their way to the site: {left}")
@@ -210,7 +217,7 @@ class SshFiles:
         """How far the result is on its way; "" once it is here."""
         try:
             left = self._errands.do(
-                ("result", job),
+                f"the result of {job} on its way here",
                 lambda progress: self._bring(job, directory, files, progress),
                 self._wait_seconds,
             )

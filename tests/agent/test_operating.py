@@ -3,27 +3,32 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_coordinator import A1, PATIENCE_SECONDS, delta_of_base
 from sprachbund.v1 import site_pb2
 
 from consortium.canonical import encode, replace
-from consortium.errors import BadInput, Refused, Superseded
-from consortium.ids import Language
+from consortium.errors import BadInput, Refused, Superseded, Unavailable
+from consortium.ids import AttemptId, Language
 from consortium.logs import log_json
 from policies.site_profile import SiteProfile
+from site_agent import heartbeat
 from site_agent.agent import Agent, limits, run_agent
 from site_agent.config import Text
+from site_agent.core.facts import Act, Action, Plan, Seen, Sighting
 from site_agent.enrol import enrol
 from site_agent.launchers.local import LocalLauncher
 from site_agent.mode import Mode, read_mode, write_mode
@@ -31,6 +36,7 @@ from site_agent.status import AgentStatus, at_work, site_status, write_status
 from site_agent.supervision import Supervisor
 
 ROOT = Path(__file__).parents[2]
+A2 = AttemptId("demo_r1-train-north.a2")
 SECRET = "ghp-4f1c-do-not-tell"
 
 
@@ -103,6 +109,8 @@ def test_the_words_of_sd_notify(manager, tmp_path):
     supervisor.turned("no job")
     supervisor.is_leaving()
     assert heard(manager) == ["READY=1", "STATUS=1 running", "WATCHDOG=1", "STATUS=no job", "STOPPING=1"]
+    for number in range(10_000):  # one that reads nothing any more holds nobody up
+        supervisor.turned(f"turn {number}")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +153,8 @@ async def test_the_watchdog_is_fed_by_turns_of_the_loop_and_starves_when_it_hang
         await free.wait()
         return None
 
+    monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "_CALL_SECONDS_MAX", 0.2)
     monkeypatch.setattr(agent, "_step", hang)
     await asyncio.sleep(0.5)  # whatever turn was under way
     heard(manager)
@@ -157,6 +167,97 @@ async def test_the_watchdog_is_fed_by_turns_of_the_loop_and_starves_when_it_hang
     with contextlib.suppress(asyncio.CancelledError):
         await task
     await until_told("STOPPING=1")
+
+
+class SlowLauncher:
+    """As with a Slurm whose controller is gone: questions take their time, and fail."""
+
+    poll_seconds = 0.05
+
+    def __init__(self, *slow: str) -> None:
+        self.slow = slow
+        self.asked: list[str] = []
+        self.free = threading.Event()
+
+    def _ask(self, what: str) -> None:
+        self.asked.append(what)
+        if what in self.slow:
+            self.free.wait(PATIENCE_SECONDS)
+            raise Unavailable(f"{what}: no answer")
+
+    def submit(self, directory, life):
+        self._ask("submit")
+
+    def poll(self, directories):
+        self._ask("poll")
+        return {directory: Sighting(seen=Seen.UNKNOWN) for directory in directories}
+
+    def cancel(self, directory):
+        self._ask("cancel")
+
+
+async def test_a_slow_launcher_silences_nobody(manager, tmp_path, monkeypatch, config, identity, coordinator):
+    """One step may take minutes; the lease must not end for it, nor the watchdog bite."""
+    monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.02)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "300000")
+    slow = SlowLauncher("submit")
+    async with running(config, identity, slow):
+        coordinator.want()
+        await until(lambda: slow.asked, "the launch")
+        heard(manager)
+        await coordinator.until_synced(5)
+        assert coordinator.told[A1].phase != site_pb2.ATTEMPT_PHASE_RUNNING
+        await until(lambda: "WATCHDOG=1" in heard(manager), "the watchdog's food")
+        assert slow.asked == ["submit"]
+        slow.free.set()
+
+
+async def test_a_launcher_that_fails_slowly_is_asked_once_a_step(monkeypatch, config, identity):
+    monkeypatch.setattr("site_agent.agent._SLOW_SECONDS", 0.0)
+    slow = SlowLauncher("submit")
+    slow.free.set()
+    agent = Agent(config, identity, slow)
+    plan = Plan(
+        actions=tuple(
+            Action(act=act, attempt=attempt, reason="test", life=1)
+            for act in (Act.LAUNCH, Act.KILL)
+            for attempt in (A1, A2)
+        ),
+        reports=(),
+    )
+    for attempt in (A1, A2):
+        (Path(config.home) / "spool" / "demo_r1-train-north" / attempt).mkdir(parents=True)
+    assert not await agent._act_on(plan, None)
+    assert slow.asked == ["submit"]
+    monkeypatch.setattr("site_agent.agent._SLOW_SECONDS", 45.0)  # who fails at once costs nothing
+    await agent._act_on(plan, None)
+    assert slow.asked[1:] == ["submit", "submit", "cancel", "cancel"]
+    await agent._close()
+
+
+async def test_one_run_waits_for_what_is_carried_over_ssh(config, identity, launcher, caplog):
+    """And does what follows; else one run of cron moved 20 s of a big file."""
+    left = [(f"inputs of it: {done} of 3 MB",) for done in (1, 2, 3)] + [(), ("result of it: begun",)]
+    steps: list[int] = []
+
+    class Files:
+        @property
+        def errands(self):
+            return left.pop(0) if left else ()
+
+    async def step():
+        steps.append(len(left))
+        return None
+
+    agent = Agent(config, identity, launcher)
+    agent._site = SimpleNamespace(files=Files())  # type: ignore[assignment]
+    agent._step = step  # type: ignore[method-assign]
+    with caplog.at_level(logging.INFO):
+        await agent._carry_on()
+    assert steps == [1, 0]
+    assert "inputs of it: 1 of 3 MB" in caplog.text
+    await agent._close()
 
 
 # ---- drain, pause, resume
@@ -309,7 +410,6 @@ async def test_no_secret_of_the_agent_reaches_a_job_or_the_log(
         "sys.exit(3)\n"
     )
     log = tmp_path / "log" / "agent.jsonl"
-    import logging
 
     root = logging.getLogger()
     before = list(root.handlers)
@@ -333,7 +433,6 @@ async def test_no_secret_of_the_agent_reaches_a_job_or_the_log(
 
 
 def test_a_log_turns_over(tmp_path):
-    import logging
 
     root = logging.getLogger()
     before = list(root.handlers)
