@@ -93,6 +93,7 @@ def weights_of(state: State) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "share_min"), [("finish", 0.0), ("finish", 0.5), ("salvage", 0.0)], ids=lambda value: str(value)
 )
