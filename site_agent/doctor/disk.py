@@ -1,5 +1,6 @@
 """Can the site's home be trusted with files: space, inodes, quota, and what the file system promises."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -60,10 +61,27 @@ def promises(home: Path) -> str:
                 pass
             else:
                 raise Unavailable(f"{probe}: O_EXCL made a name that was there; use another file system")
+            _links(probe, probe.with_name(f"{probe.name}.link"))
             sync_folder(home)
     finally:
         probe.unlink(missing_ok=True)
-    return f"{home}: write, fsync, rename, fsync of the folder and O_EXCL do what they promise"
+        probe.with_name(f"{probe.name}.link").unlink(missing_ok=True)
+    return f"{home}: write, fsync, rename, fsync of the folder, O_EXCL and hard links do what they promise"
+
+
+def _links(probe: Path, link: Path) -> None:
+    """A hard link succeeds once: by that one Slurm job of two comes to own a life."""
+    try:
+        os.link(probe, link)
+    except OSError as error:
+        raise Unavailable(
+            f"{link}: no hard link can be made here ({error.strerror}); use another file system"
+        ) from error
+    with contextlib.suppress(FileExistsError):
+        os.link(probe, link)
+        raise Unavailable(f"{link}: a second link of one name was made; use another file system")
+    if not os.path.samefile(probe, link):
+        raise Unavailable(f"{link}: is another file than the one it was linked to; use another file system")
 
 
 def _space(home: Path) -> str:

@@ -134,6 +134,21 @@ def test_a_file_system_that_breaks_one_is_found(tmp_path: Path, monkeypatch: pyt
         disk.promises(tmp_path)
 
 
+def test_a_file_system_without_hard_links_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Slurm jobs claim a life by one."""
+
+    def refuses(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuses)
+    with pytest.raises(Unavailable, match="no hard link can be made"):
+        disk.promises(tmp_path)
+    monkeypatch.setattr(os, "link", lambda one, other: Path(other).write_bytes(Path(one).read_bytes()))
+    with pytest.raises(Unavailable, match="a second link of one name was made"):
+        disk.promises(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_inodes_and_no_space_are_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     real = os.statvfs(tmp_path)
     few = os.statvfs_result([*real[:7], 12, *real[8:10]])

@@ -297,6 +297,17 @@ def test_a_requeued_job_finds_a_newer_life_and_leaves(slurm, launch, directory):
     assert "a newer one has begun" in log_of(directory)
 
 
+def test_a_life_that_nobody_can_claim_fails_with_words(slurm, launch, directory):
+    """A disk that is full, or a file system without hard links."""
+    (directory / "owner.1").touch()
+    launcher = launch()
+    launcher.submit(directory, 1)
+    until(lambda: is_gone(launcher, directory), "its end")
+    assert "owner.1 cannot be made" in log_of(directory)
+    assert slurm.jobs[0]["state"] == "FAILED"
+    assert starts(directory) == []
+
+
 # ---- looking
 
 

@@ -24,7 +24,7 @@ from policies.site_profile import Container, SiteProfile
 CONTINUE_LATER = (
     75  #: of the trainer: there is a training checkpoint, start again (EX_TEMPFAIL of sysexits.h)
 )
-_CANNOT_BEGIN = 78  # EX_CONFIG: a line of the profile failed before the trainer
+_CANNOT_BEGIN = 78  # EX_CONFIG: a line of the profile, or the disk, failed before the trainer
 _NAME_DIGITS = 20
 
 
@@ -260,16 +260,25 @@ if ! grep -q "\"number\":$life[,}]" life.json; then
   exit 0
 fi
 claim "owner.$life" "$job"
-if [ "$(cat "owner.$life")" != "$job" ]; then
-  echo "life $life belongs to $(cat "owner.$life"), not to $job"
+owner=$(cat "owner.$life" 2>/dev/null)
+if [ -z "$owner" ]; then
+  echo "owner.$life cannot be made in $PWD: a full disk or quota, or a file system without hard links"
+  exit @CANNOT_BEGIN@
+fi
+if [ "$owner" != "$job" ]; then
+  echo "life $life belongs to $owner, not to $job"
   exit 0
 fi
 began=$(date +%s)
 if ! claim "started.$life.$restart" "{\"began\":$began,\"host\":\"$(hostname)\",\"id\":\"$job\"}"; then
+  if [ ! -s "started.$life.$restart" ]; then
+    echo "started.$life.$restart cannot be made in $PWD: a full disk or quota"
+    exit @CANNOT_BEGIN@
+  fi
   echo "restart $restart of life $life has begun before"
   exit 0
 fi
-"""
+""".replace("@CANNOT_BEGIN@", str(_CANNOT_BEGIN))
 
 _SIGNALS = """
 # The wish to stop goes through a file: torchrun does not survive signals. It says whose wish it is; the agent's
