@@ -9,13 +9,14 @@ from functools import singledispatch
 
 from consortium.capacity import ALWAYS, Opening
 from consortium.errors import BadInput, Refused
-from consortium.ids import AttemptId, SiteName, job_of, version_name
+from consortium.ids import AttemptId, JobId, SiteName, job_of, version_name
 from consortium.jobs import Outcome
 from consortium.manifests import VersionManifest
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.able import coordinator_merges
 from coordinator.core.accounting import spending
+from coordinator.core.estimates import Cost
 from coordinator.core.state import CampaignState, Job, RoundState, Site, State, Version
 from coordinator.core.transitions import JobState
 from policies.consistency import missing_in, problems_in
@@ -33,6 +34,8 @@ class Moment:
     )
     renewed: Mapping[AttemptId, float] = field(default_factory=dict)  #: when a Sync last spoke of the attempt
     openings: Mapping[SiteName, Opening] = field(default_factory=dict)  #: of sites that have windows
+    #: what jobs would cost, as far as it was asked for: what it follows from stays the same while leases are given
+    costs: dict[tuple[SiteName, JobId], Cost] = field(default_factory=dict, compare=False, repr=False)
 
     def opening(self, site: Site) -> Opening:
         """Whether the site may be given work now, by its windows; one that nobody looked at is closed.
@@ -214,8 +217,8 @@ def _(command: cm.StopCampaign, state: State, moment: Moment) -> list[ev.AnyEven
     campaign = _open_campaign(state, command.campaign)
     cancelled: list[ev.AnyEvent] = [
         ev.JobCancelled(job=job.id, reason=f"campaign stopped: {command.reason}")
-        for _, job in sorted(state.jobs.items())
-        if job.campaign == command.campaign and not job.is_final
+        for job in state.open_jobs()
+        if job.campaign == command.campaign
     ]
     return [
         *cancelled,

@@ -7,10 +7,11 @@ and said to be. The formulas stand in docs/placement.md.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from consortium.ids import Digest
-from consortium.jobs import Evaluate, Train, Work
+from consortium.jobs import Evaluate, Purpose, Train, Work
 from coordinator.core.state import CampaignState, Job, Site, State
 
 HOUR = 3600.0
@@ -51,7 +52,7 @@ def cost_of(
     campaign: CampaignState,
     site: Site,
     work: Work,
-    purpose: str,
+    purpose: Purpose,
     told: Estimate | None = None,
 ) -> Cost:
     """``told`` is the site's tokens per second, where somebody knows better than the ledger."""
@@ -72,36 +73,38 @@ def tokens_per_second(state: State, campaign: CampaignState, site: Site, base: D
     the number of its GPUs.
     """
     name = campaign.spec.campaign
-    done = [
-        (job.admitted_at, job.id, rate)
-        for _, job in sorted(state.jobs.items())
-        if job.campaign == name and (rate := _rate(job, site)) is not None
-    ]
-    if done:
-        how = f"measured at {site.name}: {len(done)} job(s) of {name}"
-        return Estimate(median(rate for _, _, rate in sorted(done)[-NEWEST:]), how, True)
+    here = (_rate(job) for job in state.index.trained(site.name, name))
+    if done := _newest(here):
+        return Estimate(median(done), f"measured at {site.name}: {len(done)} job(s) of {name}", True)
     size = parameters(campaign, base)
-    others = []
-    for _, job in sorted(state.jobs.items()):
-        if job.campaign != name and (rate := _rate(job, site)) is not None and isinstance(job.work, Train):
-            their_size = parameters(state.campaigns[job.campaign], job.work.base)
-            others.append((job.admitted_at, job.id, rate * their_size / size))
+    others = _newest(
+        None if job.campaign == name or (rate := _rate(job)) is None else rate * _size_of(state, job) / size
+        for job in state.index.trained(site.name)
+    )
     if others:
         how = f"from {len(others)} job(s) of other campaigns at {site.name}, scaled by the model's size"
-        return Estimate(median(rate for _, _, rate in sorted(others)[-NEWEST:]), how, True)
+        return Estimate(median(others), how, True)
     flops = GPU_FLOPS * site.gpus if site.gpus else CPU_FLOPS
     where = f"{site.gpus} GPU(s)" if site.gpus else "a CPU"
     how = f"assumed for {size / 1e6:.4g} M parameters on {where}: nothing was measured at {site.name}"
     return Estimate(flops / (FLOPS_PER_TOKEN * size), how)
 
 
-def _rate(job: Job, site: Site) -> float | None:
-    """Tokens per second of an admitted training job of the site."""
-    done = job.contribution
-    if done is None or done.site != site.name or not isinstance(job.work, Train):
-        return None
-    tokens, seconds = sum(done.tokens.values()), seconds_taken(job)
+def _newest(measured: Iterable[float | None]) -> list[float]:
+    """The first few of those that are known; the newest come first."""
+    return list(islice((value for value in measured if value is not None), NEWEST))
+
+
+def _rate(job: Job) -> float | None:
+    """Tokens per second of an admitted training job."""
+    assert job.contribution is not None
+    tokens, seconds = sum(job.contribution.tokens.values()), seconds_taken(job)
     return tokens / seconds if tokens > 0 and seconds > 0.0 else None
+
+
+def _size_of(state: State, job: Job) -> float:
+    assert isinstance(job.work, Train)
+    return parameters(state.campaigns[job.campaign], job.work.base)
 
 
 def seconds_taken(job: Job) -> float:
@@ -113,18 +116,14 @@ def seconds_taken(job: Job) -> float:
     return counted or done.seconds
 
 
-def _other_seconds(state: State, site: Site, work: Work, purpose: str) -> Estimate:
+def _other_seconds(state: State, site: Site, work: Work, purpose: Purpose) -> Estimate:
     """Of jobs that train nothing: like the last ones of their kind at the site, else anywhere, else assumed."""
-    done = [
-        (job.admitted_at, job.id, taken / _amount(job.work), job.contribution.site)
-        for _, job in sorted(state.jobs.items())
-        if job.purpose == purpose and job.contribution is not None and (taken := seconds_taken(job)) > 0.0
-    ]
-    here = [one for one in done if one[3] == site.name]
-    for found, where in ((here, site.name), (done, "other sites")):
-        if found:
-            value = median(each for _, _, each, _ in sorted(found)[-NEWEST:]) * _amount(work)
-            return Estimate(value, f"as {len(found)} earlier {purpose} job(s) at {where}", found is here)
+    for at, where in ((site.name, site.name), (None, "other sites")):
+        jobs = state.index.of_kind(purpose, at)
+        done = _newest(seconds_taken(job) / _amount(job.work) or None for job in jobs)
+        if done:
+            how = f"as {len(done)} earlier {purpose} job(s) at {where}"
+            return Estimate(median(done) * _amount(work), how, at is not None)
     return Estimate(OTHER_SECONDS, f"assumed: no {purpose} job was ever done")
 
 

@@ -34,7 +34,7 @@ def owed(state: State) -> tuple[Owed, ...]:
     """The worker's present obligations, in a fixed order."""
     work: list[Owed] = [
         Inspect(job=job.id, attempt=job.attempt, envelope=job.envelope)
-        for _, job in sorted(state.jobs.items())
+        for job in state.open_jobs()
         if job.state is JobState.DELIVERED and job.attempt is not None and job.envelope is not None
     ]
     for name, campaign in sorted(state.campaigns.items()):

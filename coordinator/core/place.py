@@ -41,12 +41,17 @@ def next_lease(state: State, name: SiteName, moment: Moment) -> ev.JobLeased | N
     """The next lease for the site that is asking now; None: it gets no more."""
     site = state.sites[name]
     free = site.slots - len(state.live(name))
-    for job in sorted(state.jobs.values(), key=_turn):
-        if job.state is not JobState.PLANNED or unable(state, site, job, free, moment) is not None:
+    if free < 1:
+        return None
+    planned = [job for job in state.open_jobs() if job.state is JobState.PLANNED and name in job.sites]
+    for job in sorted(planned, key=_turn):
+        prospects = _Prospects(state, job, moment)
+        if unable(state, site, job, free, moment, prospects) is not None:
             continue
         attempt = attempt_of(job.id, job.attempts + 1)
         campaign = state.campaigns[job.campaign]
-        allocation, _ = charge(state, site, _cost(state, site, job), moment.now)
+        takes = _cost(state, site, job, moment)
+        allocation, _ = charge(state, site, takes, moment.now)
         return ev.JobLeased(
             job=job.id,
             attempt=attempt,
@@ -54,8 +59,9 @@ def next_lease(state: State, name: SiteName, moment: Moment) -> ev.JobLeased | N
             lease_seconds=campaign.lease_seconds(site),
             assignment=digest_of_fact(job.assignment(attempt, name)),
             allocation=allocation,
-            gpu_hours=_cost(state, site, job).gpu_seconds / 3600.0,
-            reason=f"{name} asked with {free} free slot(s)" + _why_here(state, site, job, allocation, moment),
+            gpu_hours=takes.gpu_seconds / 3600.0,
+            reason=f"{name} asked with {free} free slot(s)"
+            + _why_here(site, job, allocation, takes, prospects),
         )
     return None
 
@@ -66,7 +72,9 @@ def _turn(job: Job) -> tuple[int, int, str]:
     return URGENCY.index(job.purpose), -steps, job.id
 
 
-def unable(state: State, site: Site, job: Job, free: int, moment: Moment) -> str | None:
+def unable(
+    state: State, site: Site, job: Job, free: int, moment: Moment, prospects: "_Prospects"
+) -> str | None:
     """Why this site may not have this job now; None: it may."""
     if (never := _unfit(site, job)) is not None:
         return never
@@ -75,13 +83,13 @@ def unable(state: State, site: Site, job: Job, free: int, moment: Moment) -> str
     campaign = state.campaigns[job.campaign]
     if job.purpose is Purpose.RIVAL and free < 2 and has_rounds_ahead(campaign):
         return f"{site.name}'s last free slot is kept for the rounds"
-    takes = _cost(state, site, job)
+    takes = _cost(state, site, job, moment)
     if (closed := _outside(site, takes, moment)) is not None:
         return closed
     _, unaffordable = charge(state, site, takes, moment.now)
     if unaffordable is not None:
         return unaffordable
-    return _better_elsewhere(state, site, job, moment)
+    return _better_elsewhere(state, site, job, moment, prospects)
 
 
 def _unfit(site: Site, job: Job) -> str | None:
@@ -103,10 +111,10 @@ def _unfit(site: Site, job: Job) -> str | None:
 
 def waiting(state: State, job: Job, moment: Moment) -> str:
     """Why a planned job is not leased, in a sentence."""
-    reasons = []
+    reasons, prospects = [], _Prospects(state, job, moment)
     for name in job.sites:
         site = state.sites[name]
-        why = unable(state, site, job, site.slots - len(state.live(name)), moment)
+        why = unable(state, site, job, site.slots - len(state.live(name)), moment, prospects)
         reasons.append(why or f"{name} has not asked since")
     return "; ".join(reasons)
 
@@ -172,7 +180,7 @@ class Prospect:
 
 def prospect(state: State, site: Site, job: Job, moment: Moment) -> Prospect | None:
     """When the site would finish the job; None if it cannot have it, or nobody can say when."""
-    takes = _cost(state, site, job)
+    takes = _cost(state, site, job, moment)
     if _unfit(site, job) is not None or charge(state, site, takes, moment.now)[1] is not None:
         return None
     opening = moment.opening(site)
@@ -181,12 +189,12 @@ def prospect(state: State, site: Site, job: Job, moment: Moment) -> Prospect | N
         if opening.until is None:
             return None
         wait = opening.until - moment.now
-    wait = max(wait, _until_free(state, site, moment.now))
+    wait = max(wait, _until_free(state, site, moment))
     queue, work = queue_seconds(site).value, takes.seconds.value
     return Prospect(wait + queue + work, site.name, wait, queue, work)
 
 
-def _until_free(state: State, site: Site, now: float) -> float:
+def _until_free(state: State, site: Site, moment: Moment) -> float:
     """Seconds until the site has a free slot, by what its jobs were expected to take."""
     live = state.live(site.name)
     if len(live) < site.slots:
@@ -194,20 +202,45 @@ def _until_free(state: State, site: Site, now: float) -> float:
     queue = queue_seconds(site).value
     ends = sorted(
         (job.leased_at + queue if job.started_at is None else job.started_at)
-        + _cost(state, site, job).seconds.value
+        + _cost(state, site, job, moment).seconds.value
         for job in live
     )
     over = len(live) - site.slots  # more than slots, if the site lowered them
-    return max(0.0, ends[over] - now) if over < len(ends) else 0.0
+    return max(0.0, ends[over] - moment.now) if over < len(ends) else 0.0
 
 
-def _better_elsewhere(state: State, site: Site, job: Job, moment: Moment) -> str | None:
+class _Prospects:
+    """Of all sites that could have a job: looked at when they are asked for, and once."""
+
+    def __init__(self, state: State, job: Job, moment: Moment) -> None:
+        self._state, self._job, self._moment = state, job, moment
+        self._found: list[Prospect] | None = None
+
+    def all(self) -> list[Prospect]:
+        """The best first."""
+        if self._found is None:
+            sites = (self._state.sites[name] for name in self._job.sites)
+            found = (prospect(self._state, site, self._job, self._moment) for site in sites)
+            self._found = sorted(one for one in found if one is not None)
+        return self._found
+
+
+def best_prospect(state: State, job: Job, moment: Moment) -> Prospect | None:
+    """Of the site that would finish a job first; None: no site could have it, or nobody can say when."""
+    return next(iter(_Prospects(state, job, moment).all()), None)
+
+
+def _better_elsewhere(
+    state: State, site: Site, job: Job, moment: Moment, prospects: _Prospects
+) -> str | None:
     """Why a job that several sites could do waits for another one than the site that asks."""
-    found = [p for name in job.sites if (p := prospect(state, state.sites[name], job, moment)) is not None]
+    if len(job.sites) < 2:
+        return None
+    found = prospects.all()
     mine = next((p for p in found if p.site == site.name), None)
     if mine is None or len(found) < 2:
         return None
-    best = min(found)
+    best = found[0]
     if mine.finish_seconds <= best.finish_seconds * _AS_GOOD:
         return None
     asked_since = max(job.free_since, moment.started_at)
@@ -217,25 +250,26 @@ def _better_elsewhere(state: State, site: Site, job: Job, moment: Moment) -> str
     return f"{best.site} is expected to finish it {best.words}, {site.name} {mine.words}"
 
 
-def _why_here(state: State, site: Site, job: Job, allocation: str, moment: Moment) -> str:
+def _why_here(site: Site, job: Job, allocation: str, takes: Cost, prospects: _Prospects) -> str:
     """What made the choice, for the ledger: the other sites, and the price."""
     said = []
     if len(job.sites) > 1:
-        found = [
-            p for name in job.sites if (p := prospect(state, state.sites[name], job, moment)) is not None
-        ]
+        found = prospects.all()
         mine = next((p for p in found if p.site == site.name), None)
-        others = sorted(p for p in found if p.site != site.name)
+        others = [p for p in found if p.site != site.name]
         if mine is not None and others:
             other = others[0]
             first = mine.finish_seconds <= other.finish_seconds * _AS_GOOD
             verb = "expected to finish" if first else f"{other.site} did not ask; expected to finish"
             said.append(f"{verb} {mine.words}, {other.site} {other.words}")
     if allocation:
-        takes = _cost(state, site, job)
         said.append(f"about {gpu_hours(takes.gpu_seconds)} of allocation {allocation} ({takes.seconds.how})")
     return "".join(f"; {sentence}" for sentence in said)
 
 
-def _cost(state: State, site: Site, job: Job) -> Cost:
-    return cost(state, state.campaigns[job.campaign], site, job)
+def _cost(state: State, site: Site, job: Job, moment: Moment) -> Cost:
+    """Reckoned once in a moment."""
+    found = moment.costs.get((site.name, job.id))
+    if found is None:
+        found = moment.costs[site.name, job.id] = cost(state, state.campaigns[job.campaign], site, job)
+    return found

@@ -35,7 +35,7 @@ def follow(state: State, moment: Moment) -> list[ev.AnyEvent]:
 
 
 def _lapsed_leases(state: State, moment: Moment) -> Iterator[ev.AnyEvent]:
-    for _, job in sorted(state.jobs.items()):
+    for job in state.open_jobs():
         if job.state is not JobState.LEASED or job.site is None or job.attempt is None:
             continue
         site = state.sites[job.site]
@@ -52,7 +52,7 @@ def _lapsed_leases(state: State, moment: Moment) -> Iterator[ev.AnyEvent]:
 
 
 def _hopeless_jobs(state: State, moment: Moment) -> Iterator[ev.AnyEvent]:
-    for _, job in sorted(state.jobs.items()):
+    for job in state.open_jobs():
         if job.state is not JobState.PLANNED:
             continue
         limit = state.campaigns[job.campaign].spec.attempts_max

@@ -17,6 +17,7 @@ from consortium.jobs import ANY_SITE, Assignment, Outcome, Purpose, Work
 from consortium.manifests import Contribution, Holding, VersionManifest
 from coordinator.core import events as ev
 from coordinator.core.gate import GateVerdict
+from coordinator.core.index import Index
 from coordinator.core.transitions import FINAL, JobState, step
 from policies.campaign import Campaign
 
@@ -216,7 +217,7 @@ LAYOUT = 3
 QUEUED_KEPT = 20
 
 
-class State(msgspec.Struct):
+class State(msgspec.Struct, dict=True):
     consortium: str = ""
     ledger_key: str = ""
     authority: str = ""
@@ -227,9 +228,21 @@ class State(msgspec.Struct):
     jobs: dict[JobId, Job] = {}
     layout: int = LAYOUT
 
+    @property
+    def index(self) -> Index:
+        """Made when it is first asked for."""
+        found: Index | None = self.__dict__.get("_index")
+        if found is None:
+            found = self.__dict__["_index"] = Index(self.jobs)
+        return found
+
+    def open_jobs(self) -> tuple[Job, ...]:
+        """Jobs that are not final, by id."""
+        return self.index.open_jobs()
+
     def live(self, site: SiteName) -> tuple[Job, ...]:
         """Jobs this site holds a lease on, by id."""
-        return tuple(j for _, j in sorted(self.jobs.items()) if j.state is JobState.LEASED and j.site == site)
+        return tuple(j for j in self.open_jobs() if j.state is JobState.LEASED and j.site == site)
 
     def snapshot(self) -> bytes:
         return encode(self)
@@ -373,6 +386,7 @@ def _(event: ev.JobPlanned, state: State, at: float) -> None:
         event.job, event.campaign, event.round, event.purpose, event.sites, event.work, event.inputs,
         event.tokenizer, reason=event.reason, planned_at=at, free_since=at,
     )  # fmt: skip
+    state.index.note(state.jobs[event.job])
     campaign = state.campaigns[event.campaign]
     if campaign.sender:  # else a release before this one opened it, and its orders said nothing of it
         state.jobs[event.job].sender = campaign.sender
@@ -397,6 +411,7 @@ def _move(state: State, job: JobId, verb: str, reason: str) -> Job:
     moved = state.jobs[job]
     moved.state = step(job, moved.state, verb)
     moved.reason = reason
+    state.index.note(moved)
     return moved
 
 
@@ -485,6 +500,7 @@ def _(event: ev.ContributionReceived, state: State, at: float) -> None:
 def _(event: ev.ContributionAdmitted, state: State, at: float) -> None:
     job = _move(state, event.job, "admit", event.reason)
     job.contribution, job.admitted_at = event.contribution, at
+    state.index.admit(job)
     scores = state.campaigns[job.campaign].scores
     for subject, languages in sorted(event.scores.items()):
         for language, score in sorted(languages.items()):

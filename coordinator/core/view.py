@@ -11,7 +11,7 @@ from consortium.metrics import bits_per_byte
 from coordinator.core.accounting import held_back
 from coordinator.core.decide import Moment
 from coordinator.core.estimates import HOUR, queue_seconds
-from coordinator.core.place import prospect, waiting
+from coordinator.core.place import best_prospect, waiting
 from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State, Version
 from coordinator.core.transitions import JobState
 from coordinator.core.waits import Waiting, waits
@@ -113,8 +113,7 @@ def _expected_start(state: State, job: Job, moment: Moment) -> float | None:
         return None if started or not queue.value else job.leased_at + queue.value
     if job.state is not JobState.PLANNED:
         return None
-    found = [p for name in job.sites if (p := prospect(state, state.sites[name], job, moment)) is not None]
-    best = min(found, default=None)
+    best = best_prospect(state, job, moment)
     return None if best is None else moment.now + best.wait_seconds + best.queue
 
 

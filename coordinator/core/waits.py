@@ -53,9 +53,7 @@ def _waits_for(state: State, campaign: CampaignState, moment: Moment | None) -> 
     if moment is not None and closed and following is not None:
         if (unpaid := too_few_can_pay(state, campaign, following, moment)) is not None:
             return f"allocations that can pay for round {following}: {unpaid}"
-    open_jobs = [
-        j.id for _, j in sorted(state.jobs.items()) if j.campaign == campaign.spec.campaign and not j.is_final
-    ]
+    open_jobs = [j.id for j in state.open_jobs() if j.campaign == campaign.spec.campaign]
     if open_jobs:
         return f"{len(open_jobs)} job(s): {', '.join(open_jobs[:4])}{' …' if len(open_jobs) > 4 else ''}"
     return "the coordinator's worker: " + ", ".join(

@@ -33,6 +33,7 @@ from consortium.errors import BadInput, Refused
 from consortium.ids import AttemptId, CampaignId, SiteName, job_of
 from consortium.jobs import Outcome, Phase, Train
 from coordinator.core import commands as cm
+from coordinator.core.index import Index
 from coordinator.core.owed import Inspect, Merge, Owed, owed
 from coordinator.core.state import restore
 from coordinator.core.story import tell
@@ -238,6 +239,9 @@ class World:
         for event in happened:
             rules.watch(event, coordinator.now, coordinator.renewed, coordinator.started_at)
         assert coordinator.state == rules.state, "the live state is not what its events tell"
+        assert vars(coordinator.state.index) == vars(Index(rules.state.jobs)), (
+            "the index is not what the jobs are"
+        )
         waiting = [wait.reason for wait in waits(rules.state, coordinator.moment)]
         assert all(reason.strip(": ,") and not reason.endswith(": ") for reason in waiting)
         if happened and isinstance(command, IDEMPOTENT):

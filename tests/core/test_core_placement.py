@@ -1,7 +1,7 @@
 """Stories of who gets which job, with how many steps, and until when it is waited for; each with its reason."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView, Iterator, ValuesView
 
 import pytest
 from consortium_in_facts import (
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from consortium.canonical import replace
 from consortium.capacity import Allocation, Usage
-from consortium.ids import SiteName
+from consortium.ids import JobId, SiteName
 from consortium.jobs import Merge, Outcome, Phase, Train
 from coordinator.core import commands as cm
 from coordinator.core.estimates import median, queue_seconds, tokens_per_second
@@ -30,7 +30,7 @@ from coordinator.core.late import weights
 from coordinator.core.orders import merge_order
 from coordinator.core.pace import Runner, share_out
 from coordinator.core.place import waiting
-from coordinator.core.state import RoundState
+from coordinator.core.state import Job, RoundState, restore
 from coordinator.core.transitions import JobState
 from policies.campaign import Quorum
 
@@ -154,6 +154,37 @@ def test_where_nothing_is_measured_whoever_asks_gets_it() -> None:
     coordinator = consortium(campaign(**GIVEN, seed_round=SEED_ROUND))
     coordinator.work()
     assert coordinator.sync("west") == ["JobLeased demo_r0-seed.a1 west"]
+
+
+class Pile(dict[JobId, Job]):
+    """Of jobs, too high to be looked through."""
+
+    is_high = False
+
+    def __iter__(self) -> Iterator[JobId]:
+        assert not self.is_high
+        return super().__iter__()
+
+    def items(self) -> ItemsView[JobId, Job]:
+        assert not self.is_high
+        return super().items()
+
+    def values(self) -> ValuesView[Job]:
+        assert not self.is_high
+        return super().values()
+
+
+def test_a_sync_does_not_look_through_all_jobs_there_ever_were() -> None:
+    coordinator = second_campaign()
+    coordinator.state = restore(coordinator.state.snapshot())
+    coordinator.state.jobs = pile = Pile(coordinator.state.jobs)
+    assert coordinator.state.index
+    pile.is_high = True
+    coordinator.sync("west", slots=0)
+    coordinator.sync("north", slots=1)
+    assert coordinator.state.jobs[JobId("other_r0-seed")].site == "north"
+    coordinator.sync("north", success("other_r0-seed.a1"))
+    coordinator.work()
 
 
 # --- steps -----------------------------------------------------------------------------------------
