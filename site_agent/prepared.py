@@ -20,16 +20,18 @@ def prepare(
     heldout_share: float,
     split_seed: int,
     cache: Path,
+    beat: Callable[[], None] | None = None,
 ) -> Prepared:
     """The prepared text of one language; from the cache if the same text was prepared before.
 
     sources       all of one language, private and public
     encode_texts  makes the tokenizer, when it is needed at all
+    beat          called every few seconds of the work; what it raises ends that, and what is done is kept
     Two processes may do this at once: both do the work, one result stays.
     """
     split = Split(heldout_share=heldout_share, seed=split_seed)
     plan = plan_of(sources, words, split, cache)
-    (made,) = prepare_all([plan], encode_texts=encode_texts)
+    (made,) = prepare_all([plan], encode_texts=encode_texts, beat=beat)
     return made
 
 
@@ -39,6 +41,7 @@ def prepare_all(
     encode_texts: Callable[[], Encode] | None = None,
     tokenizer: Path | None = None,
     tell: Tell | None = None,
+    beat: Callable[[], None] | None = None,
 ) -> tuple[Prepared, ...]:
     """The prepared text of each plan, by ``processes`` at once; arguments as of ``work_through``.
 
@@ -47,7 +50,7 @@ def prepare_all(
     missing = [plan for plan in plans if remembered(plan) is None]
     if missing:
         try:
-            work_through(missing, processes, encode_texts, tokenizer, tell)
+            work_through(missing, processes, encode_texts, tokenizer, tell, beat=beat)
         except Unavailable:
             if any(remembered(plan) is None for plan in missing):  # nobody else was faster
                 raise

@@ -7,7 +7,7 @@ as no file changes; ``preparing/`` holds segments of what is not done yet.
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,12 +176,13 @@ def opened(folder: Path) -> Prepared:
     return Prepared(folder, decode(path.read_bytes(), Contents, str(path)))
 
 
-def finish(plan: Plan) -> None:
+def finish(plan: Plan, beat: Callable[[], None] = lambda: None) -> None:
     """Make of all segments of a plan what jobs read, then remove the segments.
 
+    beat  called for every range of documents
     Raises Unavailable if a segment is missing, or a file changed since the plan was made.
     """
-    surveys, folder = _merged(plan)
+    surveys, folder = _merged(plan, beat)
     try:
         for unit in plan.units:
             for state, _ in unit.files:
@@ -214,7 +215,7 @@ def _segments(plan: Plan) -> Segments:
     return Segments(places)
 
 
-def _merged(plan: Plan) -> tuple[tuple[Survey, ...], Path | None]:
+def _merged(plan: Plan, beat: Callable[[], None]) -> tuple[tuple[Survey, ...], Path | None]:
     """The surveys, and a folder of packed tokens that is still to be moved into its place."""
     segments = _segments(plan)
     counting = _Counting({access: Counting() for access in plan.accesses()}, {}, {})
@@ -223,12 +224,13 @@ def _merged(plan: Plan) -> tuple[tuple[Survey, ...], Path | None]:
     folder = None
     if plan.words is None:
         for found in segments.ranges():
+            beat()
             counting.add(found)
     else:
         folder = plan.folder / "done"
         shutil.rmtree(folder, ignore_errors=True)  # of one who was killed here
         with fresh_folder(folder) as filling:
-            _pack(segments, plan.words, filling, counting)
+            _pack(segments, plan.words, filling, counting, beat)
             _describe(filling, plan, plan.words, counting.parts)
     surveys = [
         _survey(plan, access, counting.every[access], counting.heldout[access]) for access in plan.accesses()
@@ -250,7 +252,9 @@ class _Counting:
             self.parts[part].add(found, found.parts_N == index)
 
 
-def _pack(segments: Segments, words: Words, folder: Path, counting: _Counting) -> None:
+def _pack(
+    segments: Segments, words: Words, folder: Path, counting: _Counting, beat: Callable[[], None]
+) -> None:
     """Write the documents' tokens, part by part, in order of digest."""
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(PackedWriter(folder / part, words.dtype)) for part in PARTS]
@@ -260,6 +264,7 @@ def _pack(segments: Segments, words: Words, folder: Path, counting: _Counting) -
             for index, writer in enumerate(writers):
                 chosen = np.flatnonzero(found.parts_N == index)
                 for begin in range(0, len(chosen), _COPIED):
+                    beat()
                     writer.add(list(segments.tokens(found, chosen[begin : begin + _COPIED])))
             held = found.bytes_N[found.parts_N == PARTS.index("heldout")]
             sizes.write(held.astype("<i8").tobytes())

@@ -65,8 +65,14 @@ class Worker(Protocol):
 class Hands:
     """Does tasks in this process."""
 
-    def __init__(self, plans: Sequence[Plan], encode_texts: Callable[[], Encode] | None) -> None:
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        encode_texts: Callable[[], Encode] | None,
+        beat: Callable[[], None] | None = None,
+    ) -> None:
         self._plans, self._make = plans, encode_texts
+        self._beat = beat or (lambda: None)
         self._encode: Encode | None = None
         self._reader: tuple[int, int, UnitReader] | None = None
 
@@ -79,8 +85,9 @@ class Hands:
 
     def _do(self, task: Task) -> Head | None:
         plan = self._plans[task.plan]
+        self._beat()
         if task.unit is None:
-            finish(plan)
+            finish(plan, self._beat)
             return None
         if self._make is not None and plan.words is not None and self._encode is None:
             self._encode = self._make()
@@ -141,12 +148,14 @@ def work_through(
     tokenizer: Path | None = None,
     tell: Tell | None = None,
     merge: bool = True,
+    beat: Callable[[], None] | None = None,
 ) -> None:
     """Make what ``plans`` lack; it is all there when this returns.
 
     encode_texts  makes the tokenizer, for one process: the work is done in this one
     tokenizer     the same for several
     merge         False: segments only
+    beat          called every few seconds, of one process; what it raises ends the work
     Raises what stood in the way, after all else has been done: files that are broken or changed, say.
     """
     told = _Telling(plans, tell)
@@ -160,7 +169,7 @@ def work_through(
             for head in heads.values():
                 told.segment(number, head)
     errors: list[SprachbundError] = []
-    with _workers(plans, processes, encode_texts, tokenizer) as workers:
+    with _workers(plans, processes, encode_texts, tokenizer, beat) as workers:
         change = threading.Condition()
 
         def serve(index: int, worker: Worker) -> None:
@@ -216,9 +225,10 @@ def _workers(
     processes: int,
     encode_texts: Callable[[], Encode] | None,
     tokenizer: Path | None,
+    beat: Callable[[], None] | None,
 ) -> Iterator[Sequence[Worker]]:
     if processes == 1:
-        yield [Hands(plans, encode_texts)]
+        yield [Hands(plans, encode_texts, beat)]
         return
     orders = Orders(plans=tuple(plans), tokenizer=str(tokenizer) if tokenizer else None)
     made: list[_Process] = []

@@ -126,7 +126,7 @@ def _work(folder: JobFolder) -> None:
         from site_agent.trainer.bpe import train_tokenizer  # without torch, which takes a second or two
 
         if _RANK == 0:
-            train_tokenizer(folder, work)
+            train_tokenizer(folder, work, wishes.stop)
         return
     if isinstance(work, Merge):
         from site_agent.trainer.merging import merge_round  # without torch, too

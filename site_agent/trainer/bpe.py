@@ -2,7 +2,7 @@
 
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +19,26 @@ from site_agent.data.merging import PARTS, digest_of_documents
 from site_agent.data.pool import work_through
 from site_agent.data.reading import UnitReader
 from site_agent.data.segments import Split
-from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, ProgressLog, write_contribution
+from site_agent.trainer.folder import (
+    FailureReason,
+    JobFailed,
+    JobFolder,
+    ProgressLog,
+    beat_of,
+    write_contribution,
+)
 
 _SPECIALS = (END_OF_TEXT, PADDING)
 _VOCABULARY_MIN = 256 + len(_SPECIALS)  # every byte is a token, so that no text is unknown
 
 
-def train_tokenizer(folder: JobFolder, work: Tokenizer) -> None:
+def train_tokenizer(
+    folder: JobFolder, work: Tokenizer, is_asked_to_stop: Callable[[], bool] = lambda: False
+) -> None:
     """Do the tokenizer job in ``folder``; its result is there when this returns.
 
-    Raises JobFailed if a language has no public text. It takes seconds to minutes and cannot be stopped half-way.
+    Raises JobFailed if a language has no public text, Stopped while text is read; the training itself takes
+    seconds to minutes and cannot be stopped half-way.
     """
     if work.vocabulary_size < _VOCABULARY_MIN:
         raise BadInput(
@@ -36,10 +46,11 @@ def train_tokenizer(folder: JobFolder, work: Tokenizer) -> None:
         )
     progress = ProgressLog(folder.path, 1)
     progress.report(0, 0, None, now=True)
+    beat = beat_of(folder, progress, is_asked_to_stop)
     digests: dict[str, Digest] = {}
     texts: list[str] = []
     for language in sorted(set(work.languages)):
-        chosen = _chosen(folder, work, language)
+        chosen = _chosen(folder, work, language, beat)
         digests[f"{language}.public"] = digest_of_documents(chosen)
         texts += _repeated(chosen, work.bytes_per_language)
     trained = train_bpe(texts, work.vocabulary_size)
@@ -78,14 +89,16 @@ def train_bpe(texts: list[str], vocabulary_size: int) -> str:
     return trained
 
 
-def _chosen(folder: JobFolder, work: Tokenizer, language: Language) -> dict[bytes, str]:
+def _chosen(
+    folder: JobFolder, work: Tokenizer, language: Language, beat: Callable[[], None]
+) -> dict[bytes, str]:
     """Public documents to train on, by digest: in the order of digests, until there are bytes enough."""
     sources = [source for source in folder.site.text if source.language == language]
     wanted: set[bytes] = set()
     if sources:
         split = Split(heldout_share=folder.site.heldout_share, seed=work.split_seed)
         plan = plan_of(sources, None, split, Path(folder.site.cache) / "choices")
-        work_through([plan], merge=False)
+        work_through([plan], merge=False, beat=beat)
         wanted = _first_public(plan, work.bytes_per_language)
     if not wanted:
         raise JobFailed(
@@ -96,6 +109,7 @@ def _chosen(folder: JobFolder, work: Tokenizer, language: Language) -> dict[byte
     found: dict[bytes, str] = {}
     for unit in plan.units_in("public"):
         for document in UnitReader(unit, None, split, None).documents():
+            beat()
             digest = document.digest
             if digest in wanted:
                 found[digest] = document.text

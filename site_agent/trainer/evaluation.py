@@ -32,6 +32,7 @@ from site_agent.trainer.folder import (
     JobFolder,
     ProgressLog,
     Stopped,
+    beat_of,
     write_contribution,
 )
 from site_agent.trainer.model import Model, load_model
@@ -57,7 +58,8 @@ def evaluate(folder: JobFolder, work: Evaluate, ranks: Ranks, is_asked_to_stop: 
 
     Raises Stopped with the languages scored so far on disk, JobFailed, BadInput.
     """
-    heldout = _heldout(folder, work, ranks)
+    preparing = ProgressLog(folder.path, len(work.subjects) * len(set(work.languages)), ranks.is_first)
+    heldout = _heldout(folder, work, ranks, beat_of(folder, preparing, is_asked_to_stop))
     progress = ProgressLog(folder.path, len(work.subjects) * len(heldout), enabled=ranks.is_first)
     progress.report(0, 0, None, now=True)
     scores: dict[str, dict[Language, LanguageScore]] = {}
@@ -165,12 +167,14 @@ def _add_batch(
         nats[window.document] += value
 
 
-def _heldout(folder: JobFolder, work: Evaluate, ranks: Ranks) -> dict[Language, Prepared]:
+def _heldout(
+    folder: JobFolder, work: Evaluate, ranks: Ranks, beat: Callable[[], None]
+) -> dict[Language, Prepared]:
     if not work.subjects:
         raise JobFailed(FailureReason.BAD_INPUT, "the assignment names no model to evaluate")
-    prepared = prepared_languages(
-        folder, ranks, sorted(set(work.languages)), work.split_seed, folder.version(work.subjects[0].version)
-    )
+    model = folder.version(work.subjects[0].version)
+    languages = sorted(set(work.languages))
+    prepared = prepared_languages(folder, ranks, languages, work.split_seed, model, beat)
     found = {language: part for language, part in prepared.items() if part.contents.heldout.documents}
     if not found:
         raise JobFailed(

@@ -14,7 +14,7 @@ import contextlib
 import enum
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -174,6 +174,23 @@ class ProgressLog:
         with disk_errors(self._path), open(self._path, "ab") as file:
             file.write(json.dumps(line).encode() + b"\n")  # one write: a reader sees whole lines
         self._written_at, self._since = clock, (clock, tokens)
+
+
+def beat_of(
+    folder: JobFolder, progress: ProgressLog, is_asked_to_stop: Callable[[], bool]
+) -> Callable[[], None]:
+    """To be called again and again while text is prepared: says at step 0 that this goes on, or raises Stopped.
+
+    What of the text is done is kept at the site, so that the next life goes on there.
+    """
+
+    def beat() -> None:
+        progress.report(0, 0, None)
+        if is_asked_to_stop():
+            folder.say_it_may_go_on()
+            raise Stopped
+
+    return beat
 
 
 def _read(path: Path) -> bytes:

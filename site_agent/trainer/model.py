@@ -67,8 +67,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_model(folder: Path, device: torch.device) -> Model:
-    """The model in ``folder``, float32, on ``device``.
+def load_model(folder: Path, device: torch.device, place: torch.device | None = None) -> Model:
+    """The model in ``folder``, float32, to be computed on ``device``.
+
+    place  where its weights are put; None: there, too
 
     On CPU a plain Llama is computed by ``llama.py``; everything else by transformers, on a GPU with
     Liger's kernels where they are installed and know the architecture.
@@ -81,7 +83,7 @@ def load_model(folder: Path, device: torch.device) -> Model:
             network: nn.Module = Llama(shape)
             backend = "plain llama"
         else:
-            network, backend = _from_transformers(folder, device)
+            network, backend = _from_transformers(folder, device, place or device)
         model = Model(
             folder=folder,
             network=network,
@@ -115,7 +117,7 @@ def _by_name(network: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
     return weights
 
 
-def _from_transformers(folder: Path, device: torch.device) -> tuple[nn.Module, str]:
+def _from_transformers(folder: Path, device: torch.device, place: torch.device) -> tuple[nn.Module, str]:
     loader, backend = _loader(device)
     try:
         network = loader.from_pretrained(
@@ -125,7 +127,7 @@ def _from_transformers(folder: Path, device: torch.device) -> tuple[nn.Module, s
         raise BadInput(
             f"{folder}: transformers cannot load it as a causal language model: {error}"
         ) from error
-    moved: nn.Module = network.to(device)
+    moved: nn.Module = network.to(place)
     return moved, backend
 
 

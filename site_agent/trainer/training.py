@@ -18,7 +18,7 @@ from site_agent.trainer import saves
 from site_agent.trainer.adamw import AdamW
 from site_agent.trainer.batches import Batches, Stream
 from site_agent.trainer.delivery import deliver, deliver_saved
-from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, ProgressLog, Stopped
+from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, ProgressLog, Stopped, beat_of
 from site_agent.trainer.mixture import random_bits
 from site_agent.trainer.model import Model, load_model
 from site_agent.trainer.ranks import Ranks
@@ -55,8 +55,12 @@ def train(
             FailureReason.BAD_INPUT,
             f"a batch of {work.batch_sequences} sequences cannot be shared by {ranks.world} ranks; start fewer",
         )
-    data = batches_of(folder, work, ranks)
-    shared = share(load_model(folder.base, ranks.device), ranks, folder.site.sharding)
+    preparing = ProgressLog(folder.path, work.steps, enabled=ranks.is_first)
+    data = batches_of(folder, work, ranks, beat_of(folder, preparing, is_asked_to_stop))
+    sharding = folder.site.sharding if ranks.world > 1 else "none"
+    # a model that is shared in shards may be larger than one GPU: it comes there block by block
+    place = ranks.device if sharding == "none" else torch.device("cpu")
+    shared = share(load_model(folder.base, ranks.device, place), ranks, sharding)
     training = _Training(folder, work, ranks, shared, data, is_asked_to_stop, is_asked_to_finish)
     account = training.run()
     if shared.is_sharded:  # no rank has the whole model; its checkpoint has
@@ -177,10 +181,12 @@ class _Training:
         self._progress.report(account.step, account.step * self._tokens_a_step, account.loss_last, now=now)
 
 
-def batches_of(folder: JobFolder, work: Train, ranks: Ranks) -> TrainingData:
-    """All the batches of the job. Raises JobFailed if the site has not the text for it."""
+def batches_of(
+    folder: JobFolder, work: Train, ranks: Ranks, beat: Callable[[], None] | None = None
+) -> TrainingData:
+    """All the batches of the job. Raises JobFailed if the site has not the text for it, and what ``beat`` raises."""
     languages = sorted({*work.languages, *work.public_languages})
-    prepared = prepared_languages(folder, ranks, languages, work.split_seed, folder.base)
+    prepared = prepared_languages(folder, ranks, languages, work.split_seed, folder.base, beat)
     streams = []
     digests: dict[str, Digest] = {}
     for access, wanted in (("private", work.languages), ("public", work.public_languages)):

@@ -1,23 +1,48 @@
 """Which prepared text a job reads: made by the first rank where nobody made it before."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from consortium.ids import Language
 from site_agent.data.contents import Prepared
 from site_agent.data.words import encoder, words_of
 from site_agent.prepared import prepare
-from site_agent.trainer.folder import JobFolder
+from site_agent.trainer.folder import JobFolder, Stopped
 from site_agent.trainer.model import read_config
 from site_agent.trainer.ranks import Ranks
 
 
 def prepared_languages(
-    folder: JobFolder, ranks: Ranks, languages: Iterable[Language], split_seed: int, model: Path
+    folder: JobFolder,
+    ranks: Ranks,
+    languages: Iterable[Language],
+    split_seed: int,
+    model: Path,
+    beat: Callable[[], None] | None = None,
 ) -> dict[Language, Prepared]:
-    """The site's text of each of the ``languages`` that it has any of, as tokens of the model in ``model``."""
-    if not ranks.is_first:
-        ranks.wait()  # the first rank fills the cache, the others find it filled
+    """The site's text of each of the ``languages`` that it has any of, as tokens of the model in ``model``.
+
+    beat  called at the first rank while that takes its time; if it raises Stopped, all ranks do
+    """
+    found: dict[Language, Prepared] = {}
+    is_stopped = False
+    if ranks.is_first:  # it fills the cache, the others find it filled
+        try:
+            found = _prepared(folder, languages, split_seed, model, beat)
+        except Stopped:
+            is_stopped = True
+    if ranks.agree(is_stopped):
+        raise Stopped
+    return found if ranks.is_first else _prepared(folder, languages, split_seed, model, None)
+
+
+def _prepared(
+    folder: JobFolder,
+    languages: Iterable[Language],
+    split_seed: int,
+    model: Path,
+    beat: Callable[[], None] | None,
+) -> dict[Language, Prepared]:
     words = words_of(folder.tokenizer, read_config(model))
     found: dict[Language, Prepared] = {}
     for language in languages:
@@ -30,7 +55,6 @@ def prepared_languages(
                 folder.site.heldout_share,
                 split_seed,
                 Path(folder.site.cache),
+                beat,
             )
-    if ranks.is_first:
-        ranks.wait()
     return found
