@@ -37,6 +37,7 @@ class Opening(Fact):
     is_open: bool
     since: float | None = None  #: while open: when it opened, seconds since the epoch; None: always was
     until: float | None = None  #: while open: when it closes; while closed: when it opens; None: not foreseen
+    trouble: str = ""  #: why the windows cannot be read here; then they count as closed
 
 
 ALWAYS = Opening(is_open=True)

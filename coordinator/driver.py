@@ -24,6 +24,7 @@ from coordinator.core.decide import Moment, decide
 from coordinator.core.machine import Decision, handle
 from coordinator.core.state import State, apply, restore
 from coordinator.core.story import Line, sentence, tell
+from coordinator.core.transitions import JobState
 from coordinator.core.view import Sight, view
 from coordinator.ledger import Ledger, Recorded
 from policies.windows import Openings, opening
@@ -62,7 +63,19 @@ def openings(
     known = {name: site.windows for name, site in sorted(state.sites.items())}
     if isinstance(command, cm.SyncSite):
         known[command.site] = command.windows
-    return {name: look(windows, now) for name, windows in known.items() if windows}
+    return {name: opening_of(windows, now, look) for name, windows in known.items() if windows}
+
+
+def opening_of(
+    windows: tuple[Window, ...],
+    now: float,
+    look: Callable[[tuple[Window, ...], float], Opening] = opening,
+) -> Opening:
+    """How windows stand; such as cannot be read, for another tzdata wrote them down, are closed and say why."""
+    try:
+        return look(windows, now)
+    except BadInput as error:
+        return Opening(is_open=False, trouble=str(error))
 
 
 class Driver:
@@ -80,6 +93,7 @@ class Driver:
         self.seen: dict[SiteName, float] = {}
         self.sights: dict[AttemptId, Sight] = {}
         self._openings = Openings()
+        self._troubles: dict[SiteName, str] = {}
         self._incarnations: dict[SiteName, list[str]] = {}
         self._changed = asyncio.Event()
         self._checkpoint: Checkpoint | None = None
@@ -107,22 +121,32 @@ class Driver:
             return decision
         for event, entry in zip(decision.events, recorded, strict=True):
             _log.info("%s", sentence(event), extra={"event": entry.event["kind"], "sequence": entry.seq})
+        self._forget()
         self.announce()
         if any(isinstance(event, _MILESTONES) for event in decision.events):
             self._keep()
         return decision
 
     def _moment(self, state: State, now: float, command: cm.Command | None = None) -> Moment:
-        return Moment(
-            now=now,
-            started_at=self.started_at,
-            renewed=self.renewed,
-            openings=openings(state, now, command, self._openings),
-        )
+        found = openings(state, now, command, self._openings)
+        troubles = {site: opening.trouble for site, opening in found.items() if opening.trouble}
+        for site, trouble in sorted(troubles.items()):
+            if self._troubles.get(site) != trouble:
+                _log.error("the windows of site %s count as closed: %s", site, trouble)
+        self._troubles = troubles
+        return Moment(now=now, started_at=self.started_at, renewed=self.renewed, openings=found)
 
     def foresee(self, command: cm.Command) -> list[ev.AnyEvent]:
         """What ``command`` would establish now, less what follows from it. Nothing happens; raises the same."""
         return decide(command, self.state, self._moment(self.state, self.clock(), command))
+
+    def _forget(self) -> None:
+        """What was heard of attempts that are no longer live."""
+        live = {job.attempt for job in self.state.open_jobs() if job.state is JobState.LEASED}
+        for attempt in self.renewed.keys() - live:
+            del self.renewed[attempt]
+        for attempt in self.sights.keys() - live:
+            del self.sights[attempt]
 
     def _keep(self) -> None:
         """A snapshot and a signed checkpoint. What has happened stands without them, too."""
@@ -147,9 +171,14 @@ class Driver:
             return True
         return False
 
-    def arrive(self, site: SiteName, incarnation: str) -> None:
-        """Two agents of one site: the newest holds it, the older is told so at its next call."""
+    def arrive(self, site: SiteName, incarnation: str, by_courier: bool = False) -> None:
+        """Two agents of one site: the newest holds it, the older is told so at its next call.
+
+        A courier's site has one name for all its agents, so where a network comes and goes it may come back.
+        """
         known = self._incarnations.setdefault(site, [])
+        if by_courier and incarnation in known:
+            known.remove(incarnation)
         if incarnation not in known:
             known.append(incarnation)
             del known[:-_INCARNATIONS_MAX]

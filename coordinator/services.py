@@ -23,7 +23,7 @@ from sprachbund.v1 import (
 from consortium import identity, ids
 from consortium.canonical import decode, encode
 from consortium.capacity import Allocation, Usage, Window
-from consortium.errors import BadInput, Refused
+from consortium.errors import BadInput, Refused, Unavailable
 from consortium.forecasts import Assumptions
 from consortium.ids import SiteName
 from consortium.jobs import Outcome, Phase
@@ -35,7 +35,7 @@ from coordinator.core import commands as cm
 from coordinator.core.forecast import forecast
 from coordinator.core.state import restore
 from coordinator.core.view import Sight
-from coordinator.driver import Driver
+from coordinator.driver import Driver, opening_of
 from coordinator.founding import Keys
 from coordinator.guard import caller
 from coordinator.reading import unknown_subject
@@ -62,8 +62,6 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
         self, request: site_pb2.SyncRequest, context: grpc.aio.ServicerContext
     ) -> site_pb2.SyncResponse:
         driver, site = self._driver, SiteName(caller().name)
-        if why := misfit(request.site.agent_version, _RELEASE):
-            raise Refused(why)
         command = sync_command(site, request)
         loop = asyncio.get_running_loop()
         until = loop.time() + min(_seconds(request.wait), _WAIT_SECONDS_MAX)
@@ -79,7 +77,7 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
     ) -> site_pb2.SyncResponse:
         """Take in what ``site`` says, and say what is wanted of it now; ``command`` is the request in our words."""
         driver = self._driver
-        driver.arrive(site, _short(request.incarnation, "incarnation"))
+        driver.arrive(site, _short(request.incarnation, "incarnation"), command.courier)
         now, held = driver.clock(), {job.attempt for job in driver.state.live(site)}
         for line, report in zip(request.attempts, command.reports, strict=True):
             if report.attempt in held:  # another site's lease is not for this one to renew
@@ -207,6 +205,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self._membership = membership
         self._config = config
         self._carry = carry
+        self._forecasting: asyncio.Task[bytes] | None = None  # one at a time: each has a copy of the state
 
     def _done(self, command: cm.Command) -> admin_pb2.CommandResponse:
         decision = self._driver.execute(command)
@@ -300,12 +299,17 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         for site in assumed.sites:
             for window in site.windows or ():
                 windows.check(window)
-        state, now = restore(self._driver.state.snapshot()), self._driver.clock()
-        # elsewhere, for it takes a second where there are many rounds
-        found = await asyncio.to_thread(
-            forecast, state, spec, now, lambda site, at: windows.opening(site.windows, at), assumed
-        )
-        return admin_pb2.ForecastResponse(forecast=encode(found))
+        if self._forecasting is not None and not self._forecasting.done():
+            raise Unavailable("another forecast is under way; ask again in a moment")
+        snapshot, now = self._driver.state.snapshot(), self._driver.clock()
+
+        def foresee() -> bytes:
+            state = restore(snapshot)
+            return encode(forecast(state, spec, now, lambda site, at: opening_of(site.windows, at), assumed))
+
+        # elsewhere, for it takes a second where there are many rounds; a thread goes on when nobody waits any more
+        self._forecasting = asyncio.create_task(asyncio.to_thread(foresee))
+        return admin_pb2.ForecastResponse(forecast=await asyncio.shield(self._forecasting))
 
 
 class AuditService(audit_pb2_grpc.AuditServiceServicer):
@@ -350,7 +354,9 @@ _SITE_STATUS: dict[int, Literal["enrolled", "draining", "suspended"]] = {
 
 
 def sync_command(site: SiteName, request: site_pb2.SyncRequest) -> cm.SyncSite:
-    """What a Sync says, in our words. Raises BadInput for what is not in the contract."""
+    """What a Sync says, in our words. Raises BadInput for what is not in the contract, Refused for an unfit release."""
+    if why := misfit(request.site.agent_version, _RELEASE):
+        raise Refused(why)
     if len(request.site.holdings) > _HOLDINGS_MAX:
         raise BadInput(
             f"{len(request.site.holdings)} holdings; at most {_HOLDINGS_MAX}, one a language and access"

@@ -129,6 +129,8 @@ def _outside(site: Site, takes: Cost, moment: Moment) -> str | None:
     window only in its first half, because it will need several anyway. Of unknown length: in any open window.
     """
     opening = moment.opening(site)
+    if opening.trouble:
+        return f"{site.name}'s windows cannot be read here: {opening.trouble}"
     if not opening.is_open:
         opens = "" if opening.until is None else f"; they open in {spoken(opening.until - moment.now)}"
         return f"it is outside {site.name}'s windows{opens}"

@@ -7,13 +7,16 @@ from consortium_in_facts import DEMO, campaign, invitation, success
 from delivering_site import NOW, TRAIN, House
 
 from consortium.canonical import replace
-from consortium.errors import Broken, DiskFull, Refused, Unavailable
-from consortium.ids import AttemptId, SiteName
+from consortium.capacity import Window
+from consortium.errors import Broken, DiskFull, Refused, Superseded, Unavailable
+from consortium.ids import AttemptId, JobId, SiteName
 from consortium.signing import verify_checkpoint
 from coordinator import driver as driver_module
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.machine import Decision
+from coordinator.core.transitions import JobState
+from coordinator.core.view import Sight
 from coordinator.driver import Driver, decode_event, replay
 from coordinator.ledger import Ledger
 
@@ -56,6 +59,43 @@ def test_nothing_to_say_writes_nothing(house: House) -> None:
     house.driver.renewed[report.attempt] = house.now
     decision = house.driver.execute(house.message("north", replace(report, outcome=None)))
     assert (decision.events, house.driver.sequence) == ((), sequence)
+
+
+def test_windows_that_cannot_be_read_here_close_their_site_and_no_other(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another tzdata knew the zone when they were entered."""
+    lost = (Window(cron="0 20 * * *", seconds=3600.0, timezone="Europe/Atlantis"),)
+    house.driver.state.sites[SiteName("south")].windows = lost
+    for _ in range(2):
+        house.driver.execute(cm.Tick())
+    house.driver.execute(house.message("north"))
+    told = [record.getMessage() for record in caplog.records if "Atlantis" in record.getMessage()]
+    assert len(told) == 1 and told[0].startswith("the windows of site south count as closed: time zone")
+    planned = JobId("demo_r1-train-south")
+    house.driver.state.jobs[planned].state = JobState.PLANNED
+    [shown] = [job for job in house.driver.view().jobs if job.job == planned]
+    assert shown.reason.startswith("south's windows cannot be read here: time zone 'Europe/Atlantis'")
+
+
+def test_what_was_heard_of_attempts_is_forgotten_with_them(house: House) -> None:
+    attempt = AttemptId(f"{TRAIN}.a1")
+    house.driver.renewed[attempt] = house.now
+    house.driver.sights[attempt] = Sight(phase="running")
+    house.driver.execute(invitation("east", NOW + 60))
+    assert set(house.driver.renewed) == set(house.driver.sights) == {attempt}
+    house.driver.execute(stop_campaign())
+    assert house.driver.renewed == house.driver.sights == {}
+
+
+def test_a_courier_may_come_back_after_a_network(house: House) -> None:
+    north, driver = SiteName("north"), house.driver
+    driver.arrive(north, "the home's name", by_courier=True)
+    driver.arrive(north, "an agent")
+    driver.arrive(north, "the home's name", by_courier=True)
+    with pytest.raises(Superseded):
+        driver.arrive(north, "an agent")
+    driver.arrive(north, "another agent")
 
 
 def test_a_full_disk_takes_nothing_and_changes_nothing(house: House) -> None:
