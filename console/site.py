@@ -64,6 +64,10 @@ def run(
     once: Annotated[
         bool, typer.Option("--once", help="Sync once, do what follows, and leave: for cron jobs.")
     ] = False,
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="Although one was seen on another host within 5 minutes."),
+    ] = False,
     log_level: LogLevel = "info",
 ) -> None:
     """Be the site's agent until SIGTERM or SIGINT; jobs go on without it.
@@ -81,7 +85,7 @@ def run(
     log = loaded.log
     target = Path(log.file) if log.file else sys.stderr
     log_json(target, log_level.upper(), log.bytes_max, log.keep)
-    raise typer.Exit(run_agent(loaded, once))
+    raise typer.Exit(run_agent(loaded, once, take_over=take_over))
 
 
 @command("status", "sprachbund site status site.yaml", under=site)

@@ -33,7 +33,7 @@ class Refused(SprachbundError):
 
 
 class Superseded(Refused):
-    pass
+    exit_code = 8
 
 
 class Unavailable(SprachbundError):

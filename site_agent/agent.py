@@ -58,12 +58,16 @@ _ONCE_MAX = 10  # looks of one run for what goes on beside it
 _STEPS_MAX = 5  # an action may make the next one due at once; after so many, the rest waits for the next look
 
 
-def run_agent(config: SiteConfig, once: bool = False, launcher: Launcher | None = None) -> int:
+def run_agent(
+    config: SiteConfig, once: bool = False, launcher: Launcher | None = None, take_over: bool = False
+) -> int:
     """Be the site's agent until SIGTERM or SIGINT (jobs go on); with ``once``, one Sync and what follows.
 
-    Returns the exit code: 0; 4 if a newer agent of the site has taken over; with ``once`` 5 if nobody answered.
+    take_over  begin although an agent of this site was seen at work on another host minutes ago
+
+    Returns the exit code: 0; 8 if a newer agent of the site has taken over; with ``once`` 5 if nobody answered.
     Where another agent is at work on this home, ``once`` leaves it to that one. Raises Unavailable if the site
-    has not enrolled, Refused if it has to again, or if an agent of it runs here already.
+    has not enrolled, or if an agent of it is at work already, Refused if it has to enrol again.
     """
     identity = SiteIdentity.load(Path(config.home))
     if identity.trust.site != config.site:
@@ -78,8 +82,13 @@ def run_agent(config: SiteConfig, once: bool = False, launcher: Launcher | None 
         _log.info("agent %d on %s is at work; nothing is left for this one to do", other.pid, other.host)
         return 0
     if other is not None and other.is_running:
-        raise Refused(
+        raise Unavailable(
             f"{config.home}: an agent of this site runs here already, pid {other.pid}; stop it first"
+        )
+    if other is not None and not take_over:  # one run by hand must not end what a service manager keeps going
+        raise Unavailable(
+            f"{config.home}: an agent of this site was at work on {other.host} {time.time() - other.seen_at:.0f} s "
+            "ago; stop it there, or take its place with --take-over"
         )
 
     async def run() -> int:

@@ -54,7 +54,7 @@ while :; do  # a signal ends wait early; the status of a child that has ended is
   [ "$signals" = "$seen" ] && break
 done
 case $rc in
-  2 | 3 | 4 | 7)  # starting again cannot help: consortium/errors.py
+  2 | 3 | 4 | 7)  # starting again cannot help: consortium/errors.py; after 8, superseded, it can
     echo "the agent left with exit code $rc; the chain ends"
     scancel --user="$(id -u)" --name="$SLURM_JOB_NAME" --state=PENDING
     ;;

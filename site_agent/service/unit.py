@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from consortium.errors import BadInput
 
-_ENDS_FOR_GOOD = "2 3 4 7"  # consortium/errors.py: starting again cannot help
+# consortium/errors.py: starting again cannot help, and after 8 two agents would replace each other for ever
+_ENDS_FOR_GOOD = "2 3 4 7 8"
 _NICE = 10
 
 _UNIT = """\

@@ -21,7 +21,7 @@ from fake_coordinator import A1, PATIENCE_SECONDS, delta_of_base
 from sprachbund.v1 import site_pb2
 
 from consortium.canonical import encode, replace
-from consortium.errors import BadInput, Refused, Superseded, Unavailable
+from consortium.errors import BadInput, Superseded, Unavailable
 from consortium.ids import AttemptId, Language
 from consortium.logs import log_json
 from policies.site_profile import SiteProfile
@@ -342,8 +342,24 @@ async def test_cron_leaves_the_home_to_an_agent_that_is_there(config, coordinato
     coordinator.want()
     assert await asyncio.to_thread(run_agent, config, True, LocalLauncher(program)) == 0
     assert not coordinator.requests
-    with pytest.raises(Refused, match="an agent of this site runs here already"):
+    with pytest.raises(Unavailable, match="an agent of this site runs here already"):
+        await asyncio.to_thread(run_agent, config, False, LocalLauncher(program), take_over=True)
+
+
+async def test_one_run_by_hand_does_not_end_what_runs_elsewhere(config, coordinator, identity, program):
+    """The newer one would be listened to, and the older one's unit or chain would be over for good."""
+    write_status(Path(config.home), status_of(host="login7", seen_at=time.time() - 200))
+    with pytest.raises(Unavailable, match=r"at work on login7 20\d s ago.*--take-over"):
         await asyncio.to_thread(run_agent, config, False, LocalLauncher(program))
+    assert not coordinator.requests
+    seen = asyncio.create_task(coordinator.until_synced())
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
+    command = [sys.executable, "-m", "console.main", "site", "run", "--take-over", "site.json"]
+    (Path(config.home) / "site.json").write_bytes(encode(config))
+    with subprocess.Popen(command, env=environment, cwd=config.home) as agent:
+        await seen
+        agent.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(agent.wait, PATIENCE_SECONDS) == 0
 
 
 async def test_a_superseded_agent_leaves_and_ends_nothing(
@@ -360,7 +376,7 @@ async def test_a_superseded_agent_leaves_and_ends_nothing(
     agent._link.sync = no
     coordinator.stir()
     async with asyncio.timeout(PATIENCE_SECONDS):
-        assert await task == Superseded.exit_code == 4
+        assert await task == Superseded.exit_code == 8
     assert not (directory / "ended.json").exists()
     assert LocalLauncher(launcher._command).poll([directory])[directory].seen == "running"
     hold.unlink()
@@ -393,7 +409,7 @@ async def test_overlapping_cron_runs_deliver_once(config, coordinator, identity,
             break
     assert "ENDED" in coordinator.phases[A1], codes  # the slower of a pair may speak of staging after that
     assert coordinator.has(delta_of_base())
-    assert set(codes) <= {0, 4, -signal.SIGKILL}
+    assert set(codes) <= {0, 8, -signal.SIGKILL}
 
 
 # ---- logs, secrets, metrics

@@ -33,7 +33,7 @@ def test_the_unit_says_what_the_agent_needs():
     found = settings(written())
     assert found["Type"] == "notify"
     assert found["WatchdogSec"] == "10min"
-    assert found["RestartPreventExitStatus"] == "2 3 4 7"  # consortium/errors.py: superseded is among them
+    assert found["RestartPreventExitStatus"] == "2 3 4 7 8"  # consortium/errors.py: superseded is among them
     assert found["KillMode"] == "process"  # jobs of the local launcher outlive it
     assert found["ExecStart"].startswith('"/opt/my venv/bin/python" -P -m console.main')
     assert found["ExecStart"].endswith('"/srv/100%% of it/site.yaml"')
@@ -201,7 +201,7 @@ def run_script(tmp_path: Path, exit_code: int, number: int = 0) -> tuple[int, li
 
 
 @pytest.mark.parametrize(
-    ("code", "goes_on"), [(0, True), (5, True), (137, True), (2, False), (4, False), (7, False)]
+    ("code", "goes_on"), [(0, True), (5, True), (137, True), (8, True), (2, False), (4, False), (7, False)]
 )
 def test_the_script_goes_on_unless_that_is_no_use(tmp_path, code, goes_on):
     ended, calls = run_script(tmp_path, code)
