@@ -17,6 +17,7 @@ from consortium.proxies import proxy_for
 CHUNK_BYTES = 1 << 20  # equal to 3 MiB in CPU at half the memory; 64 KiB costs 2.2 times the CPU
 AGENT = "sprachbund-agent"  #: how a site's agent calls itself
 UPLOAD_ACCEPTED = "sprachbund-upload-accepted"  #: in initial metadata: the header is fine, send the data
+CLOCK = "sprachbund-now"  #: in trailing metadata of a health check: epoch seconds at the coordinator
 _MESSAGE_BYTES_MAX = 16 << 20  # a large campaign's view; chunks stay far below
 
 _KEEPALIVE_SECONDS = 30  # a NAT on the way forgets an idle connection after minutes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from sprachbund.v1 import (
     admin_pb2,
@@ -37,6 +37,7 @@ from coordinator.driver import Driver
 from coordinator.errors_on_wire import ErrorsOnWire
 from coordinator.founding import PORTS_FILE, Keys, tell_people
 from coordinator.guard import Guard, caller
+from coordinator.health import Health
 from coordinator.ledger import Ledger
 from coordinator.services import AdminService, AuditService, EnrolmentService, SiteService
 from coordinator.worker import Worker
@@ -134,8 +135,7 @@ def _main_server(
     artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(driver), server)
-    checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
     names = [
         module.DESCRIPTOR.services_by_name[service].full_name
         for module, service in (

@@ -13,7 +13,7 @@ from site_agent.config import SiteConfig, Text
 from site_agent.core.closing import closing
 from site_agent.doctor.check import Check, check, warning
 from site_agent.doctor.disk import disk_checks
-from site_agent.doctor.network import network_checks
+from site_agent.doctor.network import clock, network_checks
 from site_agent.doctor.slurm import slurm_checks
 from site_agent.launchers.slurm.commands import LocalCommands
 from site_agent.launching import make_launcher
@@ -25,7 +25,6 @@ from site_agent.text import files_of
 
 __all__ = ["Check", "doctor"]
 
-_CLOCK_SECONDS_MAX = 60.0  # certificates are made valid 300 s early; leave some of it
 _GPU_SECONDS = 30.0
 _LEFT_SHARE_MIN = 0.05  # of an allocation, below which a word is due
 
@@ -59,7 +58,7 @@ def doctor(config: SiteConfig) -> list[Check]:
             checks.append(check(f"text {text.language}", partial(_text, text), "correct its `path`"))
         checks += _manifest(config)
     try:
-        checks += _agent(site_status(config))
+        checks += _agent(site_status(config), any(one.name == "clock" for one in checks))
     except SprachbundError as error:
         code = error.exit_code
         checks.append(
@@ -142,7 +141,7 @@ def _manifest(config: SiteConfig) -> Iterator[Check]:
         )
 
 
-def _agent(status: SiteStatus) -> Iterator[Check]:
+def _agent(status: SiteStatus, is_clock_known: bool) -> Iterator[Check]:
     agent = status.agent
     if agent is None:
         yield Check(name="agent", is_good=True, detail="has never synced here")
@@ -150,21 +149,23 @@ def _agent(status: SiteStatus) -> Iterator[Check]:
         since = "never" if agent.synced_at is None else f"{time.time() - agent.synced_at:.0f} s ago"
         runs = {True: "runs", False: "does not run", None: f"was started on {agent.host}"}[agent.is_running]
         mode = f"; mode {status.mode.mode}" if status.mode.mode != "work" else ""
+        is_gone = not agent.stopped and not agent.is_at_work(time.time())
+        detail = f"{runs}; last Sync {since}{mode}" + (f"; {agent.trouble}" if agent.trouble else "")
+        if is_gone:
+            detail += "; nobody stopped it, and it is gone"
+        way_out = (
+            f"see the logs of {agent.host}, then start it again; `sprachbund site service` keeps it going"
+        )
         yield Check(
             name="agent",
             is_good=not agent.trouble,
-            detail=f"{runs}; last Sync {since}{mode}" + (f"; {agent.trouble}" if agent.trouble else ""),
-            way_out="the message says it" if agent.trouble else "",
+            is_warning=is_gone and not agent.trouble,
+            detail=detail,
+            way_out=way_out if is_gone else "the message says it" if agent.trouble else "",
             exit_code=Unavailable.exit_code if agent.trouble else 0,
         )
-        is_near = abs(agent.clock_ahead_seconds) < _CLOCK_SECONDS_MAX
-        yield Check(
-            name="clock",
-            is_good=is_near,
-            detail=f"the coordinator's is {agent.clock_ahead_seconds:+.1f} s ahead",
-            way_out="have this machine's clock set (NTP)",
-            exit_code=0 if is_near else Unavailable.exit_code,
-        )
+        if not is_clock_known and agent.synced_at is not None:
+            yield clock(agent.clock_ahead_seconds, f"at the last Sync, {since}")
     yield Check(
         name="spool",
         is_good=not status.broken,

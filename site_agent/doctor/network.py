@@ -1,6 +1,7 @@
 """Can the site talk to its coordinator: proxy, TLS in both directions, the identity, the ledger's past."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -10,8 +11,8 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from consortium.channels import open_channel, user_agent
-from consortium.errors import Refused
+from consortium.channels import CLOCK, open_channel, user_agent
+from consortium.errors import Refused, Unavailable
 from consortium.proxies import proxy_for, without_password
 from consortium.wire_errors import from_rpc_error
 from site_agent.config import SiteConfig
@@ -20,6 +21,7 @@ from site_agent.identity import SiteIdentity, has_enrolled
 from site_agent.witness import Witness
 
 _CALL_SECONDS = 10.0
+_CLOCK_SECONDS_MAX = 60.0  # certificates are made valid 300 s early; leave some of it
 _DAY_SECONDS = 86_400.0
 _NETWORK = "see the network, proxy and address"
 _ADMIN = "talk to the consortium's admin"
@@ -36,7 +38,10 @@ def network_checks(config: SiteConfig) -> Iterator[Check]:
         yield check(
             "proxy", lambda: _proxy(config), "correct `proxy` in the site's config, or the environment"
         )
-        yield check("coordinator", lambda: _coordinator(config, home), network, if_refused=admin)
+        clocks: list[float] = []
+        yield check("coordinator", lambda: _coordinator(config, home, clocks), network, if_refused=admin)
+        for ahead in clocks:
+            yield clock(ahead, "just now")
     yield check("ledger", lambda: _ledger(home), rewritten)
 
 
@@ -53,7 +58,20 @@ def _identity(home: Path) -> str:
     return f"site {identity.trust.site} of {identity.trust.consortium}, certified for {days:.0f} more days"
 
 
-def _coordinator(config: SiteConfig, home: Path) -> str:
+def clock(ahead_seconds: float, when: str) -> Check:
+    """Of the coordinator's clock over this one, and when it was compared."""
+    is_near = abs(ahead_seconds) < _CLOCK_SECONDS_MAX
+    return Check(
+        name="clock",
+        is_good=is_near,
+        detail=f"the coordinator's is {ahead_seconds:+.1f} s ahead ({when})",
+        way_out="" if is_near else "have this machine's clock set (NTP)",
+        exit_code=0 if is_near else Unavailable.exit_code,
+    )
+
+
+def _coordinator(config: SiteConfig, home: Path, clocks: list[float]) -> str:
+    """The difference of the clocks is appended to ``clocks``; one that is older than 0.5 tells none."""
     identity = SiteIdentity.load(home)
 
     async def ask() -> None:
@@ -64,9 +82,15 @@ def _coordinator(config: SiteConfig, home: Path) -> str:
             proxy=config.proxy_setting,
             program=user_agent(version("sprachbund"), "doctor"),
         ) as channel:
-            await health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=_CALL_SECONDS
-            )
+            health = health_pb2_grpc.HealthStub(channel)
+            await health.Check(health_pb2.HealthCheckRequest(), timeout=_CALL_SECONDS)
+            began = time.time()  # the connection is there now
+            call = health.Check(health_pb2.HealthCheckRequest(), timeout=_CALL_SECONDS)
+            await call
+            middle = (began + time.time()) / 2
+            told = dict(await call.trailing_metadata()).get(CLOCK, "")
+            with contextlib.suppress(ValueError):
+                clocks.append(float(told) - middle)
 
     try:
         asyncio.run(ask())

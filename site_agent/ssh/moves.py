@@ -2,7 +2,9 @@
 
 Neither rsync nor sftp is asked. rsync is not on every login node, and what it is good at, finding what differs,
 brings nothing where a file is named by its digest; sftp resumes by size alone and hashes nothing, so a shell
-has to verify after it. ``dd`` and ``tail`` are everywhere, and a stream through ``dd`` is as fast as either.
+has to verify after it. ``dd`` and ``tail`` are everywhere. What it costs is the digests at both ends: 256 MiB over
+the loopback on a busy machine of two cores took 8.9 s to the site and 6.0 s from there, an rsync that verifies
+nothing 3.4 s.
 """
 
 import hashlib

@@ -1,6 +1,8 @@
 """What the doctor finds, and that every failure has its way out and its code."""
 
 import os
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from site_agent.config import SiteConfig, Text
 from site_agent.doctor import disk, doctor
 from site_agent.doctor.slurm import slurm_checks
 from site_agent.launchers.slurm.commands import Completed
+from site_agent.status import AgentStatus, write_status
 
 PROFILE = SiteProfile(
     partition="gpu", account="p1", nodes=2, gpus_per_node=4, gpu_type="cuda", gpu_model="a100"
@@ -217,3 +220,25 @@ def test_socks_is_said_before_anybody_waits_for_a_timeout(tmp_path: Path, monkey
     assert not check.is_good
     assert check.exit_code == BadInput.exit_code
     assert "ssh -L" in check.detail
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_warning"),
+    [
+        ({"pid": os.getppid()}, False),
+        ({"pid": 2**22 - 3}, True),
+        ({"pid": 2**22 - 3, "stopped": True}, False),
+        ({"host": "login7", "seen_at": time.time()}, False),
+        ({"host": "login7", "seen_at": time.time() - 3600}, True),
+    ],
+)
+def test_an_agent_that_died_is_a_warning(tmp_path: Path, changes: dict[str, object], is_warning: bool):
+    config = SiteConfig(site="north", coordinator="127.0.0.1:1", enrolment="127.0.0.1:1", home=str(tmp_path))
+    fields = {"site": "north", "pid": 1, "host": socket.gethostname(), "incarnation": "x"}
+    status = AgentStatus(**(fields | {"started_at": 0.0, "synced_at": 1.0} | changes))  # type: ignore[arg-type]
+    write_status(tmp_path, status)
+    checks = {check.name: check for check in doctor(config)}
+    assert checks["agent"].is_good
+    assert checks["agent"].is_warning == is_warning
+    assert ("start it again" in checks["agent"].way_out) == is_warning
+    assert "at the last Sync" in checks["clock"].detail  # the coordinator does not answer
