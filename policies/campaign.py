@@ -17,6 +17,8 @@ from consortium.manifests import FileRef
 from consortium.merging.recipe import Recipe
 from policies.ranges import Count, Natural, NotNegative, Positive, Share, VocabularySize
 
+COURIER_LEASE_HOURS = 336.0  # a fortnight, where nobody says how long a courier is under way
+
 
 class ModelSource(Fact):
     """The base: made from a Hugging Face config and a seed, or given as files already in the store."""
@@ -136,6 +138,8 @@ class Campaign(Fact):
     admission: Admission = Admission()
     rivals: Rivals = Rivals()
     attempts_max: Count = 3
-    lease_seconds: Positive = 120.0
-    courier_lease_hours: Positive = 336.0  #: the same for a site whose bundles a courier carries: a fortnight
+    lease_seconds: Positive = 900.0  #: three times as long as an agent from cron is silent
+    courier_lease_hours: Positive = (
+        COURIER_LEASE_HOURS  #: the same for a site whose bundles a courier carries: a fortnight
+    )
     seed: Natural = 0

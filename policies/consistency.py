@@ -13,7 +13,7 @@ from consortium.codecs.names import is_coded
 from consortium.errors import BadInput
 from consortium.ids import campaign_id, site_name
 from consortium.jobs import Optimizer
-from policies.campaign import Campaign
+from policies.campaign import COURIER_LEASE_HOURS, Campaign
 from policies.merge_rules import merge_notes, merge_problems
 from policies.ranges import Fraction, Natural, NotNegative, Positive, Share
 
@@ -62,6 +62,14 @@ def notes_on(campaign: Campaign) -> tuple[Problem, ...]:
         )
         found.append((("train", "replay_share"), sentence))
     found.extend(merge_notes(campaign))
+    quorum, lease = campaign.quorum, campaign.courier_lease_hours
+    hours = min(quorum.deadline_hours, quorum.queue_hours_max or quorum.deadline_hours)
+    if lease != COURIER_LEASE_HOURS and hours < lease:  # who set it has such a site
+        sentence = (
+            f"a round waits {hours:g} h for a job of which nothing is heard, fewer than the {lease:g} h of "
+            "courier_lease_hours: it may close before a bundle is back; raise deadline_hours and queue_hours_max"
+        )
+        found.append((("quorum", "deadline_hours"), sentence))
     if campaign.merge_at == "coordinator" and campaign.merge_sites:
         sentence = (
             f"{', '.join(campaign.merge_sites)} will not merge: merge_at is coordinator; write site or any"

@@ -190,6 +190,15 @@ def test_where_rounds_are_merged() -> None:
     assert read.notes == ()
 
 
+def test_a_round_that_is_over_before_its_bundles_are_back_is_noted() -> None:
+    [note] = loaded(("sites_expected: 2", "sites_expected: 2\ncourier_lease_hours: 240")).notes
+    assert note.startswith(
+        "c.yaml:1: quorum.deadline_hours: a round waits 72 h for a job of which nothing is heard, fewer than the 240 h"
+    )
+    long = "sites_expected: 2\ncourier_lease_hours: 240\nquorum: {deadline_hours: 240}"
+    assert loaded(("sites_expected: 2", long)).notes == ()
+
+
 def test_merges_that_are_seldom_meant_are_noted() -> None:
     assert loaded(("sites_expected: 2", "sites_expected: 2\nmerge_sites: [oslo]")).notes == (
         "c.yaml:4: merge_sites: oslo will not merge: merge_at is coordinator; write site or any",
