@@ -348,3 +348,14 @@ async def test_a_site_without_a_network_needs_the_config_to_say_so(ohrid: Island
     with pytest.raises(Unavailable, match="has said nothing yet"):
         ohrid.write_down()
     assert next_key(ohrid.home) and SAID
+
+
+async def test_an_agent_of_an_unfit_release_is_not_heard(
+    done: Path, ohrid: Island, consortium: Consortium
+) -> None:
+    request = request_of(said_in(done))
+    request.site.agent_version = "99.0.0"
+    unfit = signed_anew(
+        done, ohrid.fresh("unfit"), ohrid.identity, request=request.SerializeToString(deterministic=True)
+    )
+    await refused(consortium, unfit, Refused, "upgrade the coordinator")

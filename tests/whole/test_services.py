@@ -1,5 +1,8 @@
 """Who may call what: roles, certificates, suspension, enrolment, blobs, and what an auditor may read."""
 
+import asyncio
+import contextlib
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,9 @@ from sprachbund.v1 import (
     site_pb2,
 )
 
-from consortium.canonical import replace
+from consortium.canonical import decode, encode, replace
 from consortium.errors import BadInput, Refused, Unavailable
+from consortium.forecasts import Forecast
 from consortium.identity import Authority, Credentials, signing_request
 from consortium.ids import SiteName, digest_of
 from consortium.manifests import FileRef
@@ -273,3 +277,34 @@ async def test_an_auditor_reads_the_chain_and_its_signed_head(rested: Consortium
         for start, expected in ((5, len(entries) - 4), (len(entries) + 1, 0), ((1 << 64) - 1, 0)):
             tail = audit.ReadLedger(audit_pb2.ReadLedgerRequest(from_sequence=start))
             assert len([entry async for entry in tail]) == expected
+
+
+async def test_one_forecast_is_made_at_a_time(
+    consortium: Consortium, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when whoever asked for it has gone: its thread goes on."""
+    begun, done = threading.Event(), threading.Event()
+
+    def slow(*arguments: object) -> Forecast:
+        begun.set()
+        assert done.wait(60.0)
+        return Forecast(campaign="demo", now=0.0, ends_at=0.0, gpu_hours=0.0)
+
+    monkeypatch.setattr("coordinator.services.forecast", slow)
+    request = admin_pb2.ForecastRequest(campaign=encode(campaign(base)))
+    async with consortium.running(), consortium.admin() as admin:
+        impatient = admin.calls.Forecast(request)
+        assert await asyncio.to_thread(begun.wait, 60.0)
+        impatient.cancel()
+        try:
+            with pytest.raises(Unavailable, match="another forecast is under way"), in_our_words():
+                await admin.calls.Forecast(request)
+            assert (await admin.view()).sites  # everything else goes on
+        finally:
+            done.set()
+        async with asyncio.timeout(60.0):
+            while True:
+                with contextlib.suppress(Unavailable), in_our_words():
+                    answer = await admin.calls.Forecast(request)
+                    break
+    assert decode(answer.forecast, Forecast).campaign == "demo"
