@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from loopback_sshd import SSHD, Sshd, site_of
 
-for folder in ("agent", "slurm"):  # launcher_contract, fake_slurm; cluster
+for folder in ("agent", "slurm", "trainer"):  # launcher_contract, fake_slurm; cluster; trainer_samples
     sys.path.append(str(Path(__file__).parents[1] / folder))
 
 

@@ -2,24 +2,30 @@
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import msgspec
 import pytest
+import trainer_samples
 
 from consortium.canonical import replace
 from consortium.errors import BadInput, Refused, Unavailable
+from consortium.models import initialise
+from consortium.tensors import TensorFile
 from policies.site_profile import SiteProfile
 from site_agent.config import SiteConfig, Text, load_site_config
 from site_agent.description import SPLIT_SEED, Description, prepared_text
 from site_agent.doctor import doctor
 from site_agent.holdings import describe
 from site_agent.launching import make_launcher
+from site_agent.record import checkpoint_of
 from site_agent.ssh import checks
 from site_agent.ssh.checks import ssh_checks
 from site_agent.ssh.remote import RemoteSite, remote_site
 from site_agent.ssh.settings import Ssh
+from site_agent.trainer.bpe import train_bpe
 from site_agent.transfers import Died
 
 
@@ -74,6 +80,38 @@ def test_no_partial_result_without_a_training_checkpoint(config, site):
     (site.root / "jobs" / "0123-jobs" / "0123-jobs.a1").mkdir(parents=True)
     with pytest.raises((BadInput, Unavailable), match="no partial result"):
         remote_site(config).salvage(directory)
+
+
+@pytest.mark.slow
+def test_a_partial_result_is_made_there_and_comes_here(config, site, tmp_path):
+    """A real trainer at the site, stopped with a training checkpoint; its inputs went there as they do."""
+    texts = [
+        text for language in trainer_samples.ALPHABETS for text in trainer_samples.sentences(language, 50)
+    ]
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text(train_bpe(texts, 320), encoding="utf-8")
+    initialise(trainer_samples.CONFIG, 3, tokenizer, tmp_path / "base")
+    work = trainer_samples.train_work(steps=6, checkpoint_steps=2)
+    directory = Path(config.home) / "spool" / "t-r1-train-sofia" / "t-r1-train-sofia.a1"
+    texts_there = trainer_samples.make_site(tmp_path / "texts")
+    earlier = trainer_samples.make_job(tmp_path / "earlier", texts_there, work, tmp_path / "base")
+    assert trainer_samples.run(earlier) == 0  # now the text is prepared
+    trainer_samples.make_job(directory, texts_there, work, tmp_path / "base")
+    remote = remote_site(config)
+    (directory / "base").unlink()
+    shutil.copytree(tmp_path / "base", directory / "base")
+    remote.files.push(directory)
+    there = Path(remote.files.place(directory))
+    (there / "STOP").touch()
+    assert trainer_samples.run(there) == 75
+    remote.files.pull([directory])
+    assert checkpoint_of(directory) == (1, True)
+    assert not (directory / "result").exists()
+    remote.salvage(directory)
+    made = trainer_samples.contribution(directory)
+    assert (made.steps, made.planned_steps) == (1, 6)
+    with TensorFile(directory / "result" / "delta.safetensors") as delta:
+        assert any(delta.array(name).any() for name in delta)
 
 
 def test_a_partial_result_whose_process_is_killed_there(config, site, tmp_path):

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,8 @@ import pytest
 from trainer_samples import contribution, make_job, run, sha256, train_work
 
 from consortium.tensors import TensorFile
+from site_agent.core.facts import Cause, Seen
+from site_agent.launchers.local import LocalLauncher, trainer_of
 from site_agent.trainer.folder import Failure, Site
 
 pytestmark = pytest.mark.slow
@@ -115,6 +118,27 @@ def test_ranks_that_save_and_go_on_make_the_same_bits(tmp_path: Path, site: Site
     assert launch(folders[1], 2) == [0]
     first, second = ((folder / "result" / "delta.safetensors") for folder in folders)
     assert sha256(first) == sha256(second)
+
+
+def test_the_local_launcher_starts_ranks_stops_them_and_starts_them_again(
+    tmp_path: Path, site: Site, base: Path, alone_job: Path
+) -> None:
+    """`ranks: 2` of a site's config, as an agent has it: torchrun, gloo, a STOP file, another life."""
+    folder = make_job(tmp_path / "job", site, WORK, base)
+    launcher = LocalLauncher(trainer_of(2))
+    (folder / "STOP").touch()
+    for life in (1, 2):
+        launcher.submit(folder, life)
+        deadline = time.monotonic() + 240
+        while (sighting := launcher.poll([folder])[folder]).seen is not Seen.GONE:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        if life == 1:
+            assert sighting.cause is Cause.STOPPED, (folder / "log.txt").read_text()
+            assert not (folder / "result").exists()
+            (folder / "STOP").unlink()
+    assert is_close(folder, alone_job), (folder / "log.txt").read_text()
+    assert contribution(folder).software["device"].endswith("2 rank(s)")
 
 
 def test_ranks_agree_to_finish(tmp_path: Path, site: Site, base: Path) -> None:
