@@ -51,7 +51,8 @@ class Supervisor:
     def _tell(self, *words: str) -> None:
         if not self._address:
             return
-        with contextlib.suppress(OSError):  # a manager that is gone, or reads nothing, is no reason to stand still
+        # a manager that is gone, or reads nothing, is no reason to leave, nor to stand still
+        with contextlib.suppress(OSError):
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
                 connection.setblocking(False)
                 connection.sendto("\n".join(words).encode(), self._address)
