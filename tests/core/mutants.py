@@ -103,14 +103,14 @@ MUTANTS = (
     Mutant(
         "stop leaves jobs running",
         "core/decide.py",
-        "if job.campaign == command.campaign and not job.is_final",
-        "if False",
+        "if job.campaign == command.campaign\n    ]",
+        "if False\n    ]",
     ),
     Mutant(
         "stop cancels other campaigns' jobs",
         "core/decide.py",
-        "if job.campaign == command.campaign and not job.is_final",
-        "if not job.is_final",
+        "if job.campaign == command.campaign\n    ]",
+        "]",
     ),
     Mutant(
         "restart shortens leases",
@@ -196,8 +196,8 @@ MUTANTS = (
     Mutant(
         "no deadline of the gate",
         "core/plan.py",
-        "if not job.is_final and (late := overdue",
-        "if False and (late := overdue",
+        "if not job.is_final and (why := given_up(",
+        "if False and (why := given_up(",
     ),
     Mutant(
         "base is scored again and again",
@@ -208,8 +208,8 @@ MUTANTS = (
     Mutant(
         "no deadline of the comparison",
         "core/comparison.py",
-        "if (late := overdue(",
-        "if False and (late := overdue(",
+        "if (why := given_up(",
+        "if False and (why := given_up(",
     ),
     Mutant(
         "comparison is late from the start",
@@ -243,12 +243,17 @@ MUTANTS = (
         "return URGENCY.index(job.purpose), -steps",
         "return -URGENCY.index(job.purpose), -steps",
     ),
-    Mutant("slots are no limit", "core/place.py", "if free < 1:", "if False:"),
+    Mutant(
+        "slots are no limit",
+        "core/place.py",
+        "free = site.slots - len(state.live(name))\n    if free",
+        "free = site.slots + 1 - len(state.live(name))\n    if free",
+    ),
     Mutant(
         "leases within one sync are not counted",
         "core/place.py",
-        "    free = site.slots - len(state.live(name))\n    for job",
-        "    free = site.slots\n    for job",
+        "    free = site.slots - len(state.live(name))\n    if free",
+        "    free = site.slots\n    if free",
     ),
     Mutant("draining sites get leases", "core/place.py", "if site.draining:", "if False:"),
     Mutant(
@@ -378,8 +383,8 @@ MUTANTS = (
     Mutant(
         "account: a job outlives its allocation",
         "core/charging.py",
-        "elif allocation.until is not None and ends > allocation.until:",
-        "elif False:",
+        "if allocation.until is None or ends <= allocation.until:",
+        "if True:",
     ),
     Mutant(
         "account: nothing is held back",
@@ -404,6 +409,58 @@ MUTANTS = (
         "core/accounting.py",
         "return usage.gpu_seconds >= known.gpu_seconds + step",
         "return usage.gpu_seconds > known.gpu_seconds",
+    ),
+    Mutant(
+        "account: what is cancelled is no longer held back",
+        "core/state.py",
+        '    _move(state, event.job, "cancel", event.reason)',
+        '    job = _move(state, event.job, "cancel", event.reason)\n    _let_go(state, job, job.attempt or "")',
+    ),
+    Mutant(
+        "account: what a site forgot is held back for ever",
+        "core/accounting.py",
+        "if report is not None and report.phase is not Phase.ENDED:",
+        "if report is None or report.phase is not Phase.ENDED:",
+    ),
+    Mutant(
+        "account: judges that cannot pay are waited for",
+        "core/lateness.py",
+        "return unpayable(state, job, now) or overdue(",
+        "return overdue(",
+    ),
+    Mutant(
+        "account: what may come back is given up",
+        "core/charging.py",
+        " or job.outcome is Outcome.EXPIRED or",
+        " or",
+    ),
+    Mutant(
+        "pace: more than can be paid",
+        "core/pace.py",
+        "max(plan.steps, min(most, payable))",
+        "most",
+    ),
+    Mutant(
+        "rounds: fewer than the quorum needs",
+        "core/rounds.py",
+        "if len(able) + len(late) < spec.quorum.minimum:",
+        "if not able and not late:",
+    ),
+    Mutant(
+        "late: a failed round drops what it has", "core/plan.py", "sorted((*left, *kept))", "sorted(left)"
+    ),
+    Mutant(
+        "courier: its windows are the coordinator's",
+        "core/decide.py",
+        "if not site.windows or site.courier:",
+        "if not site.windows:",
+    ),
+    Mutant("index: final jobs stay open", "core/index.py", "if job.is_final:", "if False:"),
+    Mutant(
+        "index: the oldest measurements",
+        "core/index.py",
+        "reversed(self._admitted.get(key, []))",
+        "iter(self._admitted.get(key, []))",
     ),
     Mutant("account: nobody is warned", "core/plan.py", "yield from warnings(state)", "yield from ()"),
     Mutant(
@@ -467,8 +524,8 @@ MUTANTS = (
     Mutant(
         "resumed leases are old",
         "core/state.py",
-        "job.leased_at, job.outcome = at, None\n\n\n@apply.register\ndef _(event: ev.AttemptEnded",
-        "job.outcome = None\n\n\n@apply.register\ndef _(event: ev.AttemptEnded",
+        "job.leased_at, job.outcome = at, None\n    if event.attempt in",
+        "job.outcome = None\n    if event.attempt in",
     ),
     Mutant(
         "older certificates are forgotten",

@@ -86,6 +86,14 @@ def test_speed_is_measured_by_the_accounts() -> None:
     }
 
 
+def test_the_newest_measurements_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    coordinator = given(rounds=7, **PATIENT)
+    for number in range(1, 8):
+        monkeypatch.setitem(SPEEDS, "north", 1000.0 if number <= 3 else 100.0)
+        one_round(coordinator, number)
+    assert rate(coordinator, "north") == (pytest.approx(160.0 / 100.0), True)
+
+
 def test_a_queue_is_known_by_the_median_of_its_waits() -> None:
     coordinator = given(rounds=3, **PATIENT)
     south = coordinator.state.sites[SiteName("south")]
