@@ -26,7 +26,7 @@ def caller(context: grpc.aio.ServicerContext | None = None) -> Identity:
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries no types
-    """Checks certificate, role, enrolment, suspension and incarnation at each call: a change takes effect at the next."""
+    """Checks certificate, role, enrolment, suspension and incarnation at each call: a change counts at the next one."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver

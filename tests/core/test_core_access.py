@@ -13,7 +13,17 @@ from coordinator.core.access import METHODS, may_call, may_read, may_write
 
 SITE = {"SiteService", "ArtifactService", "GetCheckpoint", "Health"}
 ADMIN = {"ArtifactService", "AdminService", "AuditService", "Health", "ServerReflection"}
-AUDITOR = {"Stat", "Download", "GetView", "Watch", "Why", "Forecast", "AuditService", "Health", "ServerReflection"}
+AUDITOR = {
+    "Stat",
+    "Download",
+    "GetView",
+    "Watch",
+    "Why",
+    "Forecast",
+    "AuditService",
+    "Health",
+    "ServerReflection",
+}
 
 
 def methods(*modules: object) -> set[str]:

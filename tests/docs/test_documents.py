@@ -134,7 +134,13 @@ def in_words(default: Any) -> str:
 
 def test_every_key_of_a_site_is_explained() -> None:
     table = rows("site-reference.md", "site.yaml", 3)
-    apart = ("text", "consent", "windows", "slurm", "ssh")  # these have tables of their own, the last two elsewhere
+    apart = (
+        "text",
+        "consent",
+        "windows",
+        "slurm",
+        "ssh",
+    )  # these have tables of their own, the last two elsewhere
     table |= rows("site-reference.md", "Consent", 3)
     for key in apart:
         del table[key]
