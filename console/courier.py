@@ -133,7 +133,7 @@ def _by_courier(loaded: "SiteConfig", config: Path) -> "SiteConfig":
 
 def _work(loaded: "SiteConfig") -> None:
     """One look and what follows, if no agent does it all the time."""
-    from site_agent.agent import run_agent
+    from site_agent.running import run_agent
     from site_agent.status import at_work
 
     agent = at_work(Path(loaded.home))

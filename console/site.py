@@ -78,8 +78,8 @@ def run(
     import sys
 
     from consortium.logs import log_json
-    from site_agent.agent import run_agent
     from site_agent.config import load_site_config
+    from site_agent.running import run_agent
 
     loaded = load_site_config(config)
     log = loaded.log

@@ -19,7 +19,7 @@ from pathlib import Path
 from sprachbund.v1 import site_pb2
 
 from consortium.canonical import Fact
-from consortium.errors import BadInput, Refused, SprachbundError, Superseded, Unavailable
+from consortium.errors import BadInput, SprachbundError, Superseded, Unavailable
 from consortium.ids import AttemptId
 from consortium.jobs import Phase
 from consortium.store import BlobStore
@@ -34,7 +34,6 @@ from site_agent.description import Description
 from site_agent.heartbeat import Heartbeat
 from site_agent.identity import SiteIdentity
 from site_agent.launchers.base import Launcher
-from site_agent.launching import make_launcher
 from site_agent.link import News
 from site_agent.mode import Mode, read_mode
 from site_agent.presence import Presence
@@ -42,7 +41,7 @@ from site_agent.residuals import Residuals
 from site_agent.spending import Spending, Standing
 from site_agent.spool import Spool
 from site_agent.ssh.remote import remote_site
-from site_agent.status import SEEN_SECONDS, at_work
+from site_agent.status import SEEN_SECONDS
 from site_agent.supervision import Supervisor
 from site_agent.told import Told, free_bytes, in_words, make_health
 from site_agent.transfers import Transfers
@@ -56,46 +55,6 @@ _SLOW_SECONDS = 45.0  # a launcher that failed after that is not asked a second 
 _OF_THE_LAUNCHER = (Act.LAUNCH, Act.KILL)
 _ONCE_MAX = 10  # looks of one run for what goes on beside it
 _STEPS_MAX = 5  # an action may make the next one due at once; after so many, the rest waits for the next look
-
-
-def run_agent(
-    config: SiteConfig, once: bool = False, launcher: Launcher | None = None, take_over: bool = False
-) -> int:
-    """Be the site's agent until SIGTERM or SIGINT (jobs go on); with ``once``, one Sync and what follows.
-
-    take_over  begin although an agent of this site was seen at work on another host minutes ago
-
-    Returns the exit code: 0; 8 if a newer agent of the site has taken over; with ``once`` 5 if nobody answered.
-    Where another agent is at work on this home, ``once`` leaves it to that one. Raises Unavailable if the site
-    has not enrolled, or if an agent of it is at work already, Refused if it has to enrol again.
-    """
-    identity = SiteIdentity.load(Path(config.home))
-    if identity.trust.site != config.site:
-        raise Refused(
-            f"{config.home}: enrolled as site {identity.trust.site}, the config says {config.site}; "
-            f"use that site's config, or another home"
-        )
-    if identity.seconds_left(time.time()) <= 0:
-        raise Refused("this site's certificate has expired; ask for a new invitation and enrol again")
-    other = at_work(Path(config.home))
-    if other is not None and once:
-        _log.info("agent %d on %s is at work; nothing is left for this one to do", other.pid, other.host)
-        return 0
-    if other is not None and other.is_running:
-        raise Unavailable(
-            f"{config.home}: an agent of this site runs here already, pid {other.pid}; stop it first"
-        )
-    if other is not None and not take_over:  # one run by hand must not end what a service manager keeps going
-        raise Unavailable(
-            f"{config.home}: an agent of this site was at work on {other.host} {time.time() - other.seen_at:.0f} s "
-            "ago; stop it there, or take its place with --take-over"
-        )
-
-    async def run() -> int:
-        agent = Agent(config, identity, launcher or make_launcher(config))
-        return await (agent.run_once() if once else agent.run())
-
-    return asyncio.run(run())
 
 
 class Seen(Fact):

@@ -23,12 +23,13 @@ from consortium.ids import AttemptId, CampaignId
 from consortium.jobs import Purpose
 from consortium.manifests import Contribution
 from consortium.signing import CONTRIBUTION, key_of_certificate, new_key, new_ledger_key, open_envelope
-from site_agent.agent import Agent, run_agent
+from site_agent.agent import Agent
 from site_agent.config import Consent
 from site_agent.doctor import doctor
 from site_agent.enrol import enrol
 from site_agent.identity import SiteIdentity
 from site_agent.launchers.local import LocalLauncher
+from site_agent.running import run_agent
 from site_agent.status import site_status
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +132,7 @@ async def test_an_agent_killed_mid_job_finds_its_job_running(
     driver.write_text(
         "import sys, pathlib\n"
         "from consortium.canonical import decode\n"
-        "from site_agent.agent import run_agent\n"
+        "from site_agent.running import run_agent\n"
         "from site_agent.config import SiteConfig\n"
         "from site_agent.launchers.local import LocalLauncher\n"
         "config = decode(pathlib.Path(sys.argv[1]).read_bytes(), SiteConfig)\n"

@@ -13,10 +13,10 @@ from consortium.identity import Authority, identity_of
 from consortium.ids import SiteName
 from consortium.invitation import write_invitation
 from consortium.signing import new_ledger_key, sign_checkpoint
-from site_agent.agent import run_agent
 from site_agent.doctor import doctor
 from site_agent.enrol import enrol, read_invitation
 from site_agent.identity import SiteIdentity, next_key
+from site_agent.running import run_agent
 from site_agent.witness import Witness
 
 

@@ -26,12 +26,13 @@ from consortium.ids import AttemptId, Language
 from consortium.logs import log_json
 from policies.site_profile import SiteProfile
 from site_agent import heartbeat
-from site_agent.agent import Agent, limits, run_agent
+from site_agent.agent import Agent, limits
 from site_agent.config import Text
 from site_agent.core.facts import Act, Action, Plan, Seen, Sighting
 from site_agent.enrol import enrol
 from site_agent.launchers.local import LocalLauncher
 from site_agent.mode import Mode, read_mode, write_mode
+from site_agent.running import run_agent
 from site_agent.status import AgentStatus, at_work, site_status, write_status
 from site_agent.supervision import Supervisor
 
@@ -390,7 +391,7 @@ async def test_overlapping_cron_runs_deliver_once(config, coordinator, identity,
     driver.write_text(
         "import sys, pathlib\n"
         "from consortium.canonical import decode\n"
-        "from site_agent.agent import run_agent\n"
+        "from site_agent.running import run_agent\n"
         "from site_agent.config import SiteConfig\n"
         "from site_agent.launchers.local import LocalLauncher\n"
         "config = decode(pathlib.Path(sys.argv[1]).read_bytes(), SiteConfig)\n"

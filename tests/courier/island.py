@@ -22,13 +22,13 @@ from consortium.jobs import Assignment, Train
 from consortium.signing import load_key
 from consortium.store import BlobStore, ref_of
 from consortium.tensors import Checkpoint
-from site_agent.agent import run_agent
 from site_agent.config import SiteConfig, Text
 from site_agent.core.facts import Seen, Sighting
 from site_agent.courier.exporting import Written, ask_to_enrol, export
 from site_agent.courier.importing import TakenIn, take_in
 from site_agent.identity import SiteIdentity, Trust
 from site_agent.launchers.base import LIFE_FILE, Life
+from site_agent.running import run_agent
 
 
 class ScriptedLauncher:
