@@ -95,6 +95,6 @@ async def test_a_site_that_lives_by_courier_alone_ends_with_the_same_versions(
     assert stories == told_of("ohrid", over_the_wire) and len(stories) == 4
     assert {kind.__name__ for kind in map(type, told)} == {kind.__name__ for kind in map(type, over_the_wire)}
     leases = {event.site: event.lease_seconds for event in told if isinstance(event, ev.JobLeased)}
-    assert leases == {"ohrid": 14 * 86_400.0, "plovdiv": 120.0, "sofia": 120.0}
+    assert leases == {"ohrid": 14 * 86_400.0, "plovdiv": 900.0, "sofia": 900.0}
     described = [event for event in told if isinstance(event, ev.SiteDescribed) and event.site == "ohrid"]
     assert [event.courier for event in described] == [False, True][-len(described) :]
