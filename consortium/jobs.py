@@ -102,6 +102,7 @@ class Train(Fact, tag="train"):
         False  #: whether to say how often each token was seen: the rows of embeddings are weighed by it
     )
     checkpoint_steps: int = 50
+    shard: bool = False  #: whether ranks are to share the model in shards even where the site would not
     precision: Literal["auto", "fp32", "bf16"] = "auto"  #: auto: bf16 on GPU, fp32 on CPU
 
 

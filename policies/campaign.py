@@ -50,6 +50,7 @@ class TrainPlan(Fact):
     delta_dtype: EncodingName = "bf16"  #: of the rounds' deltas; int8, int4 and topk with error feedback
     delta_density: Annotated[float, Meta(gt=0, le=1)] = DENSITY  #: share of the elements that topk keeps
     checkpoint_steps: Count = 50
+    shard: bool = False  #: the model is too large for one device: sites with several ranks share it in shards
     #: whether every site does `steps`, or each so many that all finish together; the sum is the same
     pace: Literal["equal_steps", "finish_together"] = "equal_steps"
     steps_share_min: Annotated[float, Meta(gt=0, le=1)] = 0.25  #: of `steps`; nobody is asked for less

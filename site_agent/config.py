@@ -96,9 +96,8 @@ class SiteConfig(Fact):
     torch_threads: Count = 1  #: per process of a job; the bits of a CPU job depend on it
     ranks: Count = 1  #: processes of one job of the local launcher; more than one: by torchrun
     gpus: Natural = 0  #: GPUs that one job of the local launcher uses; for the account of GPU-hours
-    sharding: Literal["none", "fsdp", "hsdp"] = (
-        "none"  #: how ranks share a model: each has all of it, a shard, or a shard within its node
-    )
+    #: how ranks share a model: each has all of it, a shard, or a shard within its node; None: as the profile says
+    sharding: Literal["none", "fsdp", "hsdp"] | None = None
     allocation: Granted | None = None  #: GPU-hours for the consortium; None: no limit
     timezone: str = "UTC"  #: IANA name; of windows, and of the allocation's last day
     windows: tuple[OpenHours, ...] = ()  #: when work may be given; empty: always
@@ -128,6 +127,12 @@ class SiteConfig(Fact):
         if self.launcher == "slurm" and self.slurm is not None:
             return self.slurm.nodes * self.slurm.gpus_per_node
         return self.gpus
+
+    @property
+    def sharding_of_job(self) -> Literal["none", "fsdp", "hsdp"]:
+        """The site's own word, else its profile's."""
+        profile = self.slurm.sharding if self.launcher == "slurm" and self.slurm is not None else "none"
+        return self.sharding or profile
 
     @property
     def proxy_setting(self) -> str | None:

@@ -140,6 +140,6 @@ class Deeds:
                 heldout_share=config.heldout_share,
                 cache=str(prepared_text(config)),
                 threads=config.torch_threads,
-                sharding=config.sharding,
+                sharding=config.sharding_of_job,
             )
         )

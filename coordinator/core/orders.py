@@ -43,6 +43,7 @@ def train_order(
         split_seed=spec.seed,
         delta_dtype="bf16" if is_coded(plan.delta_dtype) else plan.delta_dtype,
         checkpoint_steps=plan.checkpoint_steps,
+        shard=plan.shard,
     )
 
 

@@ -25,6 +25,13 @@ Sharding = Literal["none", "fsdp", "hsdp"]
 _SHARD = "shard"
 
 
+def sharding_of(site: Sharding, is_asked: bool, world: int) -> Sharding:
+    """How a job shares its model: as the site says, in shards if the order asks for them; one rank has it whole."""
+    if world == 1:
+        return "none"
+    return "fsdp" if site == "none" and is_asked else site
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
     """A model as the ranks share it.

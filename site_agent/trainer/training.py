@@ -23,7 +23,7 @@ from site_agent.trainer.mixture import random_bits
 from site_agent.trainer.model import Model, load_model
 from site_agent.trainer.ranks import Ranks
 from site_agent.trainer.saves import Account, Made
-from site_agent.trainer.sharing import Shared, share
+from site_agent.trainer.sharing import Shared, sharding_of, share
 from site_agent.trainer.words import prepared_languages
 
 _SKIPS_MAX = 3  # steps in a row without a finite gradient: it will not come back by itself
@@ -57,7 +57,7 @@ def train(
         )
     preparing = ProgressLog(folder.path, work.steps, enabled=ranks.is_first)
     data = batches_of(folder, work, ranks, beat_of(folder, preparing, is_asked_to_stop))
-    sharding = folder.site.sharding if ranks.world > 1 else "none"
+    sharding = sharding_of(folder.site.sharding, work.shard, ranks.world)
     # a model that is shared in shards may be larger than one GPU: it comes there block by block
     place = ranks.device if sharding == "none" else torch.device("cpu")
     shared = share(load_model(folder.base, ranks.device, place), ranks, sharding)
