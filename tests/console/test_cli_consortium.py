@@ -156,7 +156,9 @@ def test_a_second_founding_is_refused(desk: Desk) -> None:
 def test_a_site_is_seen_from_both_sides(desk: Desk, sofia: str) -> None:
     (site,) = desk.json("status")["sites"]
     assert (site["site"], site["status"]) == (sofia, "enrolled")
-    assert desk.json("site", "status", "site.yaml") == {"agent": None, "attempts": [], "broken": []}
+    at_work = {"mode": "work", "reason": "", "since": 0.0}
+    unstarted = {"agent": None, "attempts": [], "broken": [], "mode": at_work}
+    assert desk.json("site", "status", "site.yaml") == unstarted
     assert "no agent has synced yet" in desk.run("site", "status", "site.yaml").stdout
     story = desk.json("why", sofia)
     assert "Sofia University (BG) was invited as site sofia" in story["lines"][0]["text"]
