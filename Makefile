@@ -6,7 +6,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constrai
 WORKDIR ?=
 SEED ?= 1
 
-.PHONY: demo test check format stubs schemas chaos slurm slurm-demo benchmarks clean help
+.PHONY: demo test check format stubs schemas chaos slurm slurm-demo soak benchmarks clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -38,7 +38,10 @@ chaos: $(VENV)/dev-installed  ## kill the demo's processes at ten random moments
 	$(BIN)/python tests/chaos/kill_anything.py --kills 10
 
 slurm: $(VENV)/dev-installed  ## the launcher on a real Slurm of its own, as root with its packages (minutes): .ci/run installs them
-	SPRACHBUND_REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/slurm
+	SPRACHBUND_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m '' tests/slurm
+
+soak: $(VENV)/dev-installed  ## the tests that take minutes each: Slurm through faults, the demo on it, many ranks
+	$(BIN)/python -m pytest -m soak
 
 slurm-demo: $(VENV)/dev-installed  ## the demo through a real Slurm on which five faults fall; FULL=1: the demo's own campaign
 	$(BIN)/python tests/slurm/demo_through_faults.py $(if $(FULL),--full) --seed $(SEED)

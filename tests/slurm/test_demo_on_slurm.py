@@ -12,6 +12,7 @@ SCRIPT = Path(__file__).parent / "demo_through_faults.py"
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.demo
 @pytest.mark.timeout(1800)
 def test_five_faults_change_nothing(slurm_here: None, tmp_path: Path) -> None:

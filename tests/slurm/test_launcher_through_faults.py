@@ -13,7 +13,7 @@ from consortium.errors import Unavailable
 from site_agent.core.facts import Cause, Seen
 from site_agent.launchers.base import Life
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 
 @pytest.fixture

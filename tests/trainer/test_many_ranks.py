@@ -62,6 +62,7 @@ def alone_job(tmp_path_factory: pytest.TempPathFactory, site: Site, base: Path) 
     return folder
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("nodes", "ranks", "sharding"), [(1, 2, "fsdp"), (2, 1, "fsdp"), (2, 2, "hsdp"), (2, 1, "none")]
 )
@@ -120,6 +121,7 @@ def test_ranks_that_save_and_go_on_make_the_same_bits(tmp_path: Path, site: Site
     assert sha256(first) == sha256(second)
 
 
+@pytest.mark.soak
 def test_the_local_launcher_starts_ranks_stops_them_and_starts_them_again(
     tmp_path: Path, site: Site, base: Path, alone_job: Path
 ) -> None:
@@ -141,6 +143,7 @@ def test_the_local_launcher_starts_ranks_stops_them_and_starts_them_again(
     assert contribution(folder).software["device"].endswith("2 rank(s)")
 
 
+@pytest.mark.soak
 def test_ranks_agree_to_finish(tmp_path: Path, site: Site, base: Path) -> None:
     folder = make_job(tmp_path / "job", sharded(site, "fsdp"), WORK, base)
     (folder / "FINISH").touch()
@@ -149,6 +152,7 @@ def test_ranks_agree_to_finish(tmp_path: Path, site: Site, base: Path) -> None:
     assert (made.steps, made.planned_steps) == (1, 6)
 
 
+@pytest.mark.soak
 def test_a_failure_of_all_ranks_is_told_once_and_stays(tmp_path: Path, site: Site, base: Path) -> None:
     folder = make_job(tmp_path / "job", msgspec.structs.replace(site, text=()), WORK, base)
     assert launch(folder, 2) == [1]
