@@ -17,7 +17,7 @@ from site_agent.launchers.slurm.request import Request, batch_script, job_name, 
 from site_agent.rendering import render
 
 REQUEST = Request(
-    place="/work/spool/nordic_r1-fi/nordic_r1-fi.a1", life=2, command=("python", "-m", "site_agent.trainer")
+    place="/site/spool/nordic_r1-fi/nordic_r1-fi.a1", life=2, command=("python", "-m", "site_agent.trainer")
 )
 GPUS = SiteProfile(gpus_per_node=4, gpu_type="cuda", nodes=2)
 
@@ -100,7 +100,7 @@ def test_merges_and_tokenizers_get_one_node_and_one_process():
 
 
 def test_a_percent_sign_in_the_path_is_none_of_slurms():
-    assert "--output=/work/50%%j/log.2.txt" in options(replace(REQUEST, place="/work/50%j"), SiteProfile())
+    assert "--output=/site/50%%j/log.2.txt" in options(replace(REQUEST, place="/site/50%j"), SiteProfile())
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -113,7 +113,7 @@ def test_every_preset_makes_a_script_that_bash_accepts(name):
     st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=20),
 )
 def test_no_path_and_no_value_breaks_out_of_its_quotes(word, value):
-    request = replace(REQUEST, place=f"/work/{word}", command=(word, value), binds=(word,))
+    request = replace(REQUEST, place=f"/site/{word}", command=(word, value), binds=(word,))
     profile = SiteProfile(
         environment={"VALUE": value},
         container=Container(image=word, flags=(value,)),
