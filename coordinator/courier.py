@@ -46,7 +46,9 @@ from coordinator.core import events as ev
 from coordinator.core.access import may_call, may_read
 from coordinator.driver import Driver
 from coordinator.founding import Keys
-from coordinator.services import EnrolmentService, SiteService, sync_command
+from coordinator.services.enrolment import EnrolmentService
+from coordinator.services.site import SiteService
+from coordinator.services.words import sync_command
 
 _log = logging.getLogger(__name__)
 

@@ -39,7 +39,10 @@ from coordinator.founding import PORTS_FILE, Keys, tell_people
 from coordinator.guard import Guard, caller
 from coordinator.health import Health
 from coordinator.ledger import Ledger
-from coordinator.services import AdminService, AuditService, EnrolmentService, SiteService
+from coordinator.services.admin import AdminService
+from coordinator.services.audit import AuditService
+from coordinator.services.enrolment import EnrolmentService
+from coordinator.services.site import SiteService
 from coordinator.worker import Worker
 from coordinator.workshop import Workshop
 from policies.membership import load_membership

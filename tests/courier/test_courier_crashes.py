@@ -12,7 +12,7 @@ from consortium.errors import Broken, Refused
 from consortium.identity import signing_request
 from consortium.store import BlobStore
 from coordinator.courier import Courier
-from coordinator.services import SiteService
+from coordinator.services.site import SiteService
 from site_agent.courier.memory import Memory
 from site_agent.identity import SiteIdentity
 

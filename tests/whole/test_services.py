@@ -290,7 +290,7 @@ async def test_one_forecast_is_made_at_a_time(
         assert done.wait(60.0)
         return Forecast(campaign="demo", now=0.0, ends_at=0.0, gpu_hours=0.0)
 
-    monkeypatch.setattr("coordinator.services.forecast", slow)
+    monkeypatch.setattr("coordinator.services.admin.forecast", slow)
     request = admin_pb2.ForecastRequest(campaign=encode(campaign(base)))
     async with consortium.running(), consortium.admin() as admin:
         impatient = admin.calls.Forecast(request)

@@ -1,0 +1,121 @@
+"""What a site's agent asks: Sync, and a new certificate."""
+
+import asyncio
+import hashlib
+
+import grpc
+from sprachbund.v1 import (
+    site_pb2,
+    site_pb2_grpc,
+)
+
+from consortium import identity
+from consortium.canonical import encode
+from consortium.ids import SiteName
+from consortium.signing import ASSIGNMENT, sign
+from coordinator.config import CoordinatorConfig
+from coordinator.core import commands as cm
+from coordinator.driver import Driver
+from coordinator.founding import Keys
+from coordinator.guard import caller
+from coordinator.services.words import (
+    checkpoint_message,
+    duration_message,
+    seconds_of,
+    short,
+    sight,
+    sync_command,
+    timestamp_message,
+)
+
+_WAIT_SECONDS_MAX = 60.0  # a long poll; keepalive pings go every 30 s
+
+
+class SiteService(site_pb2_grpc.SiteServiceServicer):
+    def __init__(self, driver: Driver, keys: Keys, config: CoordinatorConfig) -> None:
+        self._driver = driver
+        self._keys = keys
+        self._config = config
+
+    async def Sync(
+        self, request: site_pb2.SyncRequest, context: grpc.aio.ServicerContext
+    ) -> site_pb2.SyncResponse:
+        driver, site = self._driver, SiteName(caller().name)
+        command = sync_command(site, request)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(seconds_of(request.wait), _WAIT_SECONDS_MAX)
+        while True:
+            response = self.hear(site, request, command)
+            left = until - loop.time()
+            if response.revision != request.seen or response.settled or left <= 0:
+                return response
+            await driver.news(left)
+
+    def hear(
+        self, site: SiteName, request: site_pb2.SyncRequest, command: cm.SyncSite
+    ) -> site_pb2.SyncResponse:
+        """Take in what ``site`` says, and say what is wanted of it now; ``command`` is the request in our words."""
+        driver = self._driver
+        driver.arrive(site, short(request.incarnation, "incarnation"), command.courier)
+        now, held = driver.clock(), {job.attempt for job in driver.state.live(site)}
+        for line, report in zip(request.attempts, command.reports, strict=True):
+            if report.attempt in held:  # another site's lease is not for this one to renew
+                driver.renewed[report.attempt] = now
+                driver.sights[report.attempt] = sight(line, report)
+        driver.execute(command)
+        return self._response(site, request)
+
+    def _response(self, site: SiteName, request: site_pb2.SyncRequest) -> site_pb2.SyncResponse:
+        driver = self._driver
+        live = driver.state.live(site)
+        wanted = []
+        for job in live:
+            assert job.attempt is not None
+            body = encode(job.assignment(job.attempt, site))
+            lease = driver.state.campaigns[job.campaign].lease_seconds(driver.state.sites[site])
+            wanted.append(
+                site_pb2.SignedAssignment(
+                    attempt=job.attempt,
+                    lease=duration_message(lease),
+                    job=body,
+                    signature=sign(self._keys.ledger, ASSIGNMENT, body),
+                )
+            )
+        names = {job.attempt for job in live}
+        revision = int(hashlib.sha256(encode(sorted(names))).hexdigest()[:15], 16)
+        return site_pb2.SyncResponse(
+            revision=revision,
+            wanted=wanted,
+            # what goes on though nobody wants it is stopped first and then told, with all that it has used
+            settled=sorted(
+                line.attempt
+                for line in request.attempts
+                if line.attempt not in names and line.phase == site_pb2.ATTEMPT_PHASE_ENDED
+            ),
+            checkpoint=checkpoint_message(driver.checkpoint()),
+            next=duration_message(0),
+            now=timestamp_message(driver.clock()),
+            upload_bytes_max=self._config.upload_bytes_max,
+        )
+
+    async def RenewCertificate(
+        self, request: site_pb2.RenewCertificateRequest, context: grpc.aio.ServicerContext
+    ) -> site_pb2.RenewCertificateResponse:
+        certificate = self.renew(SiteName(caller().name), request.signing_request)
+        return site_pb2.RenewCertificateResponse(certificate=certificate)
+
+    def renew(self, site: SiteName, signing_request: bytes) -> bytes:
+        """A new certificate (PEM) for the key in ``signing_request``; the one before is refused from now on."""
+        certificate = self._keys.authority.site(
+            signing_request, site, self._driver.clock(), self._config.certificate_days
+        )
+        who = identity.identity_of(certificate, self._driver.state.consortium)
+        self._driver.execute(
+            cm.RenewCertificate(
+                site=site,
+                certificate=certificate.decode(),
+                fingerprint=who.fingerprint,
+                not_after=who.not_after,
+            )
+        )
+        return certificate
