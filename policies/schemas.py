@@ -17,7 +17,7 @@ from policies.site_profile import profile_names
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-#: Schema -> where its type is. By name, because two of the types belong to rooms above this one.
+#: Schema -> where its type is. By name, because some of the types belong to rooms above this one.
 KINDS = {
     "admission": "policies.campaign:Admission",
     "campaign": "policies.campaign:Campaign",
@@ -28,6 +28,7 @@ KINDS = {
     "membership": "policies.membership:Membership",
     "recipe": "consortium.merging.recipe:Recipe",
     "site": "site_agent.config:SiteConfig",
+    "simulation": "simulation.plan:PlanInFile",
     "site-profile": "policies.site_profile:SiteProfile",
 }
 

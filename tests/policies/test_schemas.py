@@ -10,7 +10,7 @@ from consortium.loading import read
 from policies.schemas import KINDS, main, schema_of
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted([*(ROOT / "policies").rglob("*.yaml"), *(ROOT / "examples").glob("*.yaml")])
+FILES = sorted([*(ROOT / "policies").rglob("*.yaml"), *(ROOT / "examples").rglob("*.yaml")])
 
 
 def schema_line(file: Path) -> Path:

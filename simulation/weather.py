@@ -1,0 +1,119 @@
+"""How hostile a simulated world is: what its network, its disks, its clocks and its coordinator do wrong, how often.
+
+Presets from ``calm``, in which only the sites' own rates count, to ``storm``. The rates are chosen to reach every way
+of recovering within a few hundred simulated hours; nobody measured them at real sites.
+"""
+
+from typing import Literal
+
+from consortium.canonical import Fact, replace
+from consortium.checking import nearest, shown
+from consortium.errors import BadInput
+from policies.ranges import NotNegative, Positive, Share
+
+Preset = Literal["calm", "fair", "rough", "storm"]
+
+
+class Weather(Fact):
+    """Rates are of a day; of the network and the disks, for each site."""
+
+    name: str
+    loss: Share = 0.0  #: of messages: the caller hears nothing; half of them were carried out all the same
+    repeat: Share = 0.0  #: of messages: carried out twice
+    reorder: Share = 0.0  #: of messages: overtaken by a later one
+    delay_seconds: NotNegative = 0.0  #: median, on top of the link's latency; lognormal
+    delay_sigma: NotNegative = 1.0  #: of the delay's logarithm
+    partitions_per_day: NotNegative = 0.0  #: nothing passes between a site and the coordinator
+    partition_minutes: Positive = 30.0  #: median; lognormal
+    partition_sigma: NotNegative = 1.0
+    crashes_per_day: NotNegative = 0.0  #: of the coordinator, at any write or wait
+    restart_minutes: Positive = 2.0  #: median until the coordinator is back; lognormal
+    restart_sigma: NotNegative = 1.0
+    disk_full_per_day: NotNegative = 0.0  #: a site's spool takes no more bytes
+    disk_full_minutes: Positive = 60.0  #: median; lognormal with sigma 1
+    torn_writes_per_day: NotNegative = 0.0  #: a write of an agent is cut, and its process with it
+    clock_jumps_per_day: NotNegative = 0.0  #: of a site's clock
+    clock_jump_seconds: NotNegative = 300.0  #: standard deviation of a jump, forwards and backwards
+    site_faults: NotNegative = (
+        1.0  #: factor on the rates of a site's plan: preempted, node lost, agent killed
+    )
+    clears_after_hours: Positive | None = None  #: when all this is over; None: never
+
+
+#: Sorted from quiet to wild.
+PRESETS: dict[str, Weather] = {
+    "calm": Weather(name="calm"),
+    "fair": Weather(
+        name="fair",
+        loss=0.001,
+        repeat=0.001,
+        reorder=0.001,
+        delay_seconds=0.05,
+        partitions_per_day=0.02,
+        crashes_per_day=0.05,
+        disk_full_per_day=0.005,
+        torn_writes_per_day=0.005,
+        clock_jumps_per_day=0.01,
+        clock_jump_seconds=30.0,
+    ),
+    "rough": Weather(
+        name="rough",
+        loss=0.02,
+        repeat=0.02,
+        reorder=0.02,
+        delay_seconds=0.5,
+        partitions_per_day=0.3,
+        partition_minutes=45.0,
+        crashes_per_day=1.0,
+        disk_full_per_day=0.1,
+        torn_writes_per_day=0.1,
+        clock_jumps_per_day=0.1,
+        site_faults=2.0,
+    ),
+    "storm": Weather(
+        name="storm",
+        loss=0.1,
+        repeat=0.1,
+        reorder=0.1,
+        delay_seconds=3.0,
+        delay_sigma=1.5,
+        partitions_per_day=2.0,
+        partition_minutes=60.0,
+        partition_sigma=1.5,
+        crashes_per_day=12.0,
+        restart_minutes=5.0,
+        disk_full_per_day=1.0,
+        torn_writes_per_day=1.0,
+        clock_jumps_per_day=1.0,
+        clock_jump_seconds=1800.0,
+        site_faults=5.0,
+    ),
+}
+_SHARES = ("loss", "repeat", "reorder")
+_RATES = (
+    *("partitions_per_day", "crashes_per_day", "disk_full_per_day", "torn_writes_per_day"),
+    *("clock_jumps_per_day", "site_faults"),
+)
+
+
+def scaled(weather: Weather, factor: float) -> Weather:
+    """Everything that goes wrong, so many times as often; how long and how far it goes wrong stays."""
+    shares = {name: min(0.5, getattr(weather, name) * factor) for name in _SHARES}
+    rates = {name: getattr(weather, name) * factor for name in _RATES}
+    return replace(weather, name=f"{weather.name}:{factor:g}", **shares, **rates)
+
+
+def weather_of(text: str) -> Weather:
+    """What ``--weather`` means: a preset, or ``rough:1.5``, half again as often. Raises BadInput."""
+    name, colon, written = text.partition(":")
+    if name not in PRESETS:
+        raise BadInput(f"weather {shown(name)} is not known; {nearest(name, PRESETS)}")
+    if not colon:
+        return PRESETS[name]
+    try:
+        factor = float(written)
+    except ValueError:
+        factor = -1.0
+    if not 0 <= factor <= 1000:
+        raise BadInput(f"weather {shown(text)}: the factor is a number from 0 to 1000, such as {name}:1.5")
+    return scaled(PRESETS[name], factor)
