@@ -7,7 +7,7 @@ The name is one SPIFFE-style URI in the certificate, never a field of a message:
     spiffe://<consortium>/admin/<name>       may change campaigns and sites
     spiffe://<consortium>/auditor/<name>     may read everything
 
-All keys are ECDSA P-256. Times are seconds since the epoch and are always given: nothing here reads a clock.
+All keys are ECDSA P-256, signatures by RFC 6979. Times are seconds since the epoch and are always given: nothing here reads a clock.
 """
 
 import datetime
@@ -87,7 +87,7 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_key_usage(authority=True), critical=True)
             .add_extension(x509.SubjectAlternativeName([_uri(f"spiffe://{consortium}")]), critical=False)
-            .sign(key, hashes.SHA256())
+            .sign(key, hashes.SHA256(), ecdsa_deterministic=True)
         )
         return cls(consortium, key, certificate)
 
@@ -169,7 +169,7 @@ class Authority:
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
             )
-            .sign(self.key, hashes.SHA256())
+            .sign(self.key, hashes.SHA256(), ecdsa_deterministic=True)
         )
         return certificate.public_bytes(serialization.Encoding.PEM)
 

@@ -36,9 +36,9 @@ class Standing(Fact):
 class Spending:
     """The site's own account. Raises Broken if the one on disk cannot be read: what was spent must not be forgotten."""
 
-    def __init__(self, config: SiteConfig, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, config: SiteConfig, clock: Callable[[], float] | None = None) -> None:
         self._path = Path(config.home) / _FILE
-        self._clock = clock
+        self._clock = clock or time.time
         self._pauses = config.outside_windows == "pause"
         self.allocation = config.granted
         self.windows = config.open_hours
