@@ -504,6 +504,18 @@ def test_sums_of_rows_by_their_definition(build: ModuleType) -> None:
     assert out_N.tobytes() == (wanted_N * 0.25 + base_N).astype(np.float32).tobytes()
 
 
+def test_a_sum_of_no_rows_is_nothing(build: ModuleType) -> None:
+    total_N, out_N, base_N = (
+        np.full(1000, np.nan),
+        np.full(1000, np.nan, np.float32),
+        base_like(np.ones((1, 1000))),
+    )
+    assert build.sum_rows([], None, [], total_N) == []
+    assert total_N.tobytes() == bytes(8000)
+    assert build.sum_rows_onto([], None, [], 0.25, base_N, out_N) == []
+    assert out_N.tobytes() == base_N.tobytes()
+
+
 def test_what_is_not_finite_is_told(build: ModuleType) -> None:
     raw_N = np.zeros(700, np.uint16)
     base_N, out_N, total_N = np.zeros(700, np.float32), np.zeros(700, np.float32), np.zeros(700)

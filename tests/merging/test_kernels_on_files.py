@@ -1,7 +1,8 @@
 """Kernels that read files themselves give what reading first and computing then gives; what is odd they leave alone."""
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -148,22 +149,42 @@ def test_whole_merges(files: Files, size: int, elects: bool, dtype: type[np.gene
     assert found == peak
 
 
-def alike(path: Path, num_rows: int) -> tuple[np.ndarray, np.ndarray, list[FileRow], FileRow]:
+Alike = Callable[[int], tuple[np.ndarray, np.ndarray, list[FileRow], FileRow]]
+
+
+@pytest.fixture
+def open_file() -> Iterator[Callable[[Path], int]]:
+    with contextlib.ExitStack() as stack:
+
+        def opened(path: Path) -> int:
+            file = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, file)
+            return file
+
+        yield opened
+
+
+@pytest.fixture
+def alike(tmp_path: Path, open_file: Callable[[Path], int]) -> Alike:
     """Rows of one kind, bfloat16 relative to a base, as most merges have them; as float32, and in their file."""
-    wide_KN = np.random.default_rng(num_rows).standard_normal((num_rows + 1, N)).astype(np.float32)
-    stored_KN = (wide_KN.view(np.uint32) >> 16).astype(np.uint16)
-    path.write_bytes(stored_KN.tobytes())
-    file = os.open(path, os.O_RDONLY)
-    *places, base = [FileRow(file, 2 * N * k, True, k < num_rows) for k in range(num_rows + 1)]
-    read_KN = np.zeros((num_rows + 1, N), np.float32)
-    for raw_N, out_N in zip(stored_KN, read_KN, strict=True):
-        portable.decode_bf16(raw_N, out_N)
-    return read_KN[:num_rows] - read_KN[-1], read_KN[-1], places, base
+
+    def made(num_rows: int) -> tuple[np.ndarray, np.ndarray, list[FileRow], FileRow]:
+        wide_KN = np.random.default_rng(num_rows).standard_normal((num_rows + 1, N)).astype(np.float32)
+        stored_KN = (wide_KN.view(np.uint32) >> 16).astype(np.uint16)
+        (tmp_path / "rows").write_bytes(stored_KN.tobytes())
+        file = open_file(tmp_path / "rows")
+        *places, base = [FileRow(file, 2 * N * k, True, k < num_rows) for k in range(num_rows + 1)]
+        read_KN = np.zeros((num_rows + 1, N), np.float32)
+        for raw_N, out_N in zip(stored_KN, read_KN, strict=True):
+            portable.decode_bf16(raw_N, out_N)
+        return read_KN[:num_rows] - read_KN[-1], read_KN[-1], places, base
+
+    return made
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 4, 5, 8, 9])
-def test_rows_of_one_kind(tmp_path: Path, num_rows: int) -> None:
-    rows_KN, base_N, places, base = alike(tmp_path / "rows", num_rows)
+def test_rows_of_one_kind(alike: Alike, num_rows: int) -> None:
+    rows_KN, base_N, places, base = alike(num_rows)
     factors = [portable.UNITS / (k + 2) for k in range(num_rows)]
     wanted_N, merged_N, out_N = np.zeros(N, np.float32), np.zeros(N), np.zeros(N, np.float32)
     peaks = portable.sum_rows_onto(
@@ -180,11 +201,18 @@ def test_rows_of_one_kind(tmp_path: Path, num_rows: int) -> None:
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("has_before", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
-def test_sums_with_a_step(tmp_path: Path, nesterov: bool, has_before: bool, dtype: type[np.generic]) -> None:
-    rows_KN, base_N, places, base = alike(tmp_path / "rows", 4)
+def test_sums_with_a_step(
+    tmp_path: Path,
+    alike: Alike,
+    open_file: Callable[[Path], int],
+    nesterov: bool,
+    has_before: bool,
+    dtype: type[np.generic],
+) -> None:
+    rows_KN, base_N, places, base = alike(4)
     before_N = np.random.default_rng(7).standard_normal(N).astype(np.float32)
     (tmp_path / "momentum").write_bytes(b"head" + before_N.tobytes())
-    before = FileRow(os.open(tmp_path / "momentum", os.O_RDONLY), 4, False, False) if has_before else None
+    before = FileRow(open_file(tmp_path / "momentum"), 4, False, False) if has_before else None
     merged_N, wanted_N, kept_N = np.zeros(N), np.zeros(N, np.float32), np.zeros(N, np.float32)
     peaks = portable.sum_rows([Row(row_N, False) for row_N in rows_KN], None, FACTORS, merged_N)
     step = (0.7, 0.9, nesterov)

@@ -52,6 +52,16 @@ INLINE float float_of(uint32_t bits) {
     return x;
 }
 
+INLINE float float_of_bf16(uint16_t raw) { return float_of((uint32_t)raw << 16); }
+
+/* out = scale * x (+ theta, unless null), rounded once. */
+INLINE void scaled(const double *x, double scale, const float *theta, float *out, i64 n) {
+    if (theta)
+        for (i64 i = 0; i < n; i++) out[i] = (float)(x[i] * scale + (double)theta[i]);
+    else
+        for (i64 i = 0; i < n; i++) out[i] = (float)(x[i] * scale);
+}
+
 INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
 
 /* The order of floats in integers, -0.0 before +0.0; its own inverse. */
@@ -104,8 +114,6 @@ KERNEL double grid_add(double *total, const float *x, double factor, i64 n) {
 
 enum { STORED = 1, RELATIVE = 2 }; /* what a row is: bfloat16 as stored; to be made relative to the base */
 
-INLINE float float_of_bf16(uint16_t raw) { return float_of((uint32_t)raw << 16); }
-
 INLINE int32_t more(int32_t peak, float x) {
     int32_t key = (int32_t)(bits_of(x) & SIGN);
     return key > peak ? key : peak;
@@ -154,6 +162,7 @@ INLINE i64 together(const uint8_t *kinds, i64 k, i64 num_rows) {
 INLINE void sum_tile(double *total, const void *const *rows, const uint8_t *kinds, const float *base,
                      const double *factors, int32_t *peaks, i64 num_rows, i64 begin, i64 size) {
     const float *theta = base ? base + begin : base;
+    for (i64 i = 0; num_rows == 0 && i < size; i++) total[i] = 0.0;
     for (i64 k = 0, count; k < num_rows; k += count) {
         count = together(kinds, k, num_rows);
         if (count == 1) {
@@ -186,11 +195,7 @@ KERNEL void sum_rows_onto(const void *const *rows, const uint8_t *kinds, const f
     for (i64 begin = 0; begin < n; begin += TILE) {
         i64 size = least(TILE, n - begin);
         sum_tile(total, rows, kinds, base, factors, peaks, num_rows, begin, size);
-        if (theta)
-            for (i64 i = 0; i < size; i++)
-                out[begin + i] = (float)(total[i] * scale + (double)theta[begin + i]);
-        else
-            for (i64 i = 0; i < size; i++) out[begin + i] = (float)(total[i] * scale);
+        scaled(total, scale, theta ? theta + begin : theta, out + begin, size);
     }
 }
 
@@ -199,7 +204,7 @@ KERNEL i64 subtract_bf16(const uint16_t *raw, const float *base, float *out, i64
     int32_t peak = 0;
     for (i64 begin = 0; begin < n; begin += TILE) {
         i64 size = least(TILE, n - begin);
-        for (i64 i = begin; i < begin + size; i++) out[i] = float_of((uint32_t)raw[i] << 16) - base[i];
+        for (i64 i = begin; i < begin + size; i++) out[i] = float_of_bf16(raw[i]) - base[i];
         peak = peak_key(out + begin, size, peak);
     }
     return peak;
@@ -236,7 +241,7 @@ INLINE int read_piece(const source *from, void *raw, i64 begin, i64 size) {
 INLINE int load_piece(const source *from, void *raw, float *out, i64 begin, i64 size) {
     if (from->kind & STORED) {
         if (!read_piece(from, raw, begin, size)) return 0;
-        for (i64 i = 0; i < size; i++) out[i] = float_of((uint32_t)((uint16_t *)raw)[i] << 16);
+        for (i64 i = 0; i < size; i++) out[i] = float_of_bf16(((const uint16_t *)raw)[i]);
     } else if (!read_piece(from, out, begin, size)) {
         return 0;
     }
@@ -295,10 +300,8 @@ KERNEL int sum_files_onto(const source *rows, i64 num_rows, const source *base, 
                 for (i64 i = 0; i < tile; i++)
                     next[i] = stepped(theta[at + i], total[i] * scale, before[at + i], step->rate, step->momentum,
                                       step->nesterov, &kept[at + i]);
-            else if (onto_base)
-                for (i64 i = 0; i < tile; i++) next[i] = (float)(total[i] * scale + (double)theta[at + i]);
             else
-                for (i64 i = 0; i < tile; i++) next[i] = (float)(total[i] * scale);
+                scaled(total, scale, onto_base ? theta + at : 0, next, tile);
             store(next, stored, out, begin + at, tile);
         }
     }
@@ -332,11 +335,11 @@ KERNEL void sgd_step(const float *theta, const double *merged, double scale, con
 }
 
 KERNEL void scale_to(const double *merged, double factor, float *out, i64 n) {
-    for (i64 i = 0; i < n; i++) out[i] = (float)(merged[i] * factor);
+    scaled(merged, factor, 0, out, n);
 }
 
 KERNEL void apply_step(const float *theta, const double *merged, double factor, float *out, i64 n) {
-    for (i64 i = 0; i < n; i++) out[i] = (float)(merged[i] * factor + (double)theta[i]);
+    scaled(merged, factor, theta, out, n);
 }
 
 INLINE double folded(double *lane) {
@@ -788,10 +791,7 @@ KERNEL int merge_files_onto(const source *rows, i64 num_rows, const source *base
                 median_tile((int32_t *)x, num_rows, tile, merged);
             else
                 elect_tile(x, num_rows, tile, factors, weights, merged, tile, normalize);
-            if (onto_base)
-                for (i64 i = 0; i < tile; i++) next[i] = (float)(merged[i] * scale + (double)theta[at + i]);
-            else
-                for (i64 i = 0; i < tile; i++) next[i] = (float)(merged[i] * scale);
+            scaled(merged, scale, onto_base ? theta + at : 0, next, tile);
             store(next, stored, out, begin + at, tile);
         }
     }
