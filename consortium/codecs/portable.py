@@ -170,9 +170,8 @@ def _spread(codes_N: I8Array | F32Array, scales_B: F32Array, start: int, peak: i
     """out = code * scale, where the first code is element ``start`` of the first block."""
     if not _are_scales(scales_B, peak) or codes_N.min(initial=0) < -peak:
         return False
-    np.copyto(
-        out_N, codes_N
-    )  # then whole blocks by one scale each: half the time of a scale for every element
+    # whole blocks by one scale each: half the time of a scale for every element
+    np.copyto(out_N, codes_N)
     head = min(-start % BLOCK, out_N.size)
     tail = out_N.size - (out_N.size - head) % BLOCK
     first, last = start // BLOCK, (start + tail) // BLOCK
