@@ -5,7 +5,9 @@ import json
 import logging
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -63,7 +65,7 @@ async def serve(config: CoordinatorConfig) -> None:
         enrolments = EnrolmentService(driver, keys, config)
         courier = Courier(driver, keys, config, workshop.store, sites, enrolments)
         admin = AdminService(driver, membership, config, courier.carry)
-        main = _main_server(driver, config, workshop, sites, admin, courier)
+        main = main_server(driver, config, workshop, sites, admin, courier)
         enrolment = grpc.aio.server(interceptors=[ErrorsOnWire()], options=SERVER_OPTIONS)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolments, enrolment)
         ports = {
@@ -114,14 +116,20 @@ async def serve(config: CoordinatorConfig) -> None:
             _log.info("stopped; the ledger ends at %d", driver.sequence)
 
 
-def _main_server(
+def main_server(
     driver: Driver,
     config: CoordinatorConfig,
     workshop: Workshop,
     sites: SiteService,
     admin: AdminService,
     courier: Courier,
-) -> grpc.aio.Server:
+    make_server: Callable[..., Any] = grpc.aio.server,
+) -> Any:
+    """The port for those with a certificate, everything answered that they may ask.
+
+    make_server  takes ``interceptors`` and ``options``, as gRPC's own does; a simulation has another
+    """
+
     def readable(who: Identity, digest: Digest) -> tuple[bool, str]:
         verdict = may_read(driver.state, who.role, who.name, digest)
         return verdict.allowed, verdict.reason
@@ -130,7 +138,7 @@ def _main_server(
         verdict = may_write(driver.state, who.role, who.name, size, config.upload_bytes_max)
         return verdict.allowed, verdict.reason
 
-    server = grpc.aio.server(interceptors=[ErrorsOnWire(), Guard(driver)], options=SERVER_OPTIONS)
+    server = make_server(interceptors=[ErrorsOnWire(), Guard(driver)], options=SERVER_OPTIONS)
     site_pb2_grpc.add_SiteServiceServicer_to_server(sites, server)
     artifacts = ArtifactService(
         workshop.store, caller, readable, writable, courier.act_for, courier.may_carry
