@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -146,6 +146,21 @@ def resume(site: Site, reason: Reason, as_json: Json = False, who: As = None) ->
 def suspend(site: Site, reason: Reason, as_json: Json = False, who: As = None) -> None:
     """Refuse a site's certificate from its next call on."""
     _do(who, as_json, lambda coordinator: coordinator.set_site(site, "suspend", reason))
+
+
+@command("revoke", "sprachbund revoke auditor maria --reason 'her laptop was stolen'", CAMPAIGNS)
+def revoke(
+    role: Annotated[Literal["admin", "auditor", "reader"], typer.Argument(metavar="ROLE")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in the certificate.")],
+    reason: Reason,
+    as_json: Json = False,
+    who: As = None,
+) -> None:
+    """Refuse all certificates of a person from now on, for good.
+
+    Calls that are under way end, too. The person needs a certificate of another name; see `coordinator person`.
+    """
+    _do(who, as_json, lambda coordinator: coordinator.revoke(role, name, reason))
 
 
 def _do(who: Path | None, as_json: bool, work: "Callable[[Coordinator], Awaitable[Done]]") -> None:

@@ -22,9 +22,9 @@ BEGIN, SITE, CAMPAIGNS, LOOK, AUDIT = (
 )
 _ORDER = (  # in which help names the commands; panels come in the order of their first one
     *("demo", "init", "coordinator", "invite", "site", "data", "courier"),
-    *("plan", "submit", "stop", "promote", "rollback", "sites"),
+    *("plan", "submit", "stop", "promote", "rollback", "sites", "revoke"),
     *("status", "watch", "versions", "why"),
-    *("merge", "export", "checksums", "ledger", "verify"),
+    *("merge", "releases", "export", "checksums", "ledger", "verify"),
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print canonical JSON on stdout, and nothing else there.")]

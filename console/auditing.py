@@ -38,6 +38,19 @@ def export(
     )
 
 
+@command("releases", "sprachbund releases --as reader", AUDIT)
+def releases(as_json: Json = False, who: As = None) -> None:
+    """List the versions that were promoted, oldest first: what a reader's certificate may export."""
+    from console.client import ask
+
+    found = ask(who, lambda coordinator: coordinator.releases())
+    lines = [
+        f"{one.name}{' (head)' if one.is_head else ''}  {one.digest}  {', '.join(one.languages)}"
+        for one in found.releases
+    ]
+    answer(as_json, found, "\n".join(lines) or f"{found.consortium} has released nothing yet")
+
+
 @command("export", "sprachbund ledger export --out ledger.jsonl --as auditor", under=ledger)
 def export_ledger(
     out: Annotated[

@@ -28,8 +28,9 @@ from consortium.forecasts import Assumptions, Forecast
 from consortium.identity import Credentials, identity_of
 from consortium.ids import Digest
 from consortium.manifests import FileRef
+from consortium.roles import Role
 from consortium.signing import Checkpoint
-from consortium.views import ConsortiumView
+from consortium.views import ConsortiumView, Releases
 from consortium.wire_errors import from_rpc_error
 from policies.campaign import Campaign
 
@@ -50,6 +51,7 @@ class Person(NamedTuple):
     credentials: Credentials
     authority: bytes
     connection: Connection
+    role: Role
 
 
 class Done(Fact):
@@ -109,7 +111,7 @@ def find_person(place: Path | None) -> Person:
         raise Unavailable(
             f"{folder / CONNECTION_FILE}: the coordinator has no port yet; start it with `sprachbund coordinator run`"
         )
-    return Person(credentials, authority, connection)
+    return Person(credentials, authority, connection, identity.role)
 
 
 def ask(place: Path | None, work: Callable[["Coordinator"], Awaitable[T]]) -> T:
@@ -135,6 +137,7 @@ class Coordinator:
         self.artifacts: Any = artifact_pb2_grpc.ArtifactServiceStub(channel)
         self._admin: Any = admin_pb2_grpc.AdminServiceStub(channel)
         self._audit: Any = audit_pb2_grpc.AuditServiceStub(channel)
+        self._releases: Any = audit_pb2_grpc.ReleaseServiceStub(channel)
 
     @contextlib.contextmanager
     def in_our_words(self) -> Iterator[None]:
@@ -185,6 +188,14 @@ class Coordinator:
         """word  drain, resume or suspend"""
         request = admin_pb2.SetSiteRequest(site=site, command=_SITE_COMMANDS[word], reason=reason)
         return _done(await self._admin.SetSite(request, timeout=CALL_SECONDS))
+
+    async def revoke(self, role: str, name: str, reason: str) -> Done:
+        request = admin_pb2.RevokeRequest(role=role, name=name, reason=reason)
+        return _done(await self._admin.Revoke(request, timeout=CALL_SECONDS))
+
+    async def releases(self) -> Releases:
+        message = await self._releases.ListReleases(audit_pb2.ListReleasesRequest(), timeout=CALL_SECONDS)
+        return decode(message.releases, Releases, "releases")
 
     async def move_head(self, is_back: bool, campaign: str, version: str, reason: str) -> Done:
         """Promote a version by hand, or go back to one that was promoted before."""

@@ -3,9 +3,9 @@
 import asyncio
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from console.client import Coordinator
 from consortium.canonical import Fact, decode, encode
@@ -13,15 +13,18 @@ from consortium.errors import BadInput, Corrupt
 from consortium.files import disk_errors, make_folder, move_into_place, sync_file, temporary_beside
 from consortium.ids import Digest
 from consortium.manifests import VersionManifest
+from consortium.roles import Role
 from consortium.signing import verify_checkpoint
 from consortium.store import BlobStore
 from consortium.transfer import download
 from consortium.versions import lay_out, verify_directory
-from consortium.views import CampaignView, ConsortiumView, VersionView
+from consortium.views import CampaignView, ConsortiumView, ReleaseView, VersionView
 from coordinator.ledger import GENESIS, Entry, chain
 
 _MANIFEST_BYTES_MAX = 16 << 20
 _DIGITS_MIN = 8  # of a digest that stands for the whole
+
+_Named = TypeVar("_Named", VersionView, ReleaseView)
 
 Bar = Callable[[str, int], Callable[[int], None]]  #: see console.output.transfer_bar
 
@@ -37,13 +40,16 @@ class Exported(Fact):
 def find_version(view: ConsortiumView, text: str) -> tuple[CampaignView, VersionView]:
     """The version called ``text``: a name, a digest, or the first digits of one. BadInput unless just one fits."""
     every = [(campaign, version) for campaign in view.campaigns for version in campaign.versions]
+    digest = _the_one(text, [version for _, version in every]).digest
+    return next(pair for pair in every if pair[1].digest == digest)
+
+
+def _the_one(text: str, every: Sequence[_Named]) -> _Named:
     fits = [
-        (campaign, version)
-        for campaign, version in every
-        if version.name == text or (len(text) >= _DIGITS_MIN and version.digest.startswith(text))
+        one for one in every if one.name == text or (len(text) >= _DIGITS_MIN and one.digest.startswith(text))
     ]
-    if len({version.digest for _, version in fits}) != 1:
-        known = ", ".join(version.name for _, version in every) or "none"
+    if len({one.digest for one in fits}) != 1:
+        known = ", ".join(one.name for one in every) or "none"
         problem = "fits several versions" if fits else "is no version"
         raise BadInput(f"{text!r} {problem}; known: {known}")
     return fits[0]
@@ -51,7 +57,11 @@ def find_version(view: ConsortiumView, text: str) -> tuple[CampaignView, Version
 
 async def export_version(coordinator: Coordinator, text: str, place: Path, bar: Bar) -> Exported:
     """Make ``place`` the version's folder; its blobs gather in a hidden folder beside it until all are there."""
-    _, version = find_version(await coordinator.view(), text)
+    version: VersionView | ReleaseView
+    if coordinator.person.role is Role.READER:
+        version = _the_one(text, (await coordinator.releases()).releases)
+    else:
+        _, version = find_version(await coordinator.view(), text)
     if place.exists():
         raise BadInput(f"{place}: exists already; choose another folder or remove it")
     blobs = place.parent / f".{place.name}.blobs"

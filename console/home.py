@@ -116,12 +116,14 @@ def person(
     config: Config,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of a-z, 0-9 and '-'.")],
     role: Annotated[
-        Literal["admin", "auditor"],
-        typer.Option("--role", help="An auditor reads everything and changes nothing."),
+        Literal["admin", "auditor", "reader"],
+        typer.Option(
+            "--role", help="An auditor reads everything, a reader what is released; neither changes anything."
+        ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Give an admin or auditor a certificate, or a new one.
+    """Give an admin, auditor or reader a certificate, or a new one.
 
     Hand the files to that person over a channel you trust, then remove the key here.
     """

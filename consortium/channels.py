@@ -20,6 +20,7 @@ UPLOAD_ACCEPTED = "sprachbund-upload-accepted"  #: in initial metadata: the head
 CLOCK = "sprachbund-now"  #: in trailing metadata of a health check: epoch seconds at the coordinator
 _MESSAGE_BYTES_MAX = 16 << 20  # a large campaign's view; chunks stay far below
 
+_STRANGERS_BYTES_MAX = 64 << 10
 _KEEPALIVE_SECONDS = 30  # a NAT on the way forgets an idle connection after minutes
 
 CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
@@ -36,6 +37,12 @@ SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_SECONDS * 500),  # accept the agents' pings
     ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
     ("grpc.so_reuseport", 0),  # a second coordinator on the port is an error, not a coin toss
+)
+
+#: On the port that asks nobody for a certificate no message is larger than a token and a signing request.
+ENROLMENT_OPTIONS: Sequence[tuple[str, int]] = tuple(
+    (name, _STRANGERS_BYTES_MAX if name == "grpc.max_receive_message_length" else value)
+    for name, value in SERVER_OPTIONS
 )
 
 

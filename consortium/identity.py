@@ -6,6 +6,7 @@ The name is one SPIFFE-style URI in the certificate, never a field of a message:
     spiffe://<consortium>/site/<name>        a site agent
     spiffe://<consortium>/admin/<name>       may change campaigns and sites
     spiffe://<consortium>/auditor/<name>     may read everything
+    spiffe://<consortium>/reader/<name>      may read what is released
 
 All keys are ECDSA P-256, signatures by RFC 6979. Times are seconds since the epoch and are always given: nothing here reads a clock.
 """
@@ -40,7 +41,9 @@ CLOCK_SKEW_SECONDS = 300.0  # login nodes drift; a certificate is valid a little
 
 SIGNING_REQUEST_BYTES_MAX = 16_384
 
-_URI = re.compile(r"spiffe://([a-z0-9-]+)/(coordinator|(?:(site|admin|auditor)/([a-z0-9-]+)))")
+PEOPLE = (Role.ADMIN, Role.AUDITOR, Role.READER)  #: roles of persons, not of programs
+
+_URI = re.compile(r"spiffe://([a-z0-9-]+)/(coordinator|(?:(site|admin|auditor|reader)/([a-z0-9-]+)))")
 _PARSE_ERRORS = (
     ValueError,
     TypeError,
@@ -134,9 +137,9 @@ class Authority:
         return Credentials(pem, private_pem(key))
 
     def person(self, role: Role, name: str, now: float, days: float = CLIENT_DAYS) -> Credentials:
-        """A client certificate for an admin or auditor."""
-        if role not in (Role.ADMIN, Role.AUDITOR):
-            raise BadInput(f"role {role}: only admins and auditors are given their key; a site makes its own")
+        """A client certificate for an admin, auditor or reader."""
+        if role not in PEOPLE:
+            raise BadInput(f"role {role}: only people are given their key; a site makes its own")
         key = new_key()
         return Credentials(self._client(role, site_name(name), key.public_key(), now, days), private_pem(key))
 

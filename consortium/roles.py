@@ -8,3 +8,4 @@ class Role(enum.StrEnum):
     SITE = "site"
     ADMIN = "admin"
     AUDITOR = "auditor"
+    READER = "reader"

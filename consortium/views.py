@@ -103,6 +103,25 @@ class VersionView(Fact):
     merged_by: str | None = None  #: a site; None: the coordinator made it
 
 
+class ReleaseView(Fact):
+    """A promoted version, for everybody: nothing of sites, jobs or text."""
+
+    name: str
+    digest: str
+    campaign: str
+    round: int
+    is_head: bool  #: the newest word of its campaign
+    languages: tuple[str, ...]
+    results: tuple[LanguageResult, ...]  #: on the consortium's held-out text, as far as it was scored
+
+
+class Releases(Fact):
+    consortium: str
+    sequence: int  #: last event in the ledger
+    head: str  #: its hash
+    releases: tuple[ReleaseView, ...]  #: oldest first, campaign by campaign
+
+
 class CampaignView(Fact):
     campaign: str
     status: str

@@ -26,6 +26,9 @@ class CoordinatorConfig(Fact):
     names: tuple[str, ...] = ("localhost", "127.0.0.1")  #: host names and addresses in its certificate
     tick_seconds: Positive = 1.0  #: between looks at leases and deadlines
     token_hours: Positive = 72.0  #: an enrolment token's life
+    calls_per_second: Positive = (
+        50.0  #: of one certificate's holder, on average; ten times as many in a burst
+    )
     certificate_days: Count = 30  #: a site's; it renews in time by itself
     upload_bytes_max: Count = 64 << 30  #: of one blob
     membership: str | None = None  #: a file that replaces policies/membership.yaml

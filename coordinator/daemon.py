@@ -25,7 +25,7 @@ from sprachbund.v1 import (
     site_pb2_grpc,
 )
 
-from consortium.channels import SERVER_OPTIONS, enrolment_credentials, server_credentials
+from consortium.channels import ENROLMENT_OPTIONS, SERVER_OPTIONS, enrolment_credentials, server_credentials
 from consortium.errors import Unavailable
 from consortium.files import write_bytes_atomically
 from consortium.identity import Identity
@@ -42,7 +42,7 @@ from coordinator.guard import Guard, caller
 from coordinator.health import Health
 from coordinator.ledger import Ledger
 from coordinator.services.admin import AdminService
-from coordinator.services.audit import AuditService
+from coordinator.services.audit import AuditService, ReleaseService
 from coordinator.services.enrolment import EnrolmentService
 from coordinator.services.site import SiteService
 from coordinator.worker import Worker
@@ -53,6 +53,7 @@ _log = logging.getLogger(__name__)
 _GRACE_SECONDS = 0.5  # for calls in flight when we are asked to stop: agents repeat what is cut
 
 
+_STRANGERS_MAX = 50  # calls at once on the port that asks for no certificate; more are told to come again
 async def serve(config: CoordinatorConfig) -> None:
     """Run until SIGTERM or SIGINT. Writes the ports it got to ``home/ports.json`` once it answers."""
     home = Path(config.home)
@@ -66,7 +67,11 @@ async def serve(config: CoordinatorConfig) -> None:
         courier = Courier(driver, keys, config, workshop.store, sites, enrolments)
         admin = AdminService(driver, membership, config, courier.carry)
         main = main_server(driver, config, workshop, sites, admin, courier)
-        enrolment = grpc.aio.server(interceptors=[ErrorsOnWire()], options=SERVER_OPTIONS)
+        enrolment = grpc.aio.server(
+            interceptors=[ErrorsOnWire()],
+            options=ENROLMENT_OPTIONS,
+            maximum_concurrent_rpcs=_STRANGERS_MAX,
+        )
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolments, enrolment)
         ports = {
             "port": _listen(
@@ -138,7 +143,9 @@ def main_server(
         verdict = may_write(driver.state, who.role, who.name, size, config.upload_bytes_max)
         return verdict.allowed, verdict.reason
 
-    server = make_server(interceptors=[ErrorsOnWire(), Guard(driver)], options=SERVER_OPTIONS)
+    server = make_server(
+        interceptors=[ErrorsOnWire(), Guard(driver, config.calls_per_second)], options=SERVER_OPTIONS
+    )
     site_pb2_grpc.add_SiteServiceServicer_to_server(sites, server)
     artifacts = ArtifactService(
         workshop.store, caller, readable, writable, courier.act_for, courier.may_carry

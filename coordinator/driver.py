@@ -17,7 +17,7 @@ from consortium.capacity import Opening, Window
 from consortium.errors import BadInput, Refused, Superseded, Unavailable
 from consortium.ids import AttemptId, SiteName
 from consortium.signing import Checkpoint, sign_checkpoint
-from consortium.views import ConsortiumView
+from consortium.views import ConsortiumView, Releases
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.decide import Moment, decide
@@ -25,7 +25,7 @@ from coordinator.core.machine import Decision, handle
 from coordinator.core.state import State, apply, restore
 from coordinator.core.story import Line, sentence, tell
 from coordinator.core.transitions import JobState
-from coordinator.core.view import Sight, view
+from coordinator.core.view import Sight, releases, view
 from coordinator.ledger import Ledger, Recorded
 from policies.windows import Openings, opening
 
@@ -213,6 +213,10 @@ class Driver:
             sights=self.sights,
             openings=openings(self.state, self.clock(), look=self._openings),
         )
+
+    def releases(self) -> Releases:
+        head = self._ledger.head
+        return releases(self.state, sequence=head.seq, head=head.hash)
 
     def events(self) -> Iterator[tuple[int, float, ev.AnyEvent]]:
         for recorded in self._ledger.read():

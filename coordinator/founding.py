@@ -21,7 +21,7 @@ from consortium.canonical import decode
 from consortium.connection import Connection, write_connection
 from consortium.errors import Refused, Unavailable
 from consortium.files import make_folder, write_bytes_atomically
-from consortium.identity import COORDINATOR_DAYS, DAY_SECONDS, Authority, Credentials, identity_of
+from consortium.identity import COORDINATOR_DAYS, DAY_SECONDS, PEOPLE, Authority, Credentials, identity_of
 from consortium.ids import Digest, digest_of
 from consortium.roles import Role
 from consortium.signing import load_ledger_key, new_ledger_key, save_key
@@ -102,7 +102,7 @@ def policies_in_force() -> dict[str, Digest]:
 
 
 def issue_person(home: Path, authority: Authority, role: Role, name: str, now: float) -> Path:
-    """A client certificate for an admin or auditor, below ``home/<role>/``; returns its path without suffix."""
+    """A client certificate for a person, below ``home/<role>/``; returns its path without suffix."""
     place = home / role.value / name
     make_folder(place.parent)
     _save_credentials(place, authority.person(role, name, now))
@@ -126,7 +126,7 @@ def tell_people(config: CoordinatorConfig) -> None:
         coordinator=f"{host}:{ports['port']}",
         enrolment=f"{host}:{ports['enrolment_port']}",
     )
-    for role in (Role.ADMIN, Role.AUDITOR):
+    for role in PEOPLE:
         if (home / role.value).is_dir():
             write_connection(connection, home / role.value)
 

@@ -1,23 +1,29 @@
 """Who is calling, and may they: every method of every service passes here before its servicer runs."""
 
+import contextlib
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 import grpc
 
 from consortium.channels import peer_identity, program_of
-from consortium.errors import Refused
+from consortium.errors import Refused, Unavailable
 from consortium.identity import Identity
 from consortium.ids import SiteName
 from consortium.roles import Role
-from coordinator.core.access import may_call
+from coordinator.core.access import Verdict, may_call, may_go_on
 from coordinator.driver import Driver
 
 _Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]]
 _caller: ContextVar[Identity] = ContextVar("caller")
+_standing: ContextVar[Callable[[], None]] = ContextVar("standing")
+
+_CALLS_AT_ONCE = 64  # of one holder: an agent has one Sync and a transfer an attempt
+_BURST_SECONDS = 10.0  # of the average rate may come at once: the shards of a model
+_HOLDERS_MAX = 10_000  # whose pace is remembered; who is idle for so long starts afresh
 
 
 def caller(context: grpc.aio.ServicerContext | None = None) -> Identity:
@@ -25,11 +31,54 @@ def caller(context: grpc.aio.ServicerContext | None = None) -> Identity:
     return _caller.get()
 
 
-class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries no types
-    """Checks certificate, role, enrolment, suspension and incarnation at each call: a change counts at the next one."""
+def still_allowed() -> None:
+    """Raise Refused if the caller's standing ended since the call was let in. For calls that wait."""
+    _standing.get()()
 
-    def __init__(self, driver: Driver) -> None:
+
+class Pace:
+    """How often each holder of a certificate calls: a bucket that fills by ``per_second`` and holds a burst."""
+
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_second
+        self._burst = max(1.0, per_second * _BURST_SECONDS)
+        self._clock = clock
+        self._left: dict[str, tuple[float, float]] = {}  # calls left, and when that was so
+        self._at_once: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def call(self, who: str) -> Iterator[None]:
+        """For as long as the call lasts. Raises Unavailable for one too many."""
+        now = self._clock()
+        left, before = self._left.pop(who, (self._burst, now))
+        left = min(self._burst, left + (now - before) * self._per_second)
+        self._left[who] = (max(0.0, left - 1.0), now)
+        if len(self._left) > _HOLDERS_MAX:
+            del self._left[next(iter(self._left))]  # the longest idle
+        if left < 1.0:
+            raise Unavailable(
+                f"{who} calls more than {self._per_second:g} times a second; wait and call more slowly"
+            )
+        if self._at_once.get(who, 0) >= _CALLS_AT_ONCE:
+            raise Unavailable(f"{who} has {_CALLS_AT_ONCE} calls under way; wait until some have ended")
+        self._at_once[who] = self._at_once.get(who, 0) + 1
+        try:
+            yield
+        finally:
+            self._at_once[who] -= 1
+            if not self._at_once[who]:
+                del self._at_once[who]
+
+
+class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries no types
+    """Checks certificate, role, enrolment, suspension and incarnation at each call, and standing at each message.
+
+    So a suspension ends streams that are under way, too.
+    """
+
+    def __init__(self, driver: Driver, calls_per_second: float) -> None:
         self._driver = driver
+        self._pace = Pace(calls_per_second)
 
     async def intercept_service(
         self, continuation: _Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -47,21 +96,24 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries n
             return handler._replace(**{kind: self._unary(behaviour, method)})
         return handler
 
-    def _admit(self, context: grpc.aio.ServicerContext, method: str) -> None:
-        state = self._driver.state
-        identity = peer_identity(context.auth_context(), state.consortium, time.time())
-        verdict = may_call(state, identity.role, identity.name, identity.fingerprint, method)
-        if not verdict.allowed:
-            raise Refused(verdict.reason)
+    @contextlib.contextmanager
+    def _admitted(self, context: grpc.aio.ServicerContext, method: str) -> Iterator[None]:
+        driver = self._driver
+        identity = peer_identity(context.auth_context(), driver.state.consortium, time.time())
+        who = identity.role, identity.name, identity.fingerprint
+        _require(may_call(driver.state, *who, method))
         if identity.role is Role.SITE:
             _, incarnation = program_of(context.invocation_metadata())
-            self._driver.fence(SiteName(identity.name), incarnation)
-        _caller.set(identity)
+            driver.fence(SiteName(identity.name), incarnation)
+        with self._pace.call(f"{identity.role} {identity.name}"):
+            _caller.set(identity)
+            _standing.set(lambda: _require(may_go_on(driver.state, *who)))
+            yield
 
     def _unary(self, behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            self._admit(context, method)
-            return await behaviour(request, context)
+            with self._admitted(context, method):
+                return await behaviour(_watched(request), context)
 
         return call
 
@@ -69,8 +121,25 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries n
         self, behaviour: Callable[..., AsyncIterator[Any]], method: str
     ) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            self._admit(context, method)
-            async for response in behaviour(request, context):
-                yield response
+            with self._admitted(context, method):
+                async for response in behaviour(_watched(request), context):
+                    still_allowed()
+                    yield response
 
         return call
+
+
+def _watched(request: Any) -> Any:
+    """A stream of requests whose sender's standing is asked for at each; a single request as it is."""
+    return _each(request) if hasattr(request, "__aiter__") else request
+
+
+async def _each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        still_allowed()
+        yield request
+
+
+def _require(verdict: Verdict) -> None:
+    if not verdict.allowed:
+        raise Refused(verdict.reason)

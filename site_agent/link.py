@@ -61,6 +61,7 @@ class Link:
         self._witness = Witness(home / "checkpoints.jsonl", identity.ledger_key)
         self._revision = 0
         self._channels: list[grpc.aio.Channel] = []
+        self.artifacts: Any = _Newest()
         self._open()
 
     async def sync(
@@ -121,7 +122,7 @@ class Link:
         )
         self._channels.append(channel)
         self._sites: Any = site_pb2_grpc.SiteServiceStub(channel)
-        self.artifacts: Any = artifact_pb2_grpc.ArtifactServiceStub(channel)
+        self.artifacts.stub = artifact_pb2_grpc.ArtifactServiceStub(channel)
 
     def _take_up_newer(self) -> bool:
         """Whether there is another certificate on disk than the one in use; then it is in use from now on."""
@@ -157,6 +158,24 @@ class Link:
             if answer.HasField("now")
             else 0.0,
         )
+
+
+class _Newest:
+    """An ``ArtifactServiceStub`` that calls over the newest channel: a transfer outlives a renewed certificate."""
+
+    stub: Any
+
+    @property
+    def Stat(self) -> Any:
+        return self.stub.Stat
+
+    @property
+    def Upload(self) -> Any:
+        return self.stub.Upload
+
+    @property
+    def Download(self) -> Any:
+        return self.stub.Download
 
 
 def _duration(seconds: float) -> Duration:

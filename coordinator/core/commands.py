@@ -47,6 +47,13 @@ class SetSite(Fact):
 
 
 class SubmitCampaign(Fact):
+class RevokePerson(Fact):
+    role: Literal["admin", "auditor", "reader"]
+    name: str
+    by: str  #: the admin who asks for it
+    reason: str
+
+
     campaign: Campaign
     sender: str = ""  #: the admin, by the name in the certificate
 
@@ -143,3 +150,4 @@ Command = (
     | MoveHead
     | Tick
 )
+    | RevokePerson

@@ -92,6 +92,11 @@ def _(command: cm.EnrolSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
         raise Refused(
             f"site {command.site}: the enrolment token has expired; ask the admin for a new invitation"
         )
+    known = state.sites.get(command.site)
+    if known is not None and known.suspended_at is not None and invitation.issued_at <= known.suspended_at:
+        raise Refused(
+            f"site {command.site} was suspended after this invitation was given; only the admin can bring it back"
+        )
     return [
         ev.SiteEnrolled(
             site=command.site,
@@ -122,6 +127,15 @@ def _(command: cm.SetSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
     if site.status == command.status:
         return []
     return [ev.SiteStatusChanged(site=site.name, status=command.status, reason=command.reason)]
+
+
+@decide.register
+def _(command: cm.RevokePerson, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    if (command.role, command.name) == ("admin", command.by):
+        raise Refused(f"admin {command.by} cannot revoke their own certificate; another admin can")
+    if f"{command.role}/{command.name}" in state.revoked:
+        return []
+    return [ev.PersonRevoked(role=command.role, name=command.name, by=command.by, reason=command.reason)]
 
 
 @decide.register

@@ -73,6 +73,15 @@ class SiteStatusChanged(Event):
 
 
 class CampaignOpened(Event):
+class PersonRevoked(Event):
+    """Certificates of this name are refused for good; the person is given one of another name."""
+
+    role: Literal["admin", "auditor", "reader"]
+    name: str
+    by: str  #: the admin who asked for it
+    reason: str
+
+
     campaign: Campaign
     sender: str = ""  #: the admin, by the name in the certificate
 
@@ -293,6 +302,7 @@ AnyEvent = (
     | AttemptUsed
     | AttemptGone
     | AllocationWarned
+    | PersonRevoked
     | AttemptEnded
     | ContributionReceived
     | ContributionAdmitted

@@ -28,6 +28,7 @@ class Invitation(msgspec.Struct):
     country: str
     valid_until: float
 
+    issued_at: float = 0.0
 
 class Spent(msgspec.Struct):
     """What a site's attempts used, all told: by the events, so by what its agent said."""
@@ -63,6 +64,8 @@ class Site(msgspec.Struct):
     certificates: dict[str, str] = {}  #: every one it ever had, by fingerprint
     token_hash: str = ""  #: of the invitation it enrolled with last
 
+    since_enrolment: tuple[str, ...] = ()  #: fingerprints of its certificates since then, the newest last
+    suspended_at: float | None = None  #: since when; None: it is not
     def languages(self, access: str, heldout: bool = False) -> tuple[Language, ...]:
         """Languages of which the site holds documents (or held-out documents), sorted."""
         return tuple(
@@ -110,6 +113,7 @@ class Job(msgspec.Struct):
     delivered_at: float = 0.0
     contribution: Contribution | None = None
     refused_by: tuple[SiteName, ...] = ()
+    measures: dict[str, float] = {}  #: what its inspection measured
     disproved: tuple[SiteName, ...] = ()  #: whose result of this merge was refused; there is one right result
     planned_at: float = 0.0
     free_since: float = 0.0  #: when it last began to wait for a site
@@ -174,6 +178,7 @@ class Round(msgspec.Struct):
     late: tuple[JobId, ...] = ()  #: of earlier rounds, taken over
     left: tuple[JobId, ...] = ()  #: for the next round: still at it when it closed, or done when it failed
     gate_jobs: tuple[JobId, ...] = ()
+    check_jobs: tuple[JobId, ...] = ()  #: evaluations of single contributions, before they are merged
     collected: tuple[JobId, ...] = ()
     merged_by: str = "coordinator"  #: or "site", by ``merge_job``
     merge_job: JobId | None = None
@@ -211,7 +216,7 @@ class CampaignState(msgspec.Struct):
 
 
 #: Of snapshots; to be raised when a field of the state is added. One of another layout is not used: events say it all.
-LAYOUT = 3
+LAYOUT = 4
 
 #: Of so many newest attempts a site's queue waits are remembered: weeks, at the pace of rounds.
 QUEUED_KEPT = 20
@@ -240,6 +245,7 @@ class State(msgspec.Struct, dict=True):
         """Jobs that are not final, by id."""
         return self.index.open_jobs()
 
+    revoked: dict[str, str] = {}  #: people whose certificates are refused, as ``admin/ada``, and why
     def live(self, site: SiteName) -> tuple[Job, ...]:
         """Jobs this site holds a lease on, by id."""
         return tuple(j for j in self.open_jobs() if j.state is JobState.LEASED and j.site == site)
@@ -289,7 +295,7 @@ def _(event: ev.TokenIssued, state: State, at: float) -> None:
     # A newer invitation for the same site replaces the older one.
     state.tokens = {h: t for h, t in state.tokens.items() if t.site != event.site}
     state.tokens[event.token_hash] = Invitation(
-        event.site, event.organisation, event.country, event.valid_until
+        event.site, event.organisation, event.country, event.valid_until, at
     )
 
 
@@ -318,6 +324,7 @@ def _new_certificate(site: Site, certificate: str, fingerprint: str, not_after: 
 def _(event: ev.SiteDescribed, state: State, at: float) -> None:
     site = state.sites[event.site]
     site.agent_version, site.slots = event.agent_version, event.slots
+    site.since_enrolment, site.suspended_at = (), None
     site.draining, site.holdings, site.merges = event.draining, event.holdings, event.merges
     granted = {allocation.name: allocation.gpu_hours for allocation in site.allocations}
     for allocation in event.allocations:
@@ -329,7 +336,15 @@ def _(event: ev.SiteDescribed, state: State, at: float) -> None:
 
 @apply.register
 def _(event: ev.SiteStatusChanged, state: State, at: float) -> None:
-    state.sites[event.site].status = event.status
+    site = state.sites[event.site]
+    site.status = event.status
+    site.suspended_at = at if event.status == "suspended" else None
+
+
+@apply.register
+def _(event: ev.PersonRevoked, state: State, at: float) -> None:
+    state.revoked = dict(sorted({**state.revoked, f"{event.role}/{event.name}": event.reason}.items()))
+    site.since_enrolment = (*site.since_enrolment, fingerprint)
 
 
 @apply.register
@@ -499,7 +514,7 @@ def _(event: ev.ContributionReceived, state: State, at: float) -> None:
 @apply.register
 def _(event: ev.ContributionAdmitted, state: State, at: float) -> None:
     job = _move(state, event.job, "admit", event.reason)
-    job.contribution, job.admitted_at = event.contribution, at
+    job.contribution, job.admitted_at, job.measures = event.contribution, at, event.measures
     state.index.admit(job)
     scores = state.campaigns[job.campaign].scores
     for subject, languages in sorted(event.scores.items()):

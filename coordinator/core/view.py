@@ -58,6 +58,29 @@ def view(
     )
 
 
+def releases(state: State, *, sequence: int, head: str) -> vw.Releases:
+    """What everybody may know: the promoted versions, and how well each does."""
+    return vw.Releases(
+        consortium=state.consortium,
+        sequence=sequence,
+        head=head,
+        releases=tuple(
+            vw.ReleaseView(
+                name=version.name,
+                digest=version.digest,
+                campaign=version.campaign,
+                round=version.round,
+                is_head=version.digest == campaign.head,
+                languages=campaign.spec.languages,
+                results=_results(campaign, version.digest),
+            )
+            for _, campaign in sorted(state.campaigns.items())
+            for version in _in_order(campaign)
+            if version.status == "promoted"
+        ),
+    )
+
+
 def _site(state: State, site: Site, moment: Moment, seen: Mapping[SiteName, float]) -> vw.SiteView:
     last, now = seen.get(site.name), moment.now
     opening, queue = moment.opening(site), queue_seconds(site)
@@ -199,17 +222,20 @@ def _models(state: State, campaign: CampaignState) -> tuple[vw.ModelView, ...]:
 def _model(
     campaign: CampaignState, subject: str, name: str, role: str, version: str, delta: str | None
 ) -> vw.ModelView:
-    results = []
-    for language, sites in sorted(campaign.scores[subject].items()):
-        results.append(
-            vw.LanguageResult(
-                language=language,
-                bits_per_byte=bits_per_byte(
-                    sum(s.nats for _, s in sorted(sites.items())), sum(s.bytes for s in sites.values())
-                ),
-                documents=sum(s.documents for s in sites.values()),
-            )
-        )
+    results = _results(campaign, subject)
     complete = {r.language for r in results} >= set(campaign.spec.languages)
     mean = sum(r.bits_per_byte for r in results) / len(results) if results and complete else None
-    return vw.ModelView(name=name, role=role, version=version, delta=delta, results=tuple(results), mean=mean)
+    return vw.ModelView(name=name, role=role, version=version, delta=delta, results=results, mean=mean)
+
+
+def _results(campaign: CampaignState, subject: str) -> tuple[vw.LanguageResult, ...]:
+    return tuple(
+        vw.LanguageResult(
+            language=language,
+            bits_per_byte=bits_per_byte(
+                sum(s.nats for _, s in sorted(sites.items())), sum(s.bytes for s in sites.values())
+            ),
+            documents=sum(s.documents for s in sites.values()),
+        )
+        for language, sites in sorted(campaign.scores.get(subject, {}).items())
+    )

@@ -20,10 +20,12 @@ from coordinator.core.state import restore
 from coordinator.driver import Driver, opening_of
 from coordinator.guard import caller
 from coordinator.reading import unknown_subject
-from coordinator.services.words import SITE_STATUS, move, said, seconds_of, short
+from coordinator.services.words import PEOPLE, SITE_STATUS, move, said, seconds_of, short
 from policies import windows
 from policies.campaign import Campaign
 from policies.membership import Membership
+
+_TOKEN_SECONDS_MAX = 30 * 86_400.0  #: an invitation that a courier carries may be under way for weeks
 
 Carry = Callable[[bytes, identity.Identity], admin_pb2.CarryResponse]  #: a bundle's head, and who carries it
 
@@ -61,6 +63,11 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         verdict = self._membership.judge(request.country)
         token, token_hash = identity.new_token()
         seconds = seconds_of(request.valid) or self._config.token_hours * 3600.0
+        if seconds > _TOKEN_SECONDS_MAX:
+            raise BadInput(
+                f"an invitation for {seconds / 3600:g} h; at most {_TOKEN_SECONDS_MAX / 3600:g} h, "
+                "since whoever finds it meanwhile may use it; give another one later"
+            )
         self._driver.execute(
             cm.IssueToken(
                 site=ids.site_name(request.site),
@@ -82,6 +89,17 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         status = SITE_STATUS[request.command]
         site = ids.site_name(request.site)
         return self._done(cm.SetSite(site=site, status=status, reason=said(request.reason)))
+
+    async def Revoke(
+        self, request: admin_pb2.RevokeRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.CommandResponse:
+        if request.role not in PEOPLE:
+            raise BadInput(
+                f"role {short(request.role, 'role')!r}: write admin, auditor or reader; a site is suspended"
+            )
+        role = PEOPLE[request.role]
+        name, reason = ids.site_name(request.name), said(request.reason)
+        return self._done(cm.RevokePerson(role=role, name=name, by=caller().name, reason=reason))
 
     async def Promote(
         self, request: admin_pb2.PromoteRequest, context: grpc.aio.ServicerContext

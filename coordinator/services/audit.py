@@ -1,4 +1,4 @@
-"""What an auditor reads."""
+"""What an auditor reads, and what everybody may."""
 
 from collections.abc import AsyncIterator
 
@@ -9,6 +9,7 @@ from sprachbund.v1 import (
     site_pb2,
 )
 
+from consortium.canonical import encode
 from coordinator.driver import Driver
 from coordinator.services.words import checkpoint_message
 
@@ -27,3 +28,13 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         self, request: audit_pb2.GetCheckpointRequest, context: grpc.aio.ServicerContext
     ) -> site_pb2.LedgerCheckpoint:
         return checkpoint_message(self._driver.checkpoint())
+
+
+class ReleaseService(audit_pb2_grpc.ReleaseServiceServicer):
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    async def ListReleases(
+        self, request: audit_pb2.ListReleasesRequest, context: grpc.aio.ServicerContext
+    ) -> audit_pb2.ListReleasesResponse:
+        return audit_pb2.ListReleasesResponse(releases=encode(self._driver.releases()))

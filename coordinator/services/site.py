@@ -11,13 +11,15 @@ from sprachbund.v1 import (
 
 from consortium import identity
 from consortium.canonical import encode
+from consortium.errors import Refused
 from consortium.ids import SiteName
-from consortium.signing import ASSIGNMENT, sign
+from consortium.signing import ASSIGNMENT, key_of_certificate, sign
 from coordinator.config import CoordinatorConfig
 from coordinator.core import commands as cm
+from coordinator.core.access import may_renew
 from coordinator.driver import Driver
 from coordinator.founding import Keys
-from coordinator.guard import caller
+from coordinator.guard import caller, still_allowed
 from coordinator.services.words import (
     checkpoint_message,
     duration_message,
@@ -50,6 +52,7 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
             if response.revision != request.seen or response.settled or left <= 0:
                 return response
             await driver.news(left)
+            still_allowed()
 
     def hear(
         self, site: SiteName, request: site_pb2.SyncRequest, command: cm.SyncSite
@@ -72,7 +75,7 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
         for job in live:
             assert job.attempt is not None
             body = encode(job.assignment(job.attempt, site))
-            lease = driver.state.campaigns[job.campaign].lease_seconds(driver.state.sites[site])
+            lease = driver.state.programme(job.campaign).lease_seconds(driver.state.sites[site])
             wanted.append(
                 site_pb2.SignedAssignment(
                     attempt=job.attempt,
@@ -101,7 +104,15 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
     async def RenewCertificate(
         self, request: site_pb2.RenewCertificateRequest, context: grpc.aio.ServicerContext
     ) -> site_pb2.RenewCertificateResponse:
-        certificate = self.renew(SiteName(caller().name), request.signing_request)
+        who, known = caller(), self._driver.state.sites[SiteName(caller().name)]
+        newest = known.certificate.encode()
+        asked = identity.check_signing_request(request.signing_request, known.name)
+        has_newest_key = asked == key_of_certificate(newest)
+        verdict = may_renew(known, who.fingerprint, has_newest_key)
+        if not verdict.allowed:
+            raise Refused(verdict.reason)
+        is_repeated = has_newest_key and who.fingerprint != known.fingerprint
+        certificate = newest if is_repeated else self.renew(known.name, request.signing_request)
         return site_pb2.RenewCertificateResponse(certificate=certificate)
 
     def renew(self, site: SiteName, signing_request: bytes) -> bytes:

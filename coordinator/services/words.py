@@ -50,6 +50,12 @@ SITE_STATUS: dict[int, Literal["enrolled", "draining", "suspended"]] = {
     admin_pb2.SITE_COMMAND_SUSPEND: "suspended",
 }
 
+PEOPLE: dict[str, Literal["admin", "auditor", "reader"]] = {
+    "admin": "admin",
+    "auditor": "auditor",
+    "reader": "reader",
+}
+
 
 def sync_command(site: SiteName, request: site_pb2.SyncRequest) -> cm.SyncSite:
     """What a Sync says, in our words. Raises BadInput for what is not in the contract, Refused for an unfit release."""

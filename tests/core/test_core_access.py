@@ -9,13 +9,20 @@ from sprachbund.v1 import admin_pb2, artifact_pb2, audit_pb2, enrolment_pb2, sit
 from consortium.ids import Digest, SiteName
 from consortium.roles import Role
 from coordinator.core import commands as cm
-from coordinator.core.access import METHODS, may_call, may_read, may_write
+from coordinator.core.access import (
+    METHODS,
+    WITHOUT_CERTIFICATE,
+    may_call,
+    may_go_on,
+    may_read,
+    may_write,
+)
 
-SITE = {"SiteService", "ArtifactService", "GetCheckpoint", "Health"}
-ADMIN = {"ArtifactService", "AdminService", "AuditService", "Health", "ServerReflection"}
+READER = {"Stat", "Download", "GetCheckpoint", "ReleaseService", "Health"}
+SITE = {*READER, "SiteService", "ArtifactService", "AuditService"}
+ADMIN = {*READER, "ArtifactService", "AdminService", "AuditService", "ServerReflection"}
 AUDITOR = {
-    "Stat",
-    "Download",
+    *READER,
     "GetView",
     "Watch",
     "Why",
@@ -37,7 +44,7 @@ def methods(*modules: object) -> set[str]:
 
 def test_every_method_of_every_service_behind_mtls_is_listed() -> None:
     assert set(METHODS) == methods(site_pb2, artifact_pb2, admin_pb2, audit_pb2, health_pb2, reflection_pb2)
-    assert not set(METHODS) & methods(enrolment_pb2)  # a port of its own, without certificates
+    assert WITHOUT_CERTIFICATE == methods(enrolment_pb2)  # a port of its own
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -45,7 +52,12 @@ def test_the_matrix(method: str) -> None:
     """Each role may call the services and methods named above, and nothing else."""
     state = consortium().state
     service, name = method.rpartition("/")[0].rpartition(".")[2], method.rpartition("/")[2]
-    for role, allowed in ((Role.SITE, SITE), (Role.ADMIN, ADMIN), (Role.AUDITOR, AUDITOR)):
+    for role, allowed in (
+        (Role.SITE, SITE),
+        (Role.ADMIN, ADMIN),
+        (Role.AUDITOR, AUDITOR),
+        (Role.READER, READER),
+    ):
         found = may_call(state, role, "north", d("certificate of north"), method)
         assert found.allowed == bool({service, name} & allowed), (role, found)
     assert not may_call(state, Role.COORDINATOR, "coordinator", "", method).allowed
@@ -71,6 +83,8 @@ def test_a_site_calls_with_its_present_certificate_while_it_is_in_good_standing(
         cm.RenewCertificate(site=SiteName("north"), certificate="new", fingerprint=d("new"), not_after=2e9)
     )
     assert not verdict()[0] and "replaced by a newer one" in verdict()[1]
+    began = may_go_on(coordinator.state, Role.SITE, "north", d("certificate of north"))
+    assert began.allowed  # what it began with the older one
     assert verdict(certificate="new")[0]
     coordinator.do(cm.SetSite(site=SiteName("north"), status="draining", reason="so"))
     assert verdict(certificate="new")[0]

@@ -18,7 +18,6 @@ from sprachbund.v1 import (
     audit_pb2_grpc,
     enrolment_pb2,
     enrolment_pb2_grpc,
-    site_pb2,
 )
 
 from consortium.canonical import decode, encode, replace
@@ -31,25 +30,6 @@ from consortium.signing import Checkpoint, new_key, private_pem, verify_checkpoi
 from consortium.transfer import upload
 from coordinator.ledger import chain
 
-MAY = {
-    "site": "SiteService/Sync SiteService/RenewCertificate ArtifactService/Stat ArtifactService/Upload "
-    "ArtifactService/Download AuditService/GetCheckpoint",
-    "admin": "AdminService/SubmitCampaign AdminService/StopCampaign AdminService/IssueToken AdminService/SetSite "
-    "AdminService/Promote AdminService/RollBack AdminService/Carry AdminService/Forecast AdminService/GetView "
-    "AdminService/Watch AdminService/Why "
-    "ArtifactService/Stat ArtifactService/Upload ArtifactService/Download AuditService/ReadLedger "
-    "AuditService/GetCheckpoint",
-    "auditor": "AdminService/Forecast AdminService/GetView AdminService/Watch AdminService/Why "
-    "ArtifactService/Stat "
-    "ArtifactService/Download AuditService/ReadLedger AuditService/GetCheckpoint",
-}
-METHODS = sorted(
-    f"{service.name}/{method.name}"
-    for file in (admin_pb2, artifact_pb2, audit_pb2, site_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-)
-
 
 async def first_answer(channel: grpc.aio.Channel, method: str) -> None:
     """Call any method with an empty message; raises what it is refused with."""
@@ -57,31 +37,6 @@ async def first_answer(channel: grpc.aio.Channel, method: str) -> None:
     with in_our_words():
         await call.read()
     call.cancel()
-
-
-@pytest.mark.parametrize("role", MAY)
-async def test_each_role_may_call_its_methods_and_no_others(consortium: Consortium, role: str) -> None:
-    async with consortium.running():
-        own = {
-            "site": ScriptedSite(consortium, "sofia").credentials,
-            "admin": consortium.person("admin", "admin"),
-            "auditor": consortium.person("auditor", "petra"),
-        }[role]
-        allowed = []
-        async with consortium.channel(own) as channel:
-            for method in METHODS:
-                try:
-                    await first_answer(channel, f"sprachbund.v1.{method}")
-                except Refused as error:
-                    if f"may not call /sprachbund.v1.{method}" in str(error):
-                        continue
-                except BadInput:
-                    pass
-                allowed.append(method)
-            await first_answer(channel, "grpc.health.v1.Health/Check")
-            if role != "site":
-                await first_answer(channel, "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
-    assert allowed == sorted(MAY[role].split())
 
 
 def stranger(consortium: Consortium, authority: Authority) -> Credentials:

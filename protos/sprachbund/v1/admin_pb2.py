@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sprachbund/v1/admin.proto\x12\rsprachbund.v1\x1a\x1egoogle/protobuf/duration.proto\")\n\x15SubmitCampaignRequest\x12\x10\n\x08\x63\x61mpaign\x18\x01 \x01(\x0c\"7\n\x13StopCampaignRequest\x12\x10\n\x08\x63\x61mpaign\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"3\n\x0f\x43ommandResponse\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"r\n\x11IssueTokenRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x14\n\x0corganisation\x18\x02 \x01(\t\x12\x0f\n\x07\x63ountry\x18\x03 \x01(\t\x12(\n\x05valid\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"#\n\x12IssueTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\"[\n\x0eSetSiteRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12+\n\x07\x63ommand\x18\x02 \x01(\x0e\x32\x1a.sprachbund.v1.SiteCommand\x12\x0e\n\x06reason\x18\x03 \x01(\t\"C\n\x0ePromoteRequest\x12\x10\n\x08\x63\x61mpaign\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x10\n\x0eGetViewRequest\";\n\x0cWatchRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x14\n\x04View\x12\x0c\n\x04view\x18\x01 \x01(\x0c\"\x1d\n\nWhyRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\"G\n\x0bWhyResponse\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\'\n\x05lines\x18\x02 \x03(\x0b\x32\x18.sprachbund.v1.StoryLine\"7\n\tStoryLine\x12\n\n\x02\x61t\x18\x01 \x01(\x01\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04text\x18\x03 \x01(\t\"8\n\x0f\x46orecastRequest\x12\x10\n\x08\x63\x61mpaign\x18\x01 \x01(\x0c\x12\x13\n\x0b\x61ssumptions\x18\x02 \x01(\x0c\"$\n\x10\x46orecastResponse\x12\x10\n\x08\x66orecast\x18\x01 \x01(\x0c\"\x1c\n\x0c\x43\x61rryRequest\x12\x0c\n\x04said\x18\x01 \x01(\x0c\"0\n\rCarryResponse\x12\x0f\n\x07missing\x18\x01 \x03(\t\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\x0c*v\n\x0bSiteCommand\x12\x1c\n\x18SITE_COMMAND_UNSPECIFIED\x10\x00\x12\x16\n\x12SITE_COMMAND_DRAIN\x10\x01\x12\x17\n\x13SITE_COMMAND_RESUME\x10\x02\x12\x18\n\x14SITE_COMMAND_SUSPEND\x10\x03\x32\xb7\x06\n\x0c\x41\x64minService\x12V\n\x0eSubmitCampaign\x12$.sprachbund.v1.SubmitCampaignRequest\x1a\x1e.sprachbund.v1.CommandResponse\x12R\n\x0cStopCampaign\x12\".sprachbund.v1.StopCampaignRequest\x1a\x1e.sprachbund.v1.CommandResponse\x12Q\n\nIssueToken\x12 .sprachbund.v1.IssueTokenRequest\x1a!.sprachbund.v1.IssueTokenResponse\x12H\n\x07SetSite\x12\x1d.sprachbund.v1.SetSiteRequest\x1a\x1e.sprachbund.v1.CommandResponse\x12H\n\x07Promote\x12\x1d.sprachbund.v1.PromoteRequest\x1a\x1e.sprachbund.v1.CommandResponse\x12I\n\x08RollBack\x12\x1d.sprachbund.v1.PromoteRequest\x1a\x1e.sprachbund.v1.CommandResponse\x12=\n\x07GetView\x12\x1d.sprachbund.v1.GetViewRequest\x1a\x13.sprachbund.v1.View\x12;\n\x05Watch\x12\x1b.sprachbund.v1.WatchRequest\x1a\x13.sprachbund.v1.View0\x01\x12<\n\x03Why\x12\x19.sprachbund.v1.WhyRequest\x1a\x1a.sprachbund.v1.WhyResponse\x12\x42\n\x05\x43\x61rry\x12\x1b.sprachbund.v1.CarryRequest\x1a\x1c.sprachbund.v1.CarryResponse\x12K\n\x08\x46orecast\x12\x1e.sprachbund.v1.ForecastRequest\x1a\x1f.sprachbund.v1.ForecastResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sprachbund/v1/admin.proto\x12\rsprachbund.v1\x1a\x1egoogle/protobuf/duration.proto\")\n\x15SubmitCampaignRequest\x12\x10\n\x08\x63\x61mpaign\x18\x01 \x01(\x0c\"7\n\x13StopCampaignRequest\x12\x10\n\x08\x63\x61mpaign\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"3\n\x0f\x43ommandResponse\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"r\n\x11IssueTokenRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x14\n\x0corganisation\x18\x02 \x01(\t\x12\x0f\n\x07\x63ountry\x18\x03 \x01(\t\x12(\n\x05valid\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"#\n\x12IssueTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\"[\n\x0eSetSiteRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12+\n\x07\x63ommand\x18\x02 \x01(\x0e\x32\x1a.sprachbund.v1.SiteCommand\x12\x0e\n\x06reason\x18\x03 \x01(\t\";\n\rRevokeRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"C\n\x0ePromoteRequest\x12\x10\n\x08\x63\x61mpaign\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x10\n\x0eGetViewRequest\";\n\x0cWatchRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x14\n\x04View\x12\x0c\n\x04view\x18\x01 \x01(\x0c\"\x1d\n\nWhyRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\"G\n\x0bWhyResponse\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\'\n\x05lines\x18\x02 \x03(\x0b\x32\x18.sprachbund.v1.StoryLine\"7\n\tStoryLine\x12\n\n\x02\x61t\x18\x01 \x01(\x01\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04text\x18\x03 \x01(\t\"8\n\x0f\x46orecastRequest\x12\x10\n\x08\x63\x61mpaign\x18\x01 \x01(\x0c\x12\x13\n\x0b\x61ssumptions\x18\x02 \x01(\x0c\"$\n\x10\x46orecastResponse\x12\x10\n\x08\x66orecast\x18\x01 \x01(\x0c\"\x1c\n\x0c\x43\x61rryRequest\x12\x0c\n\x04said\x18\x01 \x01(\x0c\"0\n\rCarryResponse\x12\x0f\n\x07missing\x18\x01 \x03(\t\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\x0c*v\n\x0bSiteCommand\x12\x1c\n\x18SITE_COMMAND_UNSPECIFIED\x10\x00\x12\x16\n\x12SITE_COMMAND_DRAIN\x10\x01\x12\x17\n\x13SITE_COMMAND_RESUME\x10\x02\x12\x18\n\x14SITE_COMMAND_SUSPEND\x10\x03\x32\xff\x06\n\x0c\x41\x64minService\x12V\n\x0eSubmitCampaign\x12$.sprachbund.v1.SubmitCampaignRequest\x1a\x1e.sprachbund.v1.CommandResponse\x12R\n\x0cStopCampaign\x12\".sprachbund.v1.StopCampaignRequest\x1a\x1e.sprachbund.v1.CommandResponse\x12Q\n\nIssueToken\x12 .sprachbund.v1.IssueTokenRequest\x1a!.sprachbund.v1.IssueTokenResponse\x12H\n\x07SetSite\x12\x1d.sprachbund.v1.SetSiteRequest\x1a\x1e.sprachbund.v1.CommandResponse\x12H\n\x07Promote\x12\x1d.sprachbund.v1.PromoteRequest\x1a\x1e.sprachbund.v1.CommandResponse\x12I\n\x08RollBack\x12\x1d.sprachbund.v1.PromoteRequest\x1a\x1e.sprachbund.v1.CommandResponse\x12=\n\x07GetView\x12\x1d.sprachbund.v1.GetViewRequest\x1a\x13.sprachbund.v1.View\x12;\n\x05Watch\x12\x1b.sprachbund.v1.WatchRequest\x1a\x13.sprachbund.v1.View0\x01\x12<\n\x03Why\x12\x19.sprachbund.v1.WhyRequest\x1a\x1a.sprachbund.v1.WhyResponse\x12\x42\n\x05\x43\x61rry\x12\x1b.sprachbund.v1.CarryRequest\x1a\x1c.sprachbund.v1.CarryResponse\x12K\n\x08\x46orecast\x12\x1e.sprachbund.v1.ForecastRequest\x1a\x1f.sprachbund.v1.ForecastResponse\x12\x46\n\x06Revoke\x12\x1c.sprachbund.v1.RevokeRequest\x1a\x1e.sprachbund.v1.CommandResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sprachbund.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SITECOMMAND']._serialized_start=982
-  _globals['_SITECOMMAND']._serialized_end=1100
+  _globals['_SITECOMMAND']._serialized_start=1043
+  _globals['_SITECOMMAND']._serialized_end=1161
   _globals['_SUBMITCAMPAIGNREQUEST']._serialized_start=76
   _globals['_SUBMITCAMPAIGNREQUEST']._serialized_end=117
   _globals['_STOPCAMPAIGNREQUEST']._serialized_start=119
@@ -46,28 +46,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ISSUETOKENRESPONSE']._serialized_end=380
   _globals['_SETSITEREQUEST']._serialized_start=382
   _globals['_SETSITEREQUEST']._serialized_end=473
-  _globals['_PROMOTEREQUEST']._serialized_start=475
-  _globals['_PROMOTEREQUEST']._serialized_end=542
-  _globals['_GETVIEWREQUEST']._serialized_start=544
-  _globals['_GETVIEWREQUEST']._serialized_end=560
-  _globals['_WATCHREQUEST']._serialized_start=562
-  _globals['_WATCHREQUEST']._serialized_end=621
-  _globals['_VIEW']._serialized_start=623
-  _globals['_VIEW']._serialized_end=643
-  _globals['_WHYREQUEST']._serialized_start=645
-  _globals['_WHYREQUEST']._serialized_end=674
-  _globals['_WHYRESPONSE']._serialized_start=676
-  _globals['_WHYRESPONSE']._serialized_end=747
-  _globals['_STORYLINE']._serialized_start=749
-  _globals['_STORYLINE']._serialized_end=804
-  _globals['_FORECASTREQUEST']._serialized_start=806
-  _globals['_FORECASTREQUEST']._serialized_end=862
-  _globals['_FORECASTRESPONSE']._serialized_start=864
-  _globals['_FORECASTRESPONSE']._serialized_end=900
-  _globals['_CARRYREQUEST']._serialized_start=902
-  _globals['_CARRYREQUEST']._serialized_end=930
-  _globals['_CARRYRESPONSE']._serialized_start=932
-  _globals['_CARRYRESPONSE']._serialized_end=980
-  _globals['_ADMINSERVICE']._serialized_start=1103
-  _globals['_ADMINSERVICE']._serialized_end=1926
+  _globals['_REVOKEREQUEST']._serialized_start=475
+  _globals['_REVOKEREQUEST']._serialized_end=534
+  _globals['_PROMOTEREQUEST']._serialized_start=536
+  _globals['_PROMOTEREQUEST']._serialized_end=603
+  _globals['_GETVIEWREQUEST']._serialized_start=605
+  _globals['_GETVIEWREQUEST']._serialized_end=621
+  _globals['_WATCHREQUEST']._serialized_start=623
+  _globals['_WATCHREQUEST']._serialized_end=682
+  _globals['_VIEW']._serialized_start=684
+  _globals['_VIEW']._serialized_end=704
+  _globals['_WHYREQUEST']._serialized_start=706
+  _globals['_WHYREQUEST']._serialized_end=735
+  _globals['_WHYRESPONSE']._serialized_start=737
+  _globals['_WHYRESPONSE']._serialized_end=808
+  _globals['_STORYLINE']._serialized_start=810
+  _globals['_STORYLINE']._serialized_end=865
+  _globals['_FORECASTREQUEST']._serialized_start=867
+  _globals['_FORECASTREQUEST']._serialized_end=923
+  _globals['_FORECASTRESPONSE']._serialized_start=925
+  _globals['_FORECASTRESPONSE']._serialized_end=961
+  _globals['_CARRYREQUEST']._serialized_start=963
+  _globals['_CARRYREQUEST']._serialized_end=991
+  _globals['_CARRYRESPONSE']._serialized_start=993
+  _globals['_CARRYRESPONSE']._serialized_end=1041
+  _globals['_ADMINSERVICE']._serialized_start=1164
+  _globals['_ADMINSERVICE']._serialized_end=2059
 # @@protoc_insertion_point(module_scope)

@@ -71,6 +71,16 @@ class SetSiteRequest(_message.Message):
     reason: str
     def __init__(self, site: _Optional[str] = ..., command: _Optional[_Union[SiteCommand, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class RevokeRequest(_message.Message):
+    __slots__ = ("role", "name", "reason")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    name: str
+    reason: str
+    def __init__(self, role: _Optional[str] = ..., name: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class PromoteRequest(_message.Message):
     __slots__ = ("campaign", "version", "reason")
     CAMPAIGN_FIELD_NUMBER: _ClassVar[int]

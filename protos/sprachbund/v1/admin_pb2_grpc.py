@@ -91,6 +91,11 @@ class AdminServiceStub:
                 request_serializer=sprachbund_dot_v1_dot_admin__pb2.ForecastRequest.SerializeToString,
                 response_deserializer=sprachbund_dot_v1_dot_admin__pb2.ForecastResponse.FromString,
                 _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/sprachbund.v1.AdminService/Revoke',
+                request_serializer=sprachbund_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
+                response_deserializer=sprachbund_dot_v1_dot_admin__pb2.CommandResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -170,6 +175,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Revoke(self, request, context):
+        """A person's certificates are refused from now on, whatever their dates; for sites there is SetSite.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -227,6 +239,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Forecast,
                     request_deserializer=sprachbund_dot_v1_dot_admin__pb2.ForecastRequest.FromString,
                     response_serializer=sprachbund_dot_v1_dot_admin__pb2.ForecastResponse.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=sprachbund_dot_v1_dot_admin__pb2.RevokeRequest.FromString,
+                    response_serializer=sprachbund_dot_v1_dot_admin__pb2.CommandResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -528,6 +545,33 @@ class AdminService:
             '/sprachbund.v1.AdminService/Forecast',
             sprachbund_dot_v1_dot_admin__pb2.ForecastRequest.SerializeToString,
             sprachbund_dot_v1_dot_admin__pb2.ForecastResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sprachbund.v1.AdminService/Revoke',
+            sprachbund_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
+            sprachbund_dot_v1_dot_admin__pb2.CommandResponse.FromString,
             options,
             channel_credentials,
             insecure,

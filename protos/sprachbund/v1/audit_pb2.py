@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sprachbund.v1 import site_pb2 as sprachbund_dot_v1_dot_site__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sprachbund/v1/audit.proto\x12\rsprachbund.v1\x1a\x18sprachbund/v1/site.proto\"*\n\x11ReadLedgerRequest\x12\x15\n\rfrom_sequence\x18\x01 \x01(\x04\"<\n\x0bLedgerEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05\x65ntry\x18\x02 \x01(\x0c\x12\x0c\n\x04hash\x18\x03 \x01(\t\"\x16\n\x14GetCheckpointRequest2\xb3\x01\n\x0c\x41uditService\x12L\n\nReadLedger\x12 .sprachbund.v1.ReadLedgerRequest\x1a\x1a.sprachbund.v1.LedgerEvent0\x01\x12U\n\rGetCheckpoint\x12#.sprachbund.v1.GetCheckpointRequest\x1a\x1f.sprachbund.v1.LedgerCheckpointb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sprachbund/v1/audit.proto\x12\rsprachbund.v1\x1a\x18sprachbund/v1/site.proto\"*\n\x11ReadLedgerRequest\x12\x15\n\rfrom_sequence\x18\x01 \x01(\x04\"<\n\x0bLedgerEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05\x65ntry\x18\x02 \x01(\x0c\x12\x0c\n\x04hash\x18\x03 \x01(\t\"\x16\n\x14GetCheckpointRequest\"\x15\n\x13ListReleasesRequest\"(\n\x14ListReleasesResponse\x12\x10\n\x08releases\x18\x01 \x01(\x0c\x32\xb3\x01\n\x0c\x41uditService\x12L\n\nReadLedger\x12 .sprachbund.v1.ReadLedgerRequest\x1a\x1a.sprachbund.v1.LedgerEvent0\x01\x12U\n\rGetCheckpoint\x12#.sprachbund.v1.GetCheckpointRequest\x1a\x1f.sprachbund.v1.LedgerCheckpoint2i\n\x0eReleaseService\x12W\n\x0cListReleases\x12\".sprachbund.v1.ListReleasesRequest\x1a#.sprachbund.v1.ListReleasesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEDGEREVENT']._serialized_end=174
   _globals['_GETCHECKPOINTREQUEST']._serialized_start=176
   _globals['_GETCHECKPOINTREQUEST']._serialized_end=198
-  _globals['_AUDITSERVICE']._serialized_start=201
-  _globals['_AUDITSERVICE']._serialized_end=380
+  _globals['_LISTRELEASESREQUEST']._serialized_start=200
+  _globals['_LISTRELEASESREQUEST']._serialized_end=221
+  _globals['_LISTRELEASESRESPONSE']._serialized_start=223
+  _globals['_LISTRELEASESRESPONSE']._serialized_end=263
+  _globals['_AUDITSERVICE']._serialized_start=266
+  _globals['_AUDITSERVICE']._serialized_end=445
+  _globals['_RELEASESERVICE']._serialized_start=447
+  _globals['_RELEASESERVICE']._serialized_end=552
 # @@protoc_insertion_point(module_scope)

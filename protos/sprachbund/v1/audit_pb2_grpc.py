@@ -142,3 +142,78 @@ class AuditService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ReleaseServiceStub:
+    """For everybody to whom a reader's certificate was given: what is released, and nothing of who made it how.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListReleases = channel.unary_unary(
+                '/sprachbund.v1.ReleaseService/ListReleases',
+                request_serializer=sprachbund_dot_v1_dot_audit__pb2.ListReleasesRequest.SerializeToString,
+                response_deserializer=sprachbund_dot_v1_dot_audit__pb2.ListReleasesResponse.FromString,
+                _registered_method=True)
+
+
+class ReleaseServiceServicer:
+    """For everybody to whom a reader's certificate was given: what is released, and nothing of who made it how.
+    """
+
+    def ListReleases(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ReleaseServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListReleases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReleases,
+                    request_deserializer=sprachbund_dot_v1_dot_audit__pb2.ListReleasesRequest.FromString,
+                    response_serializer=sprachbund_dot_v1_dot_audit__pb2.ListReleasesResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'sprachbund.v1.ReleaseService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('sprachbund.v1.ReleaseService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ReleaseService:
+    """For everybody to whom a reader's certificate was given: what is released, and nothing of who made it how.
+    """
+
+    @staticmethod
+    def ListReleases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sprachbund.v1.ReleaseService/ListReleases',
+            sprachbund_dot_v1_dot_audit__pb2.ListReleasesRequest.SerializeToString,
+            sprachbund_dot_v1_dot_audit__pb2.ListReleasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
