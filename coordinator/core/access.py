@@ -44,18 +44,14 @@ METHODS = {
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _PEOPLE,
 }
 
+#: Methods of the other port, on which nobody shows a certificate: whoever holds an invitation.
+WITHOUT_CERTIFICATE = frozenset({"/sprachbund.v1.EnrolmentService/Enrol"})
+
 
 def may_call(state: State, role: Role, name: str, fingerprint: str, method: str) -> Verdict:
     """Role, then standing: a person not revoked, a site enrolled with this very certificate and not suspended."""
     if role not in METHODS.get(method, set()):
-#: Methods of the other port, on which nobody shows a certificate: whoever holds an invitation.
-WITHOUT_CERTIFICATE = frozenset({"/sprachbund.v1.EnrolmentService/Enrol"})
-
         return Verdict(False, f"{role.value} {name} may not call {method}")
-    if role is not Role.SITE:
-        return Verdict(True, f"{role.value} {name}")
-    site = state.sites.get(SiteName(name))
-    if site is None:
     standing = may_go_on(state, role, name, fingerprint)
     if not standing.allowed or role is not Role.SITE:
         return standing
@@ -70,12 +66,16 @@ def may_go_on(state: State, role: Role, name: str, fingerprint: str) -> Verdict:
     A site that renewed its certificate meanwhile goes on with what it began; one that enrolled anew, because its
     key was stolen perhaps, does not.
     """
-        return Verdict(
+    if role is not Role.SITE:
         why = state.revoked.get(f"{role.value}/{name}")
         if why is not None:
             return Verdict(
                 False, f"{role.value} {name} was revoked: {why}; ask for a certificate of another name"
             )
+        return Verdict(True, f"{role.value} {name}")
+    site = state.sites.get(SiteName(name))
+    if site is None:
+        return Verdict(
             False, f"site {name} is not enrolled here; ask the consortium's admin for an invitation"
         )
     if site.status == "suspended":
@@ -85,14 +85,6 @@ def may_go_on(state: State, role: Role, name: str, fingerprint: str) -> Verdict:
     return Verdict(True, f"site {name}")
 
 
-def may_read(state: State, role: Role, name: str, digest: Digest) -> Verdict:
-    """A site reads the inputs of the jobs it holds a lease on, a reader what is released, and nothing else."""
-    if role is Role.READER:
-        if digest in released(state):
-            return Verdict(True, f"reader {name} reads releases")
-        return Verdict(False, f"no released version that reader {name} may read has it")
-    if role is not Role.SITE:
-        return Verdict(True, f"{role.value} {name} reads everything")
 def may_renew(site: Site, fingerprint: str, has_newest_key: bool) -> Verdict:
     """Who shows an older certificate may only ask once more for the newest: the answer that brought it was lost.
 
@@ -109,16 +101,20 @@ def _replaced(name: str) -> Verdict:
     )
 
 
+def may_read(state: State, role: Role, name: str, digest: Digest) -> Verdict:
+    """A site reads the inputs of the jobs it holds a lease on, a reader what is released, and nothing else."""
+    if role is Role.READER:
+        if digest in released(state):
+            return Verdict(True, f"reader {name} reads releases")
+        return Verdict(False, f"no released version that reader {name} may read has it")
+    if role is not Role.SITE:
+        return Verdict(True, f"{role.value} {name} reads everything")
     for job in state.live(SiteName(name)):
         if digest in job.inputs or digest == job.tokenizer:
             return Verdict(True, f"an input of {job.attempt}")
     return Verdict(False, f"no job that {name} holds needs it")
 
 
-def may_write(state: State, role: Role, name: str, size: int, bytes_max: int) -> Verdict:
-    """A site writes while it holds a lease, so that an idle or strange one cannot fill the disk."""
-    if size > bytes_max:
-        return Verdict(False, f"{size} bytes exceed the coordinator's upload_bytes_max of {bytes_max}")
 def released(state: State) -> set[Digest]:
     """The blobs of promoted versions: manifests and files, not what the outer optimizer keeps."""
     return {
@@ -130,6 +126,10 @@ def released(state: State) -> set[Digest]:
     }
 
 
+def may_write(state: State, role: Role, name: str, size: int, bytes_max: int) -> Verdict:
+    """A site writes while it holds a lease, so that an idle or strange one cannot fill the disk."""
+    if size > bytes_max:
+        return Verdict(False, f"{size} bytes exceed the coordinator's upload_bytes_max of {bytes_max}")
     if role is Role.SITE and not state.live(SiteName(name)):
         return Verdict(False, f"{name} holds no job whose result this could be")
     return Verdict(True, f"{role.value} {name} may upload")
