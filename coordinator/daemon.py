@@ -50,10 +50,10 @@ from coordinator.workshop import Workshop
 from policies.membership import load_membership
 
 _log = logging.getLogger(__name__)
+_STRANGERS_MAX = 50  # calls at once on the port that asks for no certificate; more are told to come again
 _GRACE_SECONDS = 0.5  # for calls in flight when we are asked to stop: agents repeat what is cut
 
 
-_STRANGERS_MAX = 50  # calls at once on the port that asks for no certificate; more are told to come again
 async def serve(config: CoordinatorConfig) -> None:
     """Run until SIGTERM or SIGINT. Writes the ports it got to ``home/ports.json`` once it answers."""
     home = Path(config.home)

@@ -46,7 +46,6 @@ class SetSite(Fact):
     reason: str
 
 
-class SubmitCampaign(Fact):
 class RevokePerson(Fact):
     role: Literal["admin", "auditor", "reader"]
     name: str
@@ -54,6 +53,7 @@ class RevokePerson(Fact):
     reason: str
 
 
+class SubmitCampaign(Fact):
     campaign: Campaign
     sender: str = ""  #: the admin, by the name in the certificate
 
@@ -140,6 +140,7 @@ Command = (
     | EnrolSite
     | RenewCertificate
     | SetSite
+    | RevokePerson
     | SubmitCampaign
     | StopCampaign
     | SyncSite
@@ -150,4 +151,3 @@ Command = (
     | MoveHead
     | Tick
 )
-    | RevokePerson

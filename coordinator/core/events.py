@@ -72,7 +72,6 @@ class SiteStatusChanged(Event):
     reason: str
 
 
-class CampaignOpened(Event):
 class PersonRevoked(Event):
     """Certificates of this name are refused for good; the person is given one of another name."""
 
@@ -82,6 +81,7 @@ class PersonRevoked(Event):
     reason: str
 
 
+class CampaignOpened(Event):
     campaign: Campaign
     sender: str = ""  #: the admin, by the name in the certificate
 
@@ -290,6 +290,7 @@ AnyEvent = (
     | CertificateRenewed
     | SiteDescribed
     | SiteStatusChanged
+    | PersonRevoked
     | CampaignOpened
     | CampaignEnded
     | TokenizerChosen
@@ -302,7 +303,6 @@ AnyEvent = (
     | AttemptUsed
     | AttemptGone
     | AllocationWarned
-    | PersonRevoked
     | AttemptEnded
     | ContributionReceived
     | ContributionAdmitted

@@ -27,8 +27,8 @@ class Invitation(msgspec.Struct):
     organisation: str
     country: str
     valid_until: float
-
     issued_at: float = 0.0
+
 
 class Spent(msgspec.Struct):
     """What a site's attempts used, all told: by the events, so by what its agent said."""
@@ -63,9 +63,9 @@ class Site(msgspec.Struct):
     queued: tuple[float, ...] = ()  #: seconds that its newest attempts waited in its queue, oldest first
     certificates: dict[str, str] = {}  #: every one it ever had, by fingerprint
     token_hash: str = ""  #: of the invitation it enrolled with last
-
     since_enrolment: tuple[str, ...] = ()  #: fingerprints of its certificates since then, the newest last
     suspended_at: float | None = None  #: since when; None: it is not
+
     def languages(self, access: str, heldout: bool = False) -> tuple[Language, ...]:
         """Languages of which the site holds documents (or held-out documents), sorted."""
         return tuple(
@@ -112,8 +112,8 @@ class Job(msgspec.Struct):
     envelope: Digest | None = None
     delivered_at: float = 0.0
     contribution: Contribution | None = None
-    refused_by: tuple[SiteName, ...] = ()
     measures: dict[str, float] = {}  #: what its inspection measured
+    refused_by: tuple[SiteName, ...] = ()
     disproved: tuple[SiteName, ...] = ()  #: whose result of this merge was refused; there is one right result
     planned_at: float = 0.0
     free_since: float = 0.0  #: when it last began to wait for a site
@@ -177,8 +177,8 @@ class Round(msgspec.Struct):
     jobs: tuple[JobId, ...] = ()  #: training
     late: tuple[JobId, ...] = ()  #: of earlier rounds, taken over
     left: tuple[JobId, ...] = ()  #: for the next round: still at it when it closed, or done when it failed
-    gate_jobs: tuple[JobId, ...] = ()
     check_jobs: tuple[JobId, ...] = ()  #: evaluations of single contributions, before they are merged
+    gate_jobs: tuple[JobId, ...] = ()
     collected: tuple[JobId, ...] = ()
     merged_by: str = "coordinator"  #: or "site", by ``merge_job``
     merge_job: JobId | None = None
@@ -231,6 +231,7 @@ class State(msgspec.Struct, dict=True):
     sites: dict[SiteName, Site] = {}
     campaigns: dict[CampaignId, CampaignState] = {}
     jobs: dict[JobId, Job] = {}
+    revoked: dict[str, str] = {}  #: people whose certificates are refused, as ``admin/ada``, and why
     layout: int = LAYOUT
 
     @property
@@ -245,7 +246,6 @@ class State(msgspec.Struct, dict=True):
         """Jobs that are not final, by id."""
         return self.index.open_jobs()
 
-    revoked: dict[str, str] = {}  #: people whose certificates are refused, as ``admin/ada``, and why
     def live(self, site: SiteName) -> tuple[Job, ...]:
         """Jobs this site holds a lease on, by id."""
         return tuple(j for j in self.open_jobs() if j.state is JobState.LEASED and j.site == site)
@@ -306,6 +306,7 @@ def _(event: ev.SiteEnrolled, state: State, at: float) -> None:
     site = known or Site(event.site, "", "", "", "", 0.0)
     site.organisation, site.country = invitation.organisation, invitation.country
     site.status, site.token_hash = "enrolled", event.token_hash
+    site.since_enrolment, site.suspended_at = (), None
     state.sites[event.site] = site
     _new_certificate(site, event.certificate, event.fingerprint, event.not_after)
 
@@ -318,13 +319,13 @@ def _(event: ev.CertificateRenewed, state: State, at: float) -> None:
 def _new_certificate(site: Site, certificate: str, fingerprint: str, not_after: float) -> None:
     site.certificate, site.fingerprint, site.not_after = certificate, fingerprint, not_after
     site.certificates = {**site.certificates, fingerprint: certificate}
+    site.since_enrolment = (*site.since_enrolment, fingerprint)
 
 
 @apply.register
 def _(event: ev.SiteDescribed, state: State, at: float) -> None:
     site = state.sites[event.site]
     site.agent_version, site.slots = event.agent_version, event.slots
-    site.since_enrolment, site.suspended_at = (), None
     site.draining, site.holdings, site.merges = event.draining, event.holdings, event.merges
     granted = {allocation.name: allocation.gpu_hours for allocation in site.allocations}
     for allocation in event.allocations:
@@ -344,7 +345,6 @@ def _(event: ev.SiteStatusChanged, state: State, at: float) -> None:
 @apply.register
 def _(event: ev.PersonRevoked, state: State, at: float) -> None:
     state.revoked = dict(sorted({**state.revoked, f"{event.role}/{event.name}": event.reason}.items()))
-    site.since_enrolment = (*site.since_enrolment, fingerprint)
 
 
 @apply.register

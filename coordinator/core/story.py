@@ -117,12 +117,12 @@ def sentence(event: ev.AnyEvent) -> str:
             return f"site {event.site} offers {event.slots} slot(s) and holds {held}{state}"
         case ev.SiteStatusChanged():
             return f"site {event.site} is now {event.status}: {event.reason}"
+        case ev.PersonRevoked():
+            return f"the certificates of {event.role} {event.name} were revoked by {event.by}: {event.reason}"
         case ev.CampaignOpened():
             spec = event.campaign
             return f"campaign {spec.campaign} opened: {spec.rounds} rounds, {', '.join(spec.languages)}"
         case ev.CampaignEnded():
-        case ev.PersonRevoked():
-            return f"the certificates of {event.role} {event.name} were revoked by {event.by}: {event.reason}"
             return f"campaign {event.campaign} {event.status}: {event.reason}"
         case ev.TokenizerChosen():
             return f"tokenizer {short(event.tokenizer)} chosen: {event.reason}"
