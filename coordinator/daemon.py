@@ -153,6 +153,7 @@ def main_server(
     artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(driver), server)
+    audit_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseService(driver), server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
     names = [
         module.DESCRIPTOR.services_by_name[service].full_name
@@ -160,6 +161,7 @@ def main_server(
             (admin_pb2, "AdminService"),
             (artifact_pb2, "ArtifactService"),
             (audit_pb2, "AuditService"),
+            (audit_pb2, "ReleaseService"),
             (health_pb2, "Health"),
             (site_pb2, "SiteService"),
         )
