@@ -17,6 +17,7 @@ from coordinator.workshop import Workshop, do, stop
 
 _log = logging.getLogger(__name__)
 _PATIENCE_SECONDS_MAX = 300.0
+_LOOK_SECONDS = 30.0  # at what is owed, though nothing changed
 _LIGHT = 2  # inspections and verdicts at a time
 
 
@@ -39,7 +40,7 @@ class Worker:
                             self._running[obligation] = asyncio.create_task(self._fulfil(obligation))
                 except SprachbundError as error:  # the ledger cannot be read just now
                     _log.error("the worker cannot see what it owes: %s", error)
-                await self._driver.news(30.0)
+                await self._driver.news(_LOOK_SECONDS)
         finally:
             for task in self._running.values():
                 task.cancel()

@@ -155,6 +155,10 @@ class Agent:
             await self._close()
         return Unavailable.exit_code if self._talk.trouble else 0
 
+    def look_now(self) -> None:
+        """Something at the site may have changed: do not wait for the next look."""
+        self._wake.set()
+
     # ---- inside
 
     def _speak(self) -> None:

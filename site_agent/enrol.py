@@ -46,12 +46,13 @@ def enrol(config: SiteConfig, invitation: Invitation) -> SiteIdentity:
             )
         if present.seconds_left(time.time()) > 0:
             return present
-    identity = asyncio.run(_ask(config, invitation, home))
+    identity = asyncio.run(ask(config, invitation, home))
     identity.save(home)
     return identity
 
 
-async def _ask(config: SiteConfig, invitation: Invitation, home: Path) -> SiteIdentity:
+async def ask(config: SiteConfig, invitation: Invitation, home: Path) -> SiteIdentity:
+    """A new identity, which is nowhere yet but here; raises as ``enrol``."""
     key = next_key(home)
     signed = signing_request(config.site, key)
     request = enrolment_pb2.EnrolRequest(token=invitation.token, signing_request=signed)
