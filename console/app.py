@@ -22,7 +22,7 @@ BEGIN, SITE, CAMPAIGNS, LOOK, AUDIT = (
 )
 _ORDER = (  # in which help names the commands; panels come in the order of their first one
     *("demo", "init", "coordinator", "invite", "site", "data", "courier"),
-    *("plan", "submit", "stop", "promote", "rollback", "sites", "revoke"),
+    *("plan", "simulate", "submit", "stop", "flower", "promote", "rollback", "sites", "revoke"),
     *("status", "watch", "versions", "why"),
     *("merge", "releases", "export", "checksums", "ledger", "verify"),
 )

@@ -7,11 +7,13 @@ from console import (
     auditing,
     courier,
     data,
+    flower,
     home,
     looking,
     merging,
     operating,
     planning,
+    simulating,
     site,
     site_jobs,
 )
@@ -19,7 +21,7 @@ from console.app import app
 
 COMMANDS = (  # importing them makes their commands
     *(home, site, site_jobs, operating, courier, data),
-    *(planning, administration, looking, merging, auditing),
+    *(planning, simulating, administration, flower, looking, merging, auditing),
 )
 
 

@@ -4,9 +4,7 @@ Blue is one direction, white is none in common, orange is against each other: co
 colour-blind readers, with the number in each cell while there is room. Light and dark follow the reader's page.
 """
 
-from html import escape
-
-from console.screens.parts import plain
+from console.screens.drawing import safe, text
 from consortium.merging.report import Group, Inspection
 
 _BLUE, _WHITE, _ORANGE, _NONE = (33, 102, 172), (247, 247, 247), (179, 88, 6), (150, 150, 150)
@@ -38,11 +36,11 @@ def heat_map(report: Inspection, title: str) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" role="img">',
-        f"<title>{_safe(title)}</title>",
+        f"<title>{safe(title)}</title>",
         f"<style>{_STYLE}</style>",
         f'<rect class="paper" width="{width}" height="{height}"/>',
-        _text(_MARGIN, _MARGIN + 12, title, "title"),
-        _text(_MARGIN, _MARGIN + 32, _about(report)),
+        text(_MARGIN, _MARGIN + 12, title, "title"),
+        text(_MARGIN, _MARGIN + 32, _about(report)),
     ]
     for index, group in enumerate(report.groups):
         left = _MARGIN + 20 + index % columns * step_x
@@ -50,7 +48,7 @@ def heat_map(report: Inspection, title: str) -> str:
         parts += _square(group, left, top, cell, numbered=count <= _NUMBERED)
     parts += _scale(_MARGIN + 20, below)
     for number, name in enumerate(report.contributions, 1):
-        parts.append(_text(_MARGIN + 20, below + 40 + _LINE * number, f"{number}  {name}"))
+        parts.append(text(_MARGIN + 20, below + 40 + _LINE * number, f"{number}  {name}"))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -61,9 +59,9 @@ def _about(report: Inspection) -> str:
 
 def _square(group: Group, left: int, top: int, cell: int, numbered: bool) -> list[str]:
     conflict = "all zero" if group.conflict is None else f"conflict {group.conflict:.2f}"
-    parts = [_text(left, top - 22, group.name, "title"), _text(left, top - 7, conflict)]
+    parts = [text(left, top - 22, group.name, "title"), text(left, top - 7, conflict)]
     for i, row in enumerate(group.cosines):
-        parts.append(_text(left - 10, top + i * cell + cell // 2 + 4, str(i + 1), "number"))
+        parts.append(text(left - 10, top + i * cell + cell // 2 + 4, str(i + 1), "number"))
         for j, cosine in enumerate(row):
             x, y = left + j * cell, top + i * cell
             red, green, blue = colour_of(cosine)
@@ -71,11 +69,11 @@ def _square(group: Group, left: int, top: int, cell: int, numbered: bool) -> lis
             said = "none" if cosine is None else f"{cosine:.3f}"
             parts.append(
                 f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill="{fill}">'
-                f"<title>{_safe(group.name)}: {i + 1} and {j + 1}: {said}</title></rect>"
+                f"<title>{safe(group.name)}: {i + 1} and {j + 1}: {said}</title></rect>"
             )
             if numbered and cosine is not None:
                 parts.append(
-                    _text(
+                    text(
                         x + cell // 2, y + cell // 2 + 4, _short(cosine), f"cell {ink_on(*colour_of(cosine))}"
                     )
                 )
@@ -89,7 +87,7 @@ def _scale(left: int, top: int) -> list[str]:
         fill = f"#{red:02x}{green:02x}{blue:02x}"
         parts.append(f'<rect x="{left + 5 * step}" y="{top}" width="5" height="12" fill="{fill}"/>')
     labels = ((0, "-1"), (103, "0"), (205, "+1"))
-    return parts + [_text(left + x, top + 28, word, "number") for x, word in labels]
+    return parts + [text(left + x, top + 28, word, "number") for x, word in labels]
 
 
 def colour_of(cosine: float | None) -> tuple[int, int, int]:
@@ -112,14 +110,5 @@ def ink_on(red: int, green: int, blue: int) -> str:
 
 def _short(cosine: float) -> str:
     """Two decimals without the zero before the point: ``.41``, ``-.07``, ``1``."""
-    text = f"{round(cosine, 2) + 0.0:.2f}"  # a rounded -0.001 is 0, not -0
-    return text[:-3] if text.endswith(".00") else text.replace("0.", ".", 1)
-
-
-def _text(x: int, y: int, words: str, kind: str = "") -> str:
-    look = f' class="{kind}"' if kind else ""
-    return f'<text x="{x}" y="{y}"{look}>{_safe(words)}</text>'
-
-
-def _safe(words: str) -> str:
-    return escape(plain(words))
+    spelt = f"{round(cosine, 2) + 0.0:.2f}"  # a rounded -0.001 is 0, not -0
+    return spelt[:-3] if spelt.endswith(".00") else spelt.replace("0.", ".", 1)

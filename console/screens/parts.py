@@ -118,6 +118,15 @@ def ahead(seconds: float) -> str:
     return f"{seconds / 3600:.3g} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
 
 
+def length(hours: float) -> str:
+    """Hours for a glance: ``0``, ``20 min``, ``7.5 h``, ``12 d``."""
+    if hours == 0:
+        return "0"
+    if hours < 1.5:
+        return f"{hours * 60:.2g} min" if hours * 60 < 10 else f"{hours * 60:.0f} min"
+    return f"{hours:.3g} h" if hours < 96 else f"{hours / 24:.3g} d"
+
+
 def table(*columns: str, width: int) -> Table:
     """A table without lines. A column named ``>x`` is right-aligned; ``x…`` takes what room is left."""
     grid = Table(

@@ -1,0 +1,75 @@
+"""What each round of a simulated run waited for: the last of its jobs, and where that job's time went."""
+
+import re
+from collections import defaultdict
+
+from consortium.canonical import Fact
+from simulation.outcome import Happening, Outcome
+
+_JOB = re.compile(r"(?P<campaign>.+)_r(?P<round>[0-9]+)-(?:seed|train-.+)\.a[0-9]+")
+_SENDING = ("staging", "uploading")
+_WAYS = ("queued", "running", *_SENDING)
+
+
+class RoundWait(Fact):
+    """A round's hours: those of its last training job, and what came after it. They add up to ``hours``."""
+
+    round: str  #: ``tiny-1/3``
+    hours: float
+    site: str  #: of the training job that ended last; "": no site trained in this round
+    queued_hours: float = 0.0  #: of that job, all its tries together
+    running_hours: float = 0.0
+    sending_hours: float = 0.0  #: the base to the site and the delta back
+    idle_hours: float = 0.0  #: neither: not given yet, between two tries, cut off, down
+    after_hours: float = 0.0  #: inspected, merged, judged; and waiting for nobody, by the policy
+
+    @property
+    def waited_for(self) -> str:
+        """The largest part, for people."""
+        parts = (
+            (self.queued_hours, f"{self.site}'s queue"),
+            (self.running_hours, f"{self.site}'s training"),
+            (self.sending_hours, f"{self.site}'s network"),
+            (self.idle_hours, f"{self.site}, which had no job or lost one"),
+            (self.after_hours, "merge and gate"),
+        )
+        return max(parts, key=lambda part: part[0])[1]
+
+
+def round_waits(found: Outcome) -> tuple[RoundWait, ...]:
+    """One for every round that happened, in order of time."""
+    jobs: dict[str, dict[str, list[Happening]]] = defaultdict(lambda: defaultdict(list))
+    for one in found.happenings:
+        match = _JOB.fullmatch(one.subject)
+        if match and one.until is not None and one.kind in _WAYS:
+            jobs[f"{match['campaign']}/{match['round']}"][one.place].append(one)
+    rounds = [one for one in found.happenings if one.kind == "round" and one.until is not None]
+    return tuple(
+        _wait(one, jobs.get(one.subject, {})) for one in sorted(rounds, key=lambda one: (one.at, one.subject))
+    )
+
+
+def _wait(one: Happening, sites: dict[str, list[Happening]]) -> RoundWait:
+    assert one.until is not None
+    begin, end = one.at, one.until
+    hours = (end - begin) / 3600.0
+    if not sites:
+        return RoundWait(round=one.subject, hours=hours, site="", after_hours=hours)
+    ends = {site: max(min(end, part.until or end) for part in parts) for site, parts in sites.items()}
+    site = max(sorted(ends), key=lambda name: ends[name])
+    spent: dict[str, float] = defaultdict(float)
+    for part in sites[site]:
+        stretch = min(end, part.until or end) - max(begin, part.at)
+        spent["sending" if part.kind in _SENDING else part.kind] += max(0.0, stretch) / 3600.0
+    after = (end - ends[site]) / 3600.0
+    known = spent["queued"] + spent["running"] + spent["sending"]
+    return RoundWait(
+        round=one.subject,
+        hours=hours,
+        site=site,
+        queued_hours=spent["queued"],
+        running_hours=spent["running"],
+        sending_hours=spent["sending"],
+        idle_hours=max(0.0, hours - after - known),
+        after_hours=after,
+    )
