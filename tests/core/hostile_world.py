@@ -2,7 +2,7 @@
 
 Sites lose, repeat and delay their Syncs, fail, refuse, forget and deliver garbage; the worker is slow and repeats
 itself; the coordinator crashes; admins meddle; time jumps. No threads, no clock: ``python hostile_world.py SEED ...``
-prints the hash of each seed's ledger. ``ledger_rules`` watches every event.
+prints the hash of each seed's ledger. ``simulation.rules`` watches every event.
 """
 
 import hashlib
@@ -25,7 +25,6 @@ from consortium_in_facts import (
     refused,
     sync,
 )
-from ledger_rules import Rules
 
 from consortium.canonical import encode, replace
 from consortium.capacity import Allocation, Usage, Window
@@ -40,6 +39,7 @@ from coordinator.core.story import tell
 from coordinator.core.view import view
 from coordinator.core.waits import waits
 from policies.campaign import Campaign, Quorum, Rivals, TrainPlan
+from simulation.rules import Rules
 
 FAULTY_STEPS = 150
 CALM_STEPS = 600  #: within which every campaign must end

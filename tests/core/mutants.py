@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("consortium", "coordinator", "policies", "protos", "site_agent", "pyproject.toml")
+COPIED = ("consortium", "coordinator", "policies", "protos", "simulation", "site_agent", "pyproject.toml")
 
 
 class Mutant(NamedTuple):

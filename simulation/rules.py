@@ -6,8 +6,9 @@
 import math
 from collections.abc import Mapping
 
-from consortium_in_facts import round_trip
+import msgspec
 
+from consortium.canonical import encode
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, SiteName, attempt_of
 from consortium.jobs import Merge, Outcome, Purpose
 from coordinator.core import events as ev
@@ -32,7 +33,8 @@ class Rules:
         self._before(event, at, heard, started)
         self.accounts.watch(event, self.state, at)
         apply(event, self.state, at)
-        self.accounts.agree(self.state)
+        if isinstance(event, ev.AttemptUsed | ev.SiteDescribed):
+            self.accounts.agree(self.state)
         self._after(event)
 
     # --- what must be so for the event to be allowed ---
@@ -209,7 +211,7 @@ class Rules:
         if isinstance(event, ev.CampaignEnded):
             open_jobs = [j.id for j in self.state.jobs.values() if j.campaign == event.campaign]
             assert all(self.state.jobs[job].is_final for job in open_jobs), "work goes on after the end"
-        leased = {j.id: j.attempt for j in self.state.jobs.values() if j.state is JobState.LEASED}
+        leased = {j.id: j.attempt for j in self.state.open_jobs() if j.state is JobState.LEASED}
         assert leased == self.live
         for campaign in self.state.campaigns.values():
             self._head(campaign)
@@ -230,6 +232,7 @@ class Accounts:
 
     def __init__(self) -> None:
         self.used: dict[AttemptId, tuple[SiteName, str, float]] = {}  #: GPU-seconds, all told
+        self.charges: dict[tuple[SiteName, str], float] = {}  #: the same, by site and allocation
         self.expected: dict[AttemptId, tuple[SiteName, str, float]] = {}
         self.at_work: set[AttemptId] = set()  #: as far as their sites have said, wanted or not
 
@@ -257,7 +260,10 @@ class Accounts:
                     "charged to another"
                 )
                 assert event.gpu_seconds >= 0
-                self.used[event.attempt] = (event.site, event.allocation, event.gpu_seconds)
+                place = (event.site, event.allocation)
+                before = self.used.get(event.attempt, (*place, 0.0))[2]
+                self.charges[place] = self.charges.get(place, 0.0) + event.gpu_seconds - before
+                self.used[event.attempt] = (*place, event.gpu_seconds)
             case ev.AllocationWarned():
                 site = state.sites[event.site]
                 assert event.percent in (80, 95) and site.warned.get(event.allocation, 0) < event.percent
@@ -280,12 +286,20 @@ class Accounts:
         assert 0.0 < free and event.gpu_hours * 3600.0 <= free * (1 + 1e-9), "leased beyond what is left"
 
     def charged(self, site: SiteName, allocation: str) -> float:
-        return sum(seconds for s, a, seconds in self.used.values() if (s, a) == (site, allocation))
+        return self.charges.get((site, allocation), 0.0)
 
     def agree(self, state: State) -> None:
         """The state's sums are those of the events."""
         for name, site in state.sites.items():
-            every = sum(seconds for s, _, seconds in self.used.values() if s == name)
-            assert math.isclose(site.spent.gpu_seconds, every, abs_tol=1e-6)
+            mine = {allocation: used for (s, allocation), used in self.charges.items() if s == name}
+            assert math.isclose(site.spent.gpu_seconds, sum(mine.values()), abs_tol=1e-6, rel_tol=1e-9)
             for allocation, charged in site.charged.items():
-                assert math.isclose(charged, self.charged(name, allocation), abs_tol=1e-6)
+                assert math.isclose(charged, mine.get(allocation, 0.0), abs_tol=1e-6, rel_tol=1e-9)
+
+
+def round_trip(event: ev.AnyEvent) -> ev.AnyEvent:
+    """The event as it comes back from the ledger."""
+    data = encode(event)
+    back: ev.AnyEvent = msgspec.convert(msgspec.json.decode(data), type=ev.AnyEvent)
+    assert encode(back) == data
+    return back
