@@ -100,7 +100,8 @@ def _run(plan: "Plan", seed: int, weather: "Weather", quiet: bool) -> "Outcome":
     from simulation.run import simulate  # type: ignore[attr-defined]
 
     with _progress(plan.hours_max, quiet) as moved:
-        return simulate(plan, seed, weather, progress=moved)
+        found: Outcome = simulate(plan, seed, weather, progress=moved)
+        return found
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ class SitePlan(Habits):
     name: SiteName
     organisation: str = ""  #: empty: the site's name
     languages: dict[Language, Held] = {}  #: text that never leaves the site
-    public: dict[Language, Held] = {}  #: text that may serve as the replayed public slice
+    public: dict[Language, Held] = {}  #: text that may serve as the replayed public slice; empty: the plan's
 
 
 class Spread(Fact):
@@ -144,6 +144,7 @@ class PlanInFile(Fact):
     campaign: str  #: a campaign file; relative to the plan's
     sites: tuple[SitePlan, ...] = ()
     generate: SiteFamily | None = None
+    public: dict[Language, Held] = {}  #: public text that every named site has, unless it names its own
     hours_max: Positive = 2000.0
     training: Literal["cost", "real"] = "cost"
     model_bytes: Count

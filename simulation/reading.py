@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from consortium.canonical import Fact, decode, replace
+from consortium.checking import Place
 from consortium.errors import BadInput
 from consortium.ids import Language, site_name
 from consortium.loading import Document, Problems, read, read_bytes
@@ -35,7 +36,10 @@ def load_plan(path: str | Path, num_sites: int | None = None, languages: Languag
     found = problems.attempt(
         ("campaign",), lambda name: load_campaign(document.beside(name), known), written.campaign
     )
-    sites = tuple(_checked(site, index, problems, known) for index, site in enumerate(written.sites))
+    public = _held(written.public, ("public",), problems, known)
+    sites = tuple(
+        _checked(site, public, ("sites", index), problems, known) for index, site in enumerate(written.sites)
+    )
     names = [site.name for site in sites]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -62,31 +66,39 @@ def load_plan(path: str | Path, num_sites: int | None = None, languages: Languag
     return PlanFile(plan=plan, notes=(*found.notes, *_notes(plan, found, document)))
 
 
-def _checked(site: SitePlan, index: int, problems: Problems, known: Languages) -> SitePlan:
-    """The site with its languages as we spell them."""
-    place = ("sites", index)
+def _checked(
+    site: SitePlan, public: dict[Language, Held], place: Place, problems: Problems, known: Languages
+) -> SitePlan:
+    """The site with its languages as we spell them; ``public`` is what everybody has."""
     problems.attempt((*place, "name"), site_name, site.name)
     if problems.attempt((*place, "timezone"), time_zone, site.timezone) is not None:
         if site.allocation is not None:
             problems.attempt((*place, "allocation", "until"), site.allocation.told, site.timezone)
         for number, window in enumerate(site.windows):
             problems.attempt((*place, "windows", number), window.told, site.timezone)
-    spelt = {}
-    for key in ("languages", "public"):
-        held: dict[Language, Held] = {}
-        for tag, one in getattr(site, key).items():
-            code = problems.attempt((*place, key, tag), known.normalise, tag)
-            if code is not None and code in held:
-                problems.add((*place, key, tag), f"{code} stands there twice; keep one of them")
-            if one.heldout >= one.documents:
-                sentence = (
-                    f"{one.heldout} of {one.documents} documents leave none to train on; hold out fewer"
-                )
-                problems.add((*place, key, tag, "heldout"), sentence)
-            held[code or Language(tag)] = one
-        spelt[key] = dict(sorted(held.items()))
-    outages = tuple(sorted(site.outages, key=lambda outage: outage.from_hours))
-    return replace(site, organisation=site.organisation or site.name, outages=outages, **spelt)
+    return replace(
+        site,
+        organisation=site.organisation or site.name,
+        languages=_held(site.languages, (*place, "languages"), problems, known),
+        public=_held(site.public, (*place, "public"), problems, known) or public,
+        outages=tuple(sorted(site.outages, key=lambda outage: outage.from_hours)),
+    )
+
+
+def _held(
+    written: dict[Language, Held], place: Place, problems: Problems, known: Languages
+) -> dict[Language, Held]:
+    """Text by language as we spell it, sorted."""
+    held: dict[Language, Held] = {}
+    for tag, one in written.items():
+        code = problems.attempt((*place, tag), known.normalise, tag)
+        if code is not None and code in held:
+            problems.add((*place, tag), f"{code} stands there twice; keep one of them")
+        if one.heldout >= one.documents:
+            sentence = f"{one.heldout} of {one.documents} documents leave none to train on; hold out fewer"
+            problems.add((*place, tag, "heldout"), sentence)
+        held[code or Language(tag)] = one
+    return dict(sorted(held.items()))
 
 
 def _drawn(
@@ -135,6 +147,10 @@ def _notes(plan: Plan, found: CampaignFile, document: Document) -> list[str]:
         sentence = "its model's and tokenizer's files are not read: the simulation makes both anew"
         notes.append(document.worded(("campaign",), sentence))
     held = {tag for site in plan.sites for tag in site.languages}
+    whole = set(plan.campaign.languages)
+    if not any(whole <= set(site.public) for site in plan.sites):
+        sentence = "no site has public text in all languages, which the tokenizer and the seed round need"
+        notes.append(document.worded(("public",), sentence))
     nobodys = [tag for tag in plan.campaign.languages if tag not in held]
     if nobodys:
         notes.append(document.worded(("sites",), f"nobody has text of its own in {', '.join(nobodys)}"))

@@ -32,6 +32,16 @@ def test_an_example_is_read_with_languages_sites_and_campaign() -> None:
     assert plan.started_at == 1767571200.0
 
 
+def test_public_text_of_the_plan_is_every_sites_that_names_none(tmp_path: Path) -> None:
+    text = "public: {ell: {documents: 900}}\nsites: [{name: a}, {name: b, public: {mt: {documents: 300}}}]"
+    assert [list(site.public) for site in load_plan(written(tmp_path, text)).plan.sites] == [["el"], ["mt"]]
+
+
+def test_the_examples_mean_what_they_say() -> None:
+    for file in ("small.yaml", "centres.yaml"):
+        assert load_plan(EXAMPLES / file).notes == ()
+
+
 def test_a_plan_does_not_remember_where_its_files_lay(tmp_path: Path) -> None:
     text = SMALL.read_text(encoding="utf-8").replace("../campaign-tiny.yaml", CAMPAIGN)
     (tmp_path / "copied.yaml").write_text(text, encoding="utf-8")
