@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from consortium.canonical import digest_of_fact
+from consortium.canonical import digest_of_fact, replace
 from consortium.errors import BadInput
 from simulation.plan import faster
 from simulation.reading import load_plan
@@ -137,6 +137,19 @@ def test_a_weather_is_a_preset_or_so_many_times_one() -> None:
 def test_a_weather_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match=r"did you mean 'rough'|the factor is a number|write one of: calm"):
         weather_of(text)
+
+
+def test_a_fault_can_be_spared_by_its_name_and_by_its_hour() -> None:
+    rough = replace(
+        PRESETS["rough"], begins_after_hours=10.0, clears_after_hours=20.0, spared=("crash coordinator 3",)
+    )
+    assert not rough.lets_fall("crash", "coordinator", 3, 15.0)
+    assert [rough.lets_fall("crash", "coordinator", 2, hours) for hours in (9.0, 10.0, 19.0, 20.0)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_each_weather_is_at_least_as_wild_as_the_one_before() -> None:
