@@ -104,22 +104,28 @@ def verify(
     rebuild: Annotated[
         bool, typer.Option("--rebuild/--no-rebuild", help="Merge every version again from its contributions.")
     ] = True,
+    checkpoints: Annotated[
+        list[Path] | None,
+        typer.Option("--checkpoints", metavar="FILE", help="A site's checkpoints.jsonl; may be given often."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check everything a coordinator keeps, offline, and change nothing.
 
     The ledger's chain and signatures, every blob, every contribution, every gate; and that each version comes
-    out of its contributions with the same digest.
+    out of its contributions with the same digest. With what sites kept, also that history was not rewritten.
     """
     from consortium.errors import Corrupt
+    from consortium.witnesses import kept_in
     from coordinator.verification import verify as check
 
     console = screen(stderr=True)
+    seen = [one for path in checkpoints or () for one in kept_in(path)]
     if as_json or not console.is_terminal:
-        report = check(home, rebuild=rebuild, model=model)
+        report = check(home, rebuild=rebuild, model=model, seen=seen)
     else:
         with console.status("") as status:
-            report = check(home, rebuild=rebuild, model=model, progress=status.update)
+            report = check(home, rebuild=rebuild, model=model, progress=status.update, seen=seen)
     answer(as_json, report, _told(report, home))
     if not report.ok:
         raise typer.Exit(Corrupt.exit_code)

@@ -121,3 +121,38 @@ def doctor(config: Config, as_json: Json = False) -> None:
     bad = [check for check in checks if not check.is_good]
     if bad:
         raise typer.Exit(bad[0].exit_code or Unavailable.exit_code)
+
+
+@command("audit", "sprachbund site audit site.yaml", under=site)
+def audit(
+    config: Config,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Read what `sprachbund ledger export` wrote, rather than ask the coordinator.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the coordinator's ledger with every signed head that this site was shown.
+
+    Exits with 3 if history was rewritten or cut: keep checkpoints.jsonl then, and show both to the auditor.
+    """
+    from console.output import screen
+    from console.site_audit import audit as compare
+    from consortium.errors import Corrupt
+    from site_agent.config import load_site_config
+
+    loaded, console = load_site_config(config), screen(stderr=True)
+    if as_json or not console.is_terminal:
+        found = compare(loaded, ledger)
+    else:
+        with console.status("") as status:
+            found = compare(loaded, ledger, lambda number: status.update(f"entry {number}"))
+    ending = "history is what it was" if not found.problems else "do not go on; show this to the auditor"
+    lines = [f"✗ {problem}" for problem in found.problems]
+    text = "\n".join([*lines, f"{found.entries} entries, {found.heads} signed heads compared: {ending}"])
+    answer(as_json, found, text)
+    if found.problems:
+        raise typer.Exit(Corrupt.exit_code)

@@ -5,7 +5,7 @@ rebuilt beside, in a temporary folder. What is found wrong is said with its plac
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -14,11 +14,12 @@ from cryptography.exceptions import InvalidSignature
 from consortium.canonical import Fact, encode
 from consortium.errors import Corrupt, SprachbundError
 from consortium.identity import identity_of
-from consortium.ids import short
+from consortium.ids import CampaignId, short
 from consortium.manifests import FileRef, VersionManifest
 from consortium.roles import Role
 from consortium.store import BlobStore
 from consortium.versions import manifest_of, verify_directory
+from consortium.witnesses import Seen, Witnesses
 from coordinator.core.decide import BY_HAND
 from coordinator.core.state import CampaignState, Job, Site, State, Version, apply, is_current
 from coordinator.driver import decode_event
@@ -58,19 +59,24 @@ class _Findings:
 
 
 def verify(
-    home: Path, rebuild: bool = True, model: Path | None = None, progress: Progress = lambda text: None
+    home: Path,
+    rebuild: bool = True,
+    model: Path | None = None,
+    progress: Progress = lambda text: None,
+    seen: Sequence[Seen] = (),
 ) -> Report:
     """Check everything below a coordinator's ``home``.
 
     rebuild  also make every merged version again from its contributions (minutes for large models)
     model    a Hugging Face folder that should be one of the versions
+    seen     signed heads that sites have kept
     """
     found = _Findings(progress)
     ledger = home / "ledger.sqlite"
     progress("ledger: chain, checkpoints, snapshot")
     for problem in verify_chain(ledger):
         found.problems.append(f"ledger {ledger.name}, entry {problem.sequence}: {problem.what}")
-    state = _replayed(ledger, found)
+    state = _replayed(ledger, found, seen)
     if state is None:
         return _report(found)
     store = BlobStore(home / "store")
@@ -109,9 +115,9 @@ def _agrees(state: State, snapshot: bytes) -> bool:
     return not is_current(snapshot) or state.snapshot() == snapshot
 
 
-def _replayed(path: Path, found: _Findings) -> State | None:
+def _replayed(path: Path, found: _Findings, seen: Sequence[Seen]) -> State | None:
     """The state as the events alone tell it; a snapshot must agree with it byte for byte."""
-    state = State()
+    state, witnesses = State(), Witnesses(seen)
     try:
         with Ledger(path, read_only=True) as ledger:
             snapshot = ledger.snapshot()
@@ -122,10 +128,14 @@ def _replayed(path: Path, found: _Findings) -> State | None:
                         f"ledger snapshot at {snapshot.seq}: differs from the replay of its events"
                     )
                 found.checked["event"] = recorded.seq
+                witnesses.take(recorded.seq, recorded.hash)
             key = bytes.fromhex(state.ledger_key)
     except Exception as problem:  # of any kind: the events may be forged
         found.problems.append(f"ledger: replay stops after entry {found.checked.get('event', 0)}: {problem}")
         return None
+    if seen:
+        found.checked["witnessed head"] = witnesses.num_heads
+        found.problems.extend(witnesses.problems(key))
     for fault in verify_chain(path, key):
         text = f"ledger {path.name}, entry {fault.sequence}: {fault.what}"
         if text not in found.problems:
@@ -161,8 +171,8 @@ def _contribution(state: State, job: Job, workshop: Workshop) -> None:
         raise Corrupt(f"should not have been admitted: {again.reason}")
     if again.contribution != job.contribution:
         raise Corrupt("the signed manifest is not the one that the ledger admitted")
-    known = state.campaigns[job.campaign].scores
     for subject, languages in again.scores.items():
+        known = state.campaigns[job.campaign].scores
         for language, score in languages.items():
             if known[subject][language][job.contribution.site] != score:
                 raise Corrupt(
