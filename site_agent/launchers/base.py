@@ -7,8 +7,9 @@ The promises, which one contract test suite asks of every launcher:
    durably, before anything is started, and notes the native id after.
 2. One start a life. However often, and by however many agents, a life is submitted, at most one process of
    it ever does work. A crash between start and note is healed by looking for the name, not by a second start.
-3. Poll answers for all at once. ``GONE`` is said only when no process of the newest life is left and none
-   will start any more. Whatever cannot be known is ``UNKNOWN``, with the reason.
+3. Poll answers for all at once. ``GONE`` is said only when no process of the newest life is left, none will
+   start any more, and ``usage.json`` is final: the agent reports it and drops the directory, and no later look
+   changes it. Whatever cannot be known is ``UNKNOWN``, with the reason.
 4. A life outlives the agent that started it, and owes it nothing: no pipe, no terminal, no secret.
 5. Cancel asks nothing of the job. Cancelling what is gone, or twice, does no harm.
 """

@@ -16,9 +16,11 @@ from consortium.errors import BadInput, Refused, Unavailable
 from consortium.files import disk_errors, make_folder, write_bytes_atomically
 from policies.site_profile import SiteProfile
 from site_agent.config import SiteConfig
-from site_agent.launchers.slurm.answer import Queue, QueueRow, State, Submission, state_of
+from site_agent.launchers.slurm.answer import Queue, QueueRow
 from site_agent.launchers.slurm.commands import Commands, LocalCommands
 from site_agent.launchers.slurm.controller import Controller
+from site_agent.launchers.slurm.submission import Submission
+from site_agent.launchers.slurm.words import State, state_of
 
 MINUTES = 240
 _BEGIN_MINUTES = 10  # between the beginnings of two links at least

@@ -291,7 +291,7 @@ def _sacct(root: Path, arguments: list[str], mood: dict[str, Any]) -> tuple[str,
             if mood.get("sacct") == "late" and row is job:
                 state, end = "RUNNING", None
             started = row["start"]
-            elapsed = int((end or time.time()) - started) if started else 0
+            elapsed = max(0, int((end or time.time()) - started)) if started else 0
             nodes, tres = (
                 ("node0", "billing=1,cpu=1,gres/gpu:a100=2,gres/gpu=2,node=1")
                 if started
@@ -400,12 +400,13 @@ def _run(root: Path, id_: str) -> int:
                         **restarts,
                     },
                 )
+                before = max((row["start"] or 0.0 for row in job["history"]), default=0.0)
                 _save(
                     root,
                     {
                         **job,
                         "state": "RUNNING",
-                        "start": time.time(),
+                        "start": max(time.time(), before + 1.0),  # no Slurm starts one twice in a second
                         "end": None,
                         "pid": child.pid,
                         "ending": "",

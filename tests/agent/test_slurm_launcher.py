@@ -107,7 +107,7 @@ def directory(tmp_path):
 
 def again(launcher, directory):
     """The answer to a new question."""
-    launcher._pause = 0.0
+    launcher._pace.pause = 0.0
     return look(launcher, directory)
 
 
@@ -384,6 +384,49 @@ def test_without_accounting_the_controller_and_the_jobs_own_record_are_asked(slu
     assert look(launcher, directory).detail == "exit code 4"
     assert usage_of(directory).source == "clock"
     assert sum(line.startswith("sacct") for line in slurm.asked) == 1  # it will not be there the next time
+
+
+def test_an_end_is_told_when_accounting_has_it_and_never_counted_anew(slurm, launch, directory):
+    launcher = launch()
+    begin(launcher, directory)
+    slurm.mood(sacct="late")
+    (directory / "go").write_text("0")
+    until(lambda: slurm.job("1")["state"] == "COMPLETED", "the end")
+    for _ in range(3):
+        sighting = again(launcher, directory)
+        assert sighting.seen is Seen.UNKNOWN
+        assert "exit code 0" in sighting.detail and "sacct says RUNNING of 1" in sighting.detail
+    slurm.mood(sacct=None)
+    assert again(launcher, directory).seen is Seen.GONE
+    assert usage_of(directory).source == "sacct"
+    before, asked = (directory / "usage.json").read_bytes(), len(slurm.asked)
+    slurm.change("1", start=1.0)
+    assert look(launch(), directory).seen is Seen.GONE
+    assert ((directory / "usage.json").read_bytes(), len(slurm.asked)) == (before, asked)
+
+
+def test_an_account_that_stays_open_is_closed_by_the_jobs_own_record_after_two_minutes(
+    slurm, launch, directory, clock
+):
+    """A job that accounting believes to run for ever; its use by then would be wrong, and grow."""
+    begin(launch(), directory)
+    slurm.mood(sacct="late")
+    slurm.change("1", start=time.time() - 1000.0)
+    (directory / "go").write_text("0")
+    until(lambda: slurm.job("1")["state"] == "COMPLETED", "the end")
+    assert look(launch(), directory).seen is Seen.UNKNOWN
+    clock.ahead = 119.0
+    assert look(launch(), directory).seen is Seen.UNKNOWN
+    clock.ahead = 121.0
+    assert look(launch(), directory).seen is Seen.GONE
+    end, usage = end_of(directory), usage_of(directory)
+    assert (usage.source, usage.seconds) == ("clock", end["ended"] - end["began"])
+    slurm.mood(sacct=None)
+    assert look(launch(), directory).seen is Seen.GONE
+    assert usage_of(directory) == usage  # what was told is told
+    begin(launch(), directory, life=2)
+    until(lambda: is_gone(launch(), directory), "the second end")
+    assert usage_of(directory).seconds >= 1000.0  # the next life's account has it right
 
 
 def test_accounting_alone_never_ends_a_job_that_it_believes_to_run(slurm, launch, directory, clock):

@@ -6,7 +6,7 @@ from test_documents import check_table, rows, text_of
 
 from policies.site_profile import SiteProfile
 from site_agent.core.facts import Cause
-from site_agent.launchers.slurm.notes import DOUBT_FILE, submitted_name
+from site_agent.launchers.slurm.notes import DOUBT_FILE, over_name, submitted_name
 from site_agent.launchers.slurm.request import log_name, script_name
 from site_agent.launchers.slurm.verdict import Patience
 
@@ -22,7 +22,7 @@ def test_every_cause_of_an_end_stands_in_the_table(cause: Cause) -> None:
 
 
 def test_the_files_are_named_as_they_are() -> None:
-    for name in (script_name(0), log_name(0), submitted_name(0), DOUBT_FILE):
+    for name in (script_name(0), log_name(0), submitted_name(0), over_name(0), DOUBT_FILE):
         assert name.replace(".0.", ".<life>.") in text_of("slurm.md")
 
 
@@ -34,4 +34,5 @@ def test_the_waits_are_those_of_the_code() -> None:
     assert patience.begin_seconds == 15 * 60 and "after 15 minutes nothing has begun" in text
     assert patience.lost_seconds == 10 * 60 and "after ten minutes node_failed" in text
     assert patience.requeue_seconds == 150 and "after two and a half minutes more" in text
+    assert patience.account_seconds == 120 and "Two minutes after the end was first believed" in text
     assert patience.answers == 2 and "at the second look" in text

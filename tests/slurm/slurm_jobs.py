@@ -33,7 +33,14 @@ while not (directory / "go").exists():
         sys.exit(75)
 sys.exit(int((directory / "go").read_text() or 0))
 """
-PATIENCE = Patience(answers=2, requeue_seconds=30.0, intent_seconds=3.0, lost_seconds=6.0, begin_seconds=60.0)
+PATIENCE = Patience(
+    answers=2,
+    requeue_seconds=30.0,
+    intent_seconds=3.0,
+    lost_seconds=6.0,
+    begin_seconds=60.0,
+    account_seconds=5.0,
+)
 
 
 class CountedCommands(LocalCommands):

@@ -1,10 +1,9 @@
-"""How to read what ``sbatch``, ``squeue``, ``sacct``, ``scancel`` and ``scontrol`` say; 22.05 and 24.11 alike.
+"""How to read what ``squeue``, ``sacct``, ``scontrol`` and ``scancel`` say of jobs; 22.05 and 24.11 alike.
 
 Pure. What cannot be read is never guessed: a line that is none is left out and the answer no longer counts as whole,
-so that nobody's absence follows from it. Verdicts on what was read are in ``verdict``.
+so that nobody's absence follows from it. What its words mean is in ``words``, verdicts on it are in ``verdict``.
 """
 
-import enum
 import math
 import re
 
@@ -20,101 +19,7 @@ ACCOUNT_FIELDS = (
 )
 
 _NO_VALUE = 0xFFFF_FFFE  # slurm.h: NO_VAL; with INFINITE above it
-_LATER = (  # the controller, the database or the network could not be asked; nothing was done
-    "unable to contact",
-    "connection refused",
-    "temporarily",
-    "zero bytes",
-    "slurmdbd",
-    "problem talking to the database",
-    "transport endpoint",
-    "busy",
-    "resource temporarily unavailable",
-    "try again",
-    "cannot allocate memory",
-    "slurm backup controller in standby",
-    "maxsubmit",  # QOSMaxSubmitJobPerUserLimit, AssocMaxSubmitJobLimit: too many at once
-    "grpsubmit",
-    "no route to host",
-    "name or service not known",
-    "partition not available",  # inactive or drained; the partition's configuration "not available now"
-    "partition configuration not available",
-    "reservation is invalid",  # it has not begun, or is being made anew
-    "protocol authentication error",  # munge is down, or clocks are apart
-    "invalid authentication credential",
-    "munge",
-)
-#: What no time mends: the request itself, or who asks, is wrong. The words of slurm_errno.c, and of options.
-_WRONG = (
-    "invalid account",
-    "invalid partition name",
-    "not permitted to use this partition",
-    "access/permission denied",
-    "invalid qos",
-    "requested node configuration is not available",
-    "node count specification invalid",
-    "invalid node count",
-    "invalid node name",
-    "cpu count per node can not be satisfied",
-    "cpu count specification invalid",
-    "memory specification can not be satisfied",
-    "more processors requested than permitted",
-    "requested topology configuration is not available",
-    "generic resource (gres) specification",
-    "trackable resource (tres) specification",
-    "requested gres option unsupported",
-    "requested time limit is invalid",
-    "invalid time limit",
-    "invalid feature",
-    "invalid constraint",
-    "invalid license",
-    "unrecognized option",
-    "invalid option",
-    "requires an argument",
-    "doesn't allow an argument",
-    "option is ambiguous",
-    "unknown option",
-)
-_UNSURE = ("timed out", "zero bytes", "connection reset", "unexpected message", "transport endpoint")
-_ID = re.compile(r"([0-9]+)(;[A-Za-z0-9_.-]+)?")
 _UNKNOWN_JOB = ("invalid job id specified", "invalid job id", "already completing or completed")
-
-
-class State(enum.Enum):
-    """What a job state says of processes. Source: squeue(1), section JOB STATE CODES."""
-
-    PENDING = "pending"
-    ACTIVE = "active"
-    FINAL = "final"
-    UNKNOWN = "unknown"
-
-
-_PENDING = "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT RESV_DEL_HOLD SUSPENDED"
-_ACTIVE = "RUNNING COMPLETING STAGE_OUT SIGNALING STOPPED RESIZING EXPEDITING POWER_UP_NODE"
-_FINAL = (
-    "COMPLETED FAILED OUT_OF_MEMORY TIMEOUT DEADLINE CANCELLED REVOKED PREEMPTED NODE_FAIL BOOT_FAIL "
-    "LAUNCH_FAILED RECONFIG_FAIL"
-)
-_STATES = {
-    word: state
-    for words, state in ((_PENDING, State.PENDING), (_ACTIVE, State.ACTIVE), (_FINAL, State.FINAL))
-    for word in words.split()
-}
-
-#: Reasons for which a job waits for a person who changes it or the site, never for time. The others wait.
-_NEVER = re.compile(
-    r"DependencyNeverSatisfied|PartitionTimeLimit|PartitionNodeLimit|BadConstraints|InvalidAccount|InvalidQOS"
-    r"|AccountNotAllowed|QOSNotAllowed|ReservationDeleted|DeadLine|BadFederation|InvalidFeature"
-    r"|(QOS|Assoc)Max\w*(PerJob|PerNode|WallDuration)\w*"
-    r"|(QOS|Assoc)Min\w*|QOSTimeLimit|AssociationTimeLimit|AssocMaxTimeLimit|QOSMaxTimeLimit"
-)
-
-#: An administrator holds it: perhaps for a maintenance, perhaps for good.
-_HELD = re.compile(r"JobHeldAdmin|job.requeued.in.held.state")
-#: Slurm tried and gave up; a new job may come to another node.
-_NOT_LAUNCHED = re.compile(r"launch.failed.requeued.held|JobHoldMaxRequeue")
-#: What an account or QOS was granted is used; not the limit on what runs at once (RunMinutes), which frees itself.
-_SPENT = re.compile(r"(Assoc|QOS)Grp(?!\w*Run)\w*(Minutes|WallLimit)")
 
 
 class QueueRow(Fact):
@@ -164,84 +69,10 @@ class Account(Fact):
     is_off: bool = False  #: this site keeps no accounting: asking again does not help
 
 
-class Submission(Fact):
-    """What ``sbatch`` said; exactly one of the five is there."""
-
-    id: str = ""
-    refused: str = ""  #: final: the request itself is wrong
-    later: str = ""  #: nothing was submitted, it may work later
-    objects: str = ""  #: nothing was submitted, and it is not known whether time mends that
-    unsure: str = ""  #: it may have been submitted
-
-
-def state_of(word: str) -> State:
-    """Of the first word of a state: ``CANCELLED by 0``, and ``CANCELLED+`` where it was cut off."""
-    first = first_word(word)
-    if word.rstrip().endswith("+") and first not in _STATES:
-        meant = {state for name, state in _STATES.items() if first and name.startswith(first)}
-        return meant.pop() if len(meant) == 1 else State.UNKNOWN
-    return _STATES.get(first, State.UNKNOWN)
-
-
-def first_word(state: str) -> str:
-    words = state.split()
-    return words[0].rstrip("+") if words else ""
-
-
-def never_starts(reason: str) -> bool:
-    """Whether a waiting job's reason says that time alone will not start it."""
-    return _NEVER.search(reason) is not None
-
-
-def is_held(reason: str) -> bool:
-    """Whether an administrator holds a waiting job."""
-    return _HELD.search(reason) is not None
-
-
-def was_not_launched(reason: str) -> bool:
-    """Whether Slurm has given up to start a waiting job, which says more of a node than of the job."""
-    return _NOT_LAUNCHED.search(reason) is not None
-
-
-def is_spent(reason: str) -> bool:
-    """Whether a waiting job's account is used up: it starts when somebody grants more, or a new period begins."""
-    return _SPENT.search(reason) is not None
-
-
-def is_cancelled_by(state: str) -> str:
-    """The user in ``CANCELLED by 1000``; "" if none is told."""
-    found = re.match(r"CANCELLED\+? by (\S+)", state)
-    return found[1] if found else ""
-
-
-def read_submission(said: Completed) -> Submission:
-    """Of ``sbatch --parsable``: ``id`` or ``id;cluster``, on a line of its own."""
-    if said.rc == 0:
-        for line in reversed(said.out.split("\n")):
-            found = _ID.fullmatch(line.strip())
-            if found:
-                return Submission(id=found[1])
-        return Submission(unsure=f"sbatch ended well and named no job: {_words(said)}")
-    words = f"{said.err}\n{said.out}".lower()
-    if any(sign in words for sign in _UNSURE):
-        return Submission(unsure=_words(said))
-    # 126 and 127 are a shell's, 255 is ssh's, below zero a signal: sbatch itself said nothing
-    if (
-        any(sign in words for sign in _LATER)
-        or said.rc in (126, 127, 255)
-        or said.rc < 0
-        or not words.strip()
-    ):
-        return Submission(later=_words(said))
-    if any(sign in words for sign in _WRONG) or never_starts(f"{said.err}\n{said.out}"):
-        return Submission(refused=_words(said))
-    return Submission(objects=_words(said))
-
-
 def read_queue(said: Completed) -> Queue:
     """Of ``squeue -h -o QUEUE_FORMAT``. An empty answer counts only with rc 0 and silence on stderr."""
     if said.rc != 0:
-        return Queue(problem=_words(said))
+        return Queue(problem=said.in_one_line())
     rows = []
     is_whole = not said.err.strip() and (not said.out or said.out.endswith("\n"))
     for line in said.out.split("\n"):
@@ -271,7 +102,7 @@ def read_account(said: Completed) -> Account:
     if said.rc != 0:
         words = f"{said.err}\n{said.out}".lower()
         is_off = "accounting storage is disabled" in words or "accounting_storage/none" in words
-        return Account(problem=_words(said), is_off=is_off)
+        return Account(problem=said.in_one_line(), is_off=is_off)
     rows = [row for line in said.out.split("\n") if (row := _account_row(line)) is not None]
     return Account(rows=tuple(dict.fromkeys(rows)), problem=said.err.strip() if not rows else "")
 
@@ -282,11 +113,11 @@ def read_job(said: Completed) -> QueueRow | None:
     if said.rc != 0:
         if any(sign in words for sign in _UNKNOWN_JOB):
             return None
-        raise ValueError(_words(said))
+        raise ValueError(said.in_one_line())
     fields = dict(re.findall(r"(?:^|\s)([A-Za-z/:]+)=(\S*)", said.out))
     reason = re.search(r" Reason=(.*?) Dependency=", said.out)
     if not fields.get("JobId", "").isdecimal() or not fields.get("JobState"):
-        raise ValueError(f"scontrol said something else: {_words(said)}")
+        raise ValueError(f"scontrol said something else: {said.in_one_line()}")
     code, signal = _exit(fields.get("ExitCode", ""))
     return QueueRow(
         id=fields["JobId"],
@@ -306,7 +137,7 @@ def read_cancellation(said: Completed) -> str:
     words = f"{said.err}\n{said.out}".lower()
     if said.rc == 0 or any(sign in words for sign in _UNKNOWN_JOB):
         return ""
-    return _words(said)
+    return said.in_one_line()
 
 
 def _account_row(line: str) -> AccountRow | None:
@@ -369,9 +200,3 @@ def _exit(word: str) -> tuple[int | None, int]:
 
 def _reason(word: str) -> str:
     return "" if word.strip() in ("None", "(null)", "") else word.strip()[:300]
-
-
-def _words(said: Completed) -> str:
-    """What a command said, on one line, for people."""
-    words = " ".join((said.err or said.out).split())[:500]
-    return words or f"exit code {said.rc} without a word"

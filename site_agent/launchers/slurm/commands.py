@@ -28,6 +28,11 @@ class Completed(Fact):
     out: str
     err: str
 
+    def in_one_line(self) -> str:
+        """For people."""
+        words = " ".join((self.err or self.out).split())[:500]
+        return words or f"exit code {self.rc} without a word"
+
 
 class Commands(Protocol):
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = COMMAND_SECONDS) -> Completed:

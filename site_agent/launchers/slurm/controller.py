@@ -6,18 +6,11 @@ from collections.abc import Callable, Sequence
 from consortium.errors import Unavailable
 from site_agent.launchers.base import Life
 from site_agent.launchers.slurm import answer
-from site_agent.launchers.slurm.answer import (
-    Account,
-    AccountRow,
-    Queue,
-    QueueRow,
-    State,
-    Submission,
-    first_word,
-    state_of,
-)
+from site_agent.launchers.slurm.answer import Account, AccountRow, Queue, QueueRow
 from site_agent.launchers.slurm.commands import Commands
+from site_agent.launchers.slurm.submission import Submission, read_submission
 from site_agent.launchers.slurm.verdict import own_account, own_row
+from site_agent.launchers.slurm.words import State, first_word, state_of
 
 _HOUR = 3600  # seconds that sacct looks back beyond a submission: clocks differ
 
@@ -36,7 +29,7 @@ class Controller:
 
     def submit(self, line: Sequence[str]) -> Submission:
         """Raises Unavailable if it cannot be known whether ``sbatch`` had its effect."""
-        return answer.read_submission(self._commands.run(line))
+        return read_submission(self._commands.run(line))
 
     def queue(self) -> Queue:
         """All jobs of this user, in one question."""

@@ -1,26 +1,25 @@
 """Slurm as a launcher: the shell around ``request`` (what to run) and ``answer`` and ``verdict`` (what became of it).
 
-Nothing is remembered that must survive: the intent is on disk before ``sbatch``, and every opinion that is not
-firm yet. In memory is only when Slurm was asked last and what it said, so that the controller gets one ``squeue``
-for all jobs every ``poll_seconds``, and one ``sacct`` when one of them is missing there or its usage is due.
+Nothing is remembered that must survive: the intent is on disk before ``sbatch``, and so is every opinion that is
+not firm yet, and every end that is. In memory is only when Slurm was asked last and what it said, so that the
+controller gets one ``squeue`` for all jobs every ``poll_seconds``, and one ``sacct`` when one of them is missing
+there or its usage is due.
 """
 
-import contextlib
 import logging
-import math
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from consortium.canonical import decode, encode, replace
-from consortium.errors import BadInput, Refused, Unavailable
+from consortium.errors import BadInput, Unavailable
+from consortium.files import disk_errors, write_bytes_atomically
 from consortium.jobs import Assignment
 from policies.site_profile import SiteProfile
-from site_agent.core.facts import Seen, Sighting, Usage
-from site_agent.launchers.base import LIFE_FILE, USAGE_FILE, Life
-from site_agent.launchers.slurm.answer import Account, Queue, QueueRow, State, state_of
+from site_agent.core.facts import Seen, Sighting
+from site_agent.launchers.base import LIFE_FILE, Life
+from site_agent.launchers.slurm.accounts import Accounts
+from site_agent.launchers.slurm.answer import Account, Queue, QueueRow
 from site_agent.launchers.slurm.commands import Commands, JobFiles
 from site_agent.launchers.slurm.controller import Controller
 from site_agent.launchers.slurm.notes import (
@@ -28,43 +27,29 @@ from site_agent.launchers.slurm.notes import (
     GIVEN_UP,
     NOBODY_FILE,
     Hung,
-    Intent,
     Notes,
-    Objection,
     hung_name,
-    objection_name,
-    read_fact,
+    over_name,
     read_notes,
-    submitted_name,
 )
-from site_agent.launchers.slurm.request import (
-    Request,
-    batch_script,
-    sbatch_line,
-    script_name,
-    uses_one_process,
-)
+from site_agent.launchers.slurm.pace import Pace
+from site_agent.launchers.slurm.request import Request, uses_one_process
+from site_agent.launchers.slurm.submitting import HOST, Submitter
 from site_agent.launchers.slurm.verdict import (
+    Doubt,
     Evidence,
+    Over,
     Patience,
+    close,
     hangs,
     judge,
     own_account,
     own_row,
     settle,
-    usage_by_clock,
-    usage_of,
 )
 from site_agent.trainer.folder import FINISH, STOP
 
-HOST = "slurm"  #: in ``life.json``: whichever login node submits, Slurm is one
-
 _log = logging.getLogger(__name__)
-
-_ALL = Path()  # every directory
-_BACK_OFF_MAX = 600.0  # seconds between questions to a controller that does not answer
-_JITTER = 0.2  # of poll_seconds: agents of many sites, and cron, must not ask in step
-_HOUR = 3600.0
 
 
 class SlurmLauncher:
@@ -100,13 +85,12 @@ class SlurmLauncher:
         self._patience = patience or Patience()
         self._clock = clock
         self._slurm = Controller(commands, clock)
-        self._asked_at = -math.inf  # monotonic
-        self._pause = 0.0
-        self._failures = 0
-        #: sbatch did not work a moment ago, for one directory or for all: until when (monotonic), and why
-        self._refrain: dict[Path, tuple[float, str]] = {}
+        self._pace = Pace(profile.poll_seconds)
+        self._submitter = Submitter(
+            profile, self._slurm, files, self._pace, self._patience.objection_seconds, clock
+        )
+        self._accounts = Accounts(self._slurm, files, profile.gpus_per_node * profile.nodes)
         self._memory: dict[Path, tuple[int, Sighting]] = {}
-        self._told: dict[Path, tuple[int, float]] = {}  # life and start of which usage is written
         self._carried: set[tuple[Path, int, str]] = set()
 
     def request(
@@ -132,34 +116,19 @@ class SlurmLauncher:
         notes = read_notes(directory)
         if notes.life is not None and notes.life.number >= life:
             return
-        for until, why in (self._refrain.get(one, (-math.inf, "")) for one in (_ALL, directory)):
-            if time.monotonic() < until:
-                raise Unavailable(f"sbatch is not tried again yet: {why}")
         request = self.request(directory, life, exclude=notes.bad_nodes)
-        tried = read_fact(directory / submitted_name(life), Intent)
-        intent = tried or Intent(name=request.name, submitted_at=self._clock())
-        note = Life(number=life, name=intent.name, host=HOST, submitted_at=intent.submitted_at)
-        if tried is not None:  # a first sbatch may have succeeded after all
-            with self._refraining():
-                found = self._slurm.find(note)
-            if found:
-                self._write_life(directory, replace(note, native_id=found))
-                return
-        self._prepare(directory, request, intent, notes)
-        self._write_life(directory, note)
-        said = self._sbatch(directory, request, notes.life)
-        self._write_life(directory, replace(note, native_id=said))
-        self._refrain.pop(_ALL, None)
-        self._refrain.pop(directory, None)
+        self._submitter.submit(directory, request, notes)
         self._remember(directory, life, Sighting(seen=Seen.PENDING, detail="submitted"))
 
     def poll(self, directories: Sequence[Path]) -> dict[Path, Sighting]:
         paths = {path: path.resolve() for path in directories}
         notes = {path: read_notes(path) for path in dict.fromkeys(paths.values())}
         self._forget_others(notes)
-        open_ = [path for path in notes if not self._is_over(path, notes[path])]
-        is_due = time.monotonic() - self._asked_at >= self._pause
-        if open_ and (is_due or any(not self._knows(path, notes[path]) for path in open_)):
+        for path, note in notes.items():
+            if (end := _end_of(note)) is not None and note.life is not None:
+                self._remember(path, note.life.number, end)
+        open_ = [path for path, note in notes.items() if _end_of(note) is None]
+        if open_ and (self._pace.is_due or any(not self._knows(path, notes[path]) for path in open_)):
             self._look(open_, notes)
         return {path: self._memory[paths[path]][1] for path in directories}
 
@@ -171,70 +140,7 @@ class SlurmLauncher:
         self._slurm.cancel(notes.life)
         if not notes.life.native_id and not notes.owner:
             self._give_up(directory, notes.life)
-        self._pause = min(self._pause, 1.0)  # whoever cancels wants to see it gone
-
-    # ---- submitting
-
-    def _prepare(self, directory: Path, request: Request, intent: Intent, notes: Notes) -> None:
-        """Everything that the life needs, durably and where the nodes see it, before it is intended."""
-        if notes.life is not None and notes.life.host == HOST:
-            self._slurm.cancel(notes.life)  # were it requeued behind our back, it would wait for nothing
-        for wish in (STOP, FINISH):
-            if not (directory / wish).exists():
-                self._files.remove(directory, wish)
-        self._files.push(directory)
-        script = batch_script(request, self._profile)
-        self._files.write(directory, script_name(request.life), script.encode())
-        self._files.write(directory, submitted_name(request.life), encode(intent))
-
-    def _sbatch(self, directory: Path, request: Request, before: Life | None) -> str:
-        """The new job's id. What was surely not submitted is taken back, what may have been stays intended."""
-        with self._refraining():
-            said = self._slurm.submit(sbatch_line(request, self._profile))
-            if said.id:
-                return said.id
-            if said.unsure:
-                raise Unavailable(f"sbatch: {said.unsure}; the queue will tell whether it was submitted")
-        if before is None:
-            self._files.remove(directory, LIFE_FILE)
-        else:
-            self._write_life(directory, before)
-        if said.refused:
-            raise Refused(f"sbatch: {said.refused}; correct the site's profile (`slurm:` in its config)")
-        if said.objects:
-            self._bear(directory, request.life, said.objects)
-        with self._refraining():
-            raise Unavailable(f"sbatch: {said.later}")
-
-    @contextlib.contextmanager
-    def _refraining(self) -> Iterator[None]:
-        """Around what asks the controller for a submission: it failing, by its words or its silence, it is spared."""
-        try:
-            yield
-        except Unavailable as error:
-            self._failures += 1
-            self._refrain[_ALL] = (time.monotonic() + self._back_off(), str(error).removeprefix("sbatch: "))
-            raise
-
-    def _bear(self, directory: Path, life: int, why: str) -> NoReturn:
-        """What may mend is tried again, ever more seldom, and is a refusal once it has lasted long enough."""
-        now, path = self._clock(), directory / objection_name(life)
-        first = read_fact(path, Objection)
-        if first is None or first.since > now:
-            first = Objection(since=now, why=why)
-            self._files.write(directory, path.name, encode(first))
-        seconds = now - first.since
-        if seconds >= self._patience.objection_seconds:
-            raise Refused(
-                f"sbatch: {why} (for {seconds / 3600:.0f} hours); correct the site's profile (`slurm:` in its "
-                "config), or ask the site"
-            )
-        pause = min(max(seconds, self.poll_seconds), _BACK_OFF_MAX)
-        self._refrain[directory] = (time.monotonic() + pause, why)
-        raise Unavailable(f"sbatch: {why}")
-
-    def _write_life(self, directory: Path, life: Life) -> None:
-        self._files.write(directory, LIFE_FILE, encode(life))
+        self._pace.hurry()  # whoever cancels wants to see it gone
 
     # ---- looking
 
@@ -249,15 +155,13 @@ class SlurmLauncher:
         else:
             notes |= {path: read_notes(path) for path in paths}
             queue = self._slurm.queue()
-        self._asked_at = time.monotonic()
-        self._failures = self._failures + 1 if queue.problem else 0
-        self._pause = self._back_off()
+        self._pace.looked(well=not queue.problem)
         mine = {path: note for path in paths if _is_ours(note := notes[path])}
         rows = {
             path: own_row(queue.rows, note.life, _owner(note)) for path, note in mine.items() if note.life
         }
-        asked = {} if queue.problem else {p: n for p, n in mine.items() if self._is_asked(p, n, rows[p])}
-        account = self._account_of(asked)
+        due = {p: n for p, n in mine.items() if not queue.problem and self._accounts.is_due(p, n, rows[p])}
+        account = self._accounts.ask(due)
         for path in paths:
             note = notes[path]
             if path not in mine or note.life is None:
@@ -268,9 +172,9 @@ class SlurmLauncher:
                 continue
             evidence = self._evidence(path, note, rows[path], queue, account)
             try:
-                self._conclude(path, note, evidence)
-                if path in asked:
-                    self._account_for(path, note, evidence, account)
+                self._conclude(path, note, evidence, account)
+                if path in due and self._memory[path][1].seen is Seen.RUNNING:
+                    self._accounts.note_running(path, note, evidence, account)
             except Unavailable as error:  # one directory's trouble is not the others'
                 self._remember(path, note.life.number, Sighting(seen=Seen.UNKNOWN, detail=str(error)))
 
@@ -302,7 +206,7 @@ class SlurmLauncher:
             hung=note.hung.why if note.hung else "",
         )
 
-    def _conclude(self, path: Path, note: Notes, evidence: Evidence) -> None:
+    def _conclude(self, path: Path, note: Notes, evidence: Evidence, account: Account) -> None:
         life = evidence.life
         now = self._clock()
         opinion = judge(evidence)
@@ -312,7 +216,7 @@ class SlurmLauncher:
         if opinion.needs == "intent" and sighting.seen is Seen.GONE and not self._give_up(path, life):
             sighting = Sighting(seen=Seen.UNKNOWN, detail="a job of it has begun after all")
         if evidence.queue is not None and not life.native_id:
-            self._write_life(path, replace(life, native_id=evidence.queue.id))
+            self._submitter.note(path, replace(life, native_id=evidence.queue.id))
         why = hangs(evidence, doubt, now, self._patience)
         if why and not note.hung:
             _log.warning("%s: %s; it is cancelled and may start elsewhere", life.name, why)
@@ -320,9 +224,15 @@ class SlurmLauncher:
             self._files.write(path, hung_name(life.number), encode(Hung(why=why, nodes=nodes)))
         if why:  # again, if the first one did not get through
             self._slurm.cancel(life)
+        books = self._accounts.books(note, evidence, account)
+        sighting, over = close(sighting, note.over, doubt, books, now, self._patience)
+        if over is not None and over.account:
+            self._accounts.note_final(path, note, evidence, account, books)
+        if over != note.over:
+            _note_over(path, life, over)
         self._remember(path, life.number, sighting)
 
-    def _note_doubt(self, path: Path, doubt: object) -> None:
+    def _note_doubt(self, path: Path, doubt: Doubt | None) -> None:
         if doubt is None:
             self._files.remove(path, DOUBT_FILE)
         else:
@@ -349,40 +259,6 @@ class SlurmLauncher:
                 self._files.write(path, wish, b"")
                 self._carried.add(key)
 
-    # ---- what was used
-
-    def _is_asked(self, path: Path, note: Notes, row: QueueRow | None) -> bool:
-        """Whether accounting is to be asked: the queue has no living job of it, or one that has just begun."""
-        if row is None or state_of(row.state) is not State.ACTIVE:
-            return row is None or state_of(row.state) is State.FINAL
-        assert note.life is not None
-        return row.starts is not None and self._told.get(path) != (note.life.number, row.starts)
-
-    def _account_for(self, path: Path, note: Notes, evidence: Evidence, account: Account) -> None:
-        """Write down what the attempt used so far. A wrong number is worse than an old one."""
-        gpus = self._profile.gpus_per_node * self._profile.nodes
-        names = {intent.name for intent in note.intents}
-        first = min((intent.submitted_at for intent in note.intents), default=0.0)
-        usage = usage_of(
-            (row for row in account.rows if row.name in names and (row.submitted or first) >= first - _HOUR),
-            gpus,
-        )
-        row = evidence.queue or evidence.job
-        began = row.starts if row is not None and state_of(row.state) is not State.PENDING else None
-        if usage is None:
-            queued = max(0.0, began - first) if began and evidence.life.number == 1 else 0.0
-            usage = usage_by_clock(note.ends, gpus, note.usage or Usage(), queued)
-        if usage != note.usage:
-            self._files.write(path, USAGE_FILE, encode(usage))
-        if began is not None:
-            self._told[path] = (evidence.life.number, began)
-
-    def _account_of(self, notes: dict[Path, Notes]) -> Account:
-        """All lives of these attempts, in one question."""
-        known = {intent.name: intent.submitted_at for note in notes.values() for intent in note.intents}
-        known |= {note.life.name: note.life.submitted_at for note in notes.values() if note.life}
-        return self._slurm.account(sorted(known), min(known.values(), default=0.0))
-
     # ---- memory
 
     def _remember(self, path: Path, life: int, sighting: Sighting) -> None:
@@ -393,22 +269,27 @@ class SlurmLauncher:
             note.life.number if _is_ours(note) and note.life else 0
         )
 
-    def _is_over(self, path: Path, note: Notes) -> bool:
-        """What is gone stays gone, and is not asked for again."""
-        return self._knows(path, note) and self._memory[path][1].seen is Seen.GONE
-
     def _forget_others(self, held: Iterable[Path]) -> None:
         """Attempts that were dropped meanwhile."""
         for path in self._memory.keys() - set(held):
             del self._memory[path]
-            self._told.pop(path, None)
-            self._refrain.pop(path, None)
+            self._accounts.forget(path)
+            self._pace.forget(path)
             self._carried = {key for key in self._carried if key[0] != path}
 
-    def _back_off(self) -> float:
-        """Seconds until the next question: never in step with others, ever longer while nobody answers."""
-        base = min(self.poll_seconds * 2.0 ** min(self._failures, 20), max(_BACK_OFF_MAX, self.poll_seconds))
-        return base * random.uniform(1 - _JITTER, 1 + _JITTER)
+
+def _end_of(note: Notes) -> Sighting | None:
+    """What is gone stays gone, also for the next agent, and is not asked for again."""
+    return note.over.sighting if _is_ours(note) and note.over is not None and note.over.account else None
+
+
+def _note_over(path: Path, life: Life, over: Over | None) -> None:
+    name = path / over_name(life.number)
+    with disk_errors(name):
+        if over is None:
+            name.unlink(missing_ok=True)
+        else:
+            write_bytes_atomically(name, encode(over))
 
 
 def _is_ours(note: Notes) -> bool:

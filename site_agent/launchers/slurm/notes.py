@@ -4,6 +4,8 @@ life.json                       the newest life (``Life``)
 submitted.<life>.json           an intent and its time, from before the first ``sbatch`` of that life, for good
 objection.<life>.json           since when ``sbatch`` says no to it in words not known to be final (``Objection``)
 doubt.json                      an opinion that is not firm yet (``Doubt``)
+over.<life>.json                its end, believed or known (``Over``); here only, never at a site behind SSH: who
+                                takes the directory back from there has to fetch its result first
 hung.<life>.json                why the launcher cancelled it, and the nodes it hung on
 owner.<life>                    the Slurm job whose life it is; the launcher's own word if it gave the life up
 started.<life>.<restart>        made by the batch script when it begins
@@ -20,7 +22,8 @@ from consortium.errors import BadInput
 from consortium.files import disk_errors
 from site_agent.core.facts import Usage
 from site_agent.launchers.base import LIFE_FILE, USAGE_FILE, Life
-from site_agent.launchers.slurm.verdict import Doubt, LifeEnd
+from site_agent.launchers.slurm.usage import LifeEnd
+from site_agent.launchers.slurm.verdict import Doubt, Over
 from site_agent.trainer.folder import CONTINUE
 
 DOUBT_FILE = "doubt.json"
@@ -59,6 +62,8 @@ class Notes(Fact):
 
     life: Life | None
     doubt: Doubt | None = None
+    over: Over | None = None  #: of the newest life
+    begun: tuple[str, ...] = ()  #: the Slurm job of each start of all lives, where it is known
     owner: str = ""
     has_begun: bool = False  #: the newest restart of the newest life
     end: LifeEnd | None = None  #: of that restart
@@ -82,15 +87,21 @@ def hung_name(life: int) -> str:
     return f"hung.{life}.json"
 
 
+def over_name(life: int) -> str:
+    return f"over.{life}.json"
+
+
 def read_notes(directory: Path) -> Notes:
     """Raises Unavailable if the file system does not answer. What cannot be decoded counts as not there."""
     with disk_errors(directory):
         names = sorted(entry.name for entry in directory.iterdir())
     life = read_fact(directory / LIFE_FILE, Life)
     number = life.number if life else 0
-    started = [
-        int(found[2]) for name in names if (found := _STARTED.fullmatch(name)) and int(found[1]) == number
+    marks = [
+        (int(found[1]), int(found[2])) for name in names if (found := _STARTED.fullmatch(name)) is not None
     ]
+    started = [restart for of, restart in marks if of == number]
+    owners = {of: _word(directory / f"owner.{of}") for of, _ in marks}
     ends = [read_fact(directory / name, LifeEnd) for name in names if _END.fullmatch(name)]
     known = tuple(end for end in ends if end is not None)
     newest = max([*started, *(end.restart for end in known if end.life == number)], default=-1)
@@ -99,6 +110,8 @@ def read_notes(directory: Path) -> Notes:
     return Notes(
         life=life,
         doubt=read_fact(directory / DOUBT_FILE, Doubt),
+        over=read_fact(directory / over_name(number), Over),
+        begun=tuple(owners[of] for of, _ in sorted(marks) if owners[of].isdecimal()),
         owner=_word(directory / f"owner.{number}"),
         has_begun=newest >= 0,
         end=next((end for end in known if (end.life, end.restart) == (number, newest)), None),

@@ -1,8 +1,9 @@
-"""What became of a life: from what Slurm and the job itself say to a sighting, and to what it used.
+"""What became of a life: from what Slurm and the job itself say to a sighting.
 
 Pure. ``judge`` forms an opinion of one look; ``settle`` holds it against the looks before, because a single
-answer of a batch system may be stale, cut off or empty. Until an opinion is firm the answer is UNKNOWN, and
-UNKNOWN is never GONE.
+answer of a batch system may be stale, cut off or empty; ``close`` lets an end be told only when what the attempt
+used is final, because with the telling the agent reports it and lets go of it. Until an opinion is firm the answer
+is UNKNOWN, and UNKNOWN is never GONE.
 
     Slurm's word                                        cause
     COMPLETED, FAILED (exit code other than 75)         finished; node_failed if the batch script never began
@@ -23,11 +24,12 @@ from collections.abc import Iterable
 from typing import Literal
 
 from consortium.canonical import Fact, replace
-from site_agent.core.facts import Cause, Seen, Sighting, Usage
+from site_agent.core.facts import Cause, Seen, Sighting
 from site_agent.launchers.base import Life
-from site_agent.launchers.slurm.answer import (
-    AccountRow,
-    QueueRow,
+from site_agent.launchers.slurm.answer import AccountRow, QueueRow
+from site_agent.launchers.slurm.request import CONTINUE_LATER
+from site_agent.launchers.slurm.usage import Books, LifeEnd
+from site_agent.launchers.slurm.words import (
     State,
     first_word,
     is_cancelled_by,
@@ -37,7 +39,6 @@ from site_agent.launchers.slurm.answer import (
     state_of,
     was_not_launched,
 )
-from site_agent.launchers.slurm.request import CONTINUE_LATER
 
 _SKEW_SECONDS = 300.0  # munge refuses more between hosts
 _CAUSES = {
@@ -58,19 +59,6 @@ _MAY_BE_REQUEUED = {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"}
 Needs = Literal["nothing", "answers", "requeue", "intent", "lost", "held", "begin"]
 
 
-class LifeEnd(Fact):
-    """``end.<life>.<restart>.json``, by the batch script."""
-
-    began: float  #: epoch seconds
-    ended: float
-    id: str  #: of the Slurm job
-    life: int
-    rc: int
-    requeued: bool = False  #: it asks to be started again
-    restart: int
-    why: Literal["exit", "limit", "term"]
-
-
 class Patience(Fact):
     """How much it takes to believe in an end, in looks and seconds."""
 
@@ -80,6 +68,7 @@ class Patience(Fact):
     lost_seconds: float = 600.0  #: accounting may be late by minutes
     begin_seconds: float = 900.0  #: RUNNING, and the batch script has not begun: a prolog or a node hangs
     held_seconds: float = 6 * 3600.0  #: an administrator holds the job, or its account is used up
+    account_seconds: float = 120.0  #: an end is believed, its account not final: then the job's records count
     objection_seconds: float = 24 * 3600.0  #: ``sbatch`` says no in words that are not known to be final
 
 
@@ -90,6 +79,14 @@ class Doubt(Fact):
     opinion: str = ""
     since: float = 0.0  #: epoch seconds, the agent's clock
     answers: int = 0
+
+
+class Over(Fact):
+    """``over.<life>.json``: what is believed of a life's end, and from some look on known."""
+
+    since: float  #: epoch seconds, the agent's clock: when it was first believed
+    sighting: Sighting
+    account: str = ""  #: why what it used is final; "": it is not, and the end is not told yet
 
 
 class Evidence(Fact):
@@ -205,6 +202,31 @@ def settle(
     return Sighting(seen=Seen.UNKNOWN, detail=f"not sure yet: {opinion.sighting.detail}"), doubt
 
 
+def close(
+    sighting: Sighting, over: Over | None, doubt: Doubt | None, books: Books, now: float, patience: Patience
+) -> tuple[Sighting, Over | None]:
+    """Whether an end that is believed may be told, and what to remember; with ``account`` it stands for good.
+
+    over, doubt  what this and ``settle`` said to remember, of this life
+    books        whether accounting has all of the attempt
+    now          epoch seconds by the agent's clock
+    """
+    if sighting.seen is not Seen.GONE:  # what cannot be asked winds no clock back; what lives was no end
+        return sighting, over if sighting.seen is Seen.UNKNOWN else None
+    if over is None or now < over.since:
+        over = Over(since=min(now, doubt.since) if doubt else now, sighting=sighting)
+    over = replace(over, sighting=sighting)
+    if books.is_final:
+        return sighting, replace(over, account=books.why)
+    waited = now - over.since
+    if waited >= patience.account_seconds:
+        return sighting, replace(
+            over, account=f"{books.why}; after {waited:.0f} s the job's own records count"
+        )
+    words = f"it is over ({sighting.detail}), and what it used is not final: {books.why}"
+    return Sighting(seen=Seen.UNKNOWN, detail=words), over
+
+
 def hangs(seen: Evidence, doubt: Doubt | None, now: float, patience: Patience) -> str:
     """Why a job has to be cancelled and submitted again; "": it need not.
 
@@ -222,48 +244,6 @@ def hangs(seen: Evidence, doubt: Doubt | None, now: float, patience: Patience) -
     return (
         f"Slurm says RUNNING on {row.nodes or 'a node'}{why}, and nothing has begun for {minutes:.0f} minutes"
     )
-
-
-def usage_of(rows: Iterable[AccountRow], gpus: int) -> Usage | None:
-    """What all lives used so far, by accounting; None if none has started.
-
-    gpus  of one job, where accounting does not count them
-    """
-    started = sorted(
-        {(row.id, row.started): row for row in rows if row.started is not None}.values(),
-        key=lambda row: (row.started, row.id),
-    )
-    if not started:
-        return None
-    joules = [row.joules for row in started if row.elapsed > 0]
-    return Usage(
-        gpu_seconds=sum((row.gpus or gpus) * row.elapsed for row in started),
-        seconds=sum(row.elapsed for row in started),
-        queued_seconds=_queued(started),
-        joules=sum(joule for joule in joules if joule is not None) if joules and None not in joules else None,
-        source="sacct",
-    )
-
-
-def usage_by_clock(ends: Iterable[LifeEnd], gpus: int, before: Usage, queued_seconds: float) -> Usage:
-    """The same by the batch scripts' own records; lives that were killed have none and are not counted."""
-    seconds = sum(
-        max(0.0, end.ended - end.began) for end in sorted(ends, key=lambda end: (end.life, end.restart))
-    )
-    return Usage(
-        gpu_seconds=max(gpus * seconds, before.gpu_seconds),
-        seconds=max(seconds, before.seconds),
-        queued_seconds=before.queued_seconds or queued_seconds,
-        joules=before.joules,
-        source=before.source if before.gpu_seconds > gpus * seconds else "clock",
-    )
-
-
-def _queued(started: list[AccountRow]) -> float:
-    first = started[0]
-    if first.submitted is None or first.started is None:
-        return 0.0
-    return max(0.0, first.started - first.submitted)
 
 
 def _in_queue(row: QueueRow, has_begun: bool) -> Opinion:
