@@ -10,6 +10,7 @@ from typing import Literal
 
 from consortium.canonical import Fact
 from consortium.codecs.names import DENSITY, EncodingName
+from consortium.flower.runs import Config
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
 from consortium.manifests import FileRef
 from consortium.merging.recipe import Recipe
@@ -27,6 +28,7 @@ class Purpose(enum.StrEnum):
     GATE = "gate"  #: evaluate a candidate on held-out text
     COMPARE = "compare"  #: evaluate the rivals on held-out text
     MERGE = "merge"  #: make a round's candidate from its contributions
+    FLOWER = "flower"  #: have a Flower ClientApp answer one message of its ServerApp
 
 
 class Outcome(enum.StrEnum):
@@ -151,7 +153,25 @@ class Merge(Fact, tag="merge"):
         return (*(part.delta for part in self.parts), *counts, *self.outer_state.values())
 
 
-Work = Tokenizer | Train | Evaluate | Merge
+class FlowerMessage(Fact, tag="flower"):
+    """Hand one message to a Flower ClientApp that the site has installed; returns its reply."""
+
+    app: str  #: of the ClientApp, ``module:attribute``
+    run_config: Config
+    message_type: str  #: train, evaluate or query, and perhaps an action: ``train.merge``
+    group: str  #: Flower's group id: the round, mostly
+    node: int  #: the site's number in Flower
+    letter: FileRef  #: the message; see consortium/flower/letters.py
+    #: what the app kept at the site with its reply before this one (``Context.state``); None: nothing
+    state: Digest | None = None
+
+    @property
+    def languages(self) -> tuple[Language, ...]:
+        """None that the consortium knows of: what an app reads, its site's operator has allowed."""
+        return ()
+
+
+Work = Tokenizer | Train | Evaluate | Merge | FlowerMessage
 
 
 class Assignment(Fact):

@@ -21,6 +21,8 @@ from sprachbund.v1 import (
     audit_pb2,
     audit_pb2_grpc,
     enrolment_pb2_grpc,
+    flower_pb2,
+    flower_pb2_grpc,
     site_pb2,
     site_pb2_grpc,
 )
@@ -44,6 +46,7 @@ from coordinator.ledger import Ledger
 from coordinator.services.admin import AdminService
 from coordinator.services.audit import AuditService, ReleaseService
 from coordinator.services.enrolment import EnrolmentService
+from coordinator.services.flower import FlowerService
 from coordinator.services.site import SiteService
 from coordinator.worker import Worker
 from coordinator.workshop import Workshop
@@ -153,6 +156,7 @@ def main_server(
     artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(driver), server)
+    flower_pb2_grpc.add_FlowerServiceServicer_to_server(FlowerService(driver), server)
     audit_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseService(driver), server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
     names = [
@@ -161,6 +165,7 @@ def main_server(
             (admin_pb2, "AdminService"),
             (artifact_pb2, "ArtifactService"),
             (audit_pb2, "AuditService"),
+            (flower_pb2, "FlowerService"),
             (audit_pb2, "ReleaseService"),
             (health_pb2, "Health"),
             (site_pb2, "SiteService"),

@@ -14,9 +14,10 @@ from consortium.admission import inspect
 from consortium.canonical import decode, digest_of_fact
 from consortium.codecs.names import is_coded
 from consortium.errors import BadInput, Corrupt, Unavailable
+from consortium.flower.letters import ARRAYS, LETTER, LETTER_BYTES_MAX, read_letter
 from consortium.identity import identity_of
 from consortium.ids import Digest, Language, SiteName
-from consortium.jobs import Evaluate, Merge, Tokenizer, Train
+from consortium.jobs import Evaluate, FlowerMessage, Merge, Tokenizer, Train
 from consortium.manifests import Contribution, FileRef, Scores, VersionManifest
 from consortium.merging.operands import read_row_counts
 from consortium.signing import CONTRIBUTION, key_of_certificate, open_envelope
@@ -78,6 +79,8 @@ def inspect_delivery(delivery: Delivery, store: BlobStore) -> ReportInspection:
                 assert delivery.merge is not None
                 manifest = inspect_version(job.work, contribution, store, delivery.merge)
                 reason = f"{delivery.merge.what}; {delivery.merge.how}"
+            case FlowerMessage():
+                reason = _reply(contribution, store)
     except BadInput as refusal:
         return ReportInspection(job=job.id, attempt=job.attempt, contribution=None, reason=str(refusal))
     return ReportInspection(
@@ -142,6 +145,10 @@ def _answers(contribution: Contribution, job: Job) -> None:
             raise BadInput(f"manifest's {field} is {got}, the job's is {want}; {way_out}")
     if isinstance(job.work, Merge):
         return  # its artifacts are the version's files, which its manifest names
+    if isinstance(job.work, FlowerMessage):
+        if contribution.residual_before not in (None, job.work.state):
+            raise BadInput("the app went on from another Context.state than the job's; use that one, or none")
+        return  # its artifacts are those that its letter names
     wanted_artifacts = {{Train: "delta", Evaluate: "scores", Tokenizer: "tokenizer"}[type(job.work)]}
     if isinstance(job.work, Train) and job.work.token_counts:
         wanted_artifacts.add("token_counts")
@@ -220,6 +227,18 @@ def _token_counts(work: Train, contribution: Contribution, store: BlobStore) -> 
         raise BadInput(
             f"token_counts: {math.fsum(counts_V):.0f} tokens, {contribution.steps} steps show {most} at most"
         )
+
+
+def _reply(contribution: Contribution, store: BlobStore) -> str:
+    """A letter that can be read, and the arrays that it names; what they mean is for the ServerApp to say."""
+    ref = contribution.artifacts.get(LETTER)
+    if ref is None:
+        raise BadInput(f"artifacts are {sorted(contribution.artifacts)}, a reply has a {LETTER!r}")
+    letter = read_letter(store.read_bytes(ref.digest, LETTER_BYTES_MAX), f"{LETTER} of {contribution.site}")
+    named = {LETTER: ref, **{f"{ARRAYS}{parcel.digest}": parcel for parcel in letter.parcels}}
+    if named != contribution.artifacts:
+        raise BadInput(f"artifacts are {sorted(contribution.artifacts)}, the letter names {sorted(named)}")
+    return f"a reply of {len(letter.records)} record(s) by {contribution.site}"
 
 
 def _feedback(contribution: Contribution, work: Train) -> str:

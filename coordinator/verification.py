@@ -91,11 +91,14 @@ def verify(
         for campaign in state.campaigns.values():
             for version in campaign.versions.values():
                 found.check("version", version.name, lambda v=version: _is_stored(v, store))  # type: ignore[misc]
-            for job in _admitted(state, campaign):
+            for job in _admitted(state, campaign.spec.campaign):
                 found.check("contribution", job.id, lambda j=job: _contribution(state, j, workshop))  # type: ignore[misc]
             _gates(state, campaign, workshop, found)
             if rebuild:
                 _rebuild(state, campaign, workshop, found)
+        for run in sorted(state.flower_runs):
+            for job in _admitted(state, run):
+                found.check("contribution", job.id, lambda j=job: _contribution(state, j, workshop))  # type: ignore[misc]
     if model is not None:
         found.check("model", str(model), lambda: _known_model(state, model))
     return _report(found)
@@ -143,9 +146,9 @@ def _replayed(path: Path, found: _Findings, seen: Sequence[Seen]) -> State | Non
     return state
 
 
-def _admitted(state: State, campaign: CampaignState) -> Iterator[Job]:
+def _admitted(state: State, programme: CampaignId) -> Iterator[Job]:
     for _, job in sorted(state.jobs.items()):
-        if job.campaign == campaign.spec.campaign and job.contribution is not None:
+        if job.campaign == programme and job.contribution is not None:
             yield job
 
 

@@ -19,7 +19,7 @@ from consortium.errors import BadInput, Corrupt, Refused, Unavailable
 from consortium.files import make_folder, write_bytes_atomically
 from consortium.ids import CampaignId, Digest, Language, SiteName
 from consortium.jobs import Merge as MergeWork
-from consortium.jobs import Purpose, Train
+from consortium.jobs import FlowerMessage, Purpose, Train
 from consortium.manifests import Initial, Scores, VersionManifest
 from consortium.store import BlobStore
 from consortium.versions import lay_out, manifest_of
@@ -94,8 +94,11 @@ def inspect_job(
     repeat_merges  where the campaign asks for it; an auditor merges every version again in any case
     """
     assert job.site is not None
-    campaign = state.campaigns[job.campaign]
     work = job.work
+    if isinstance(work, FlowerMessage):  # no delta: nothing is measured against a base
+        reply = Delivery(job, state.sites[job.site], state.consortium, Admission(), Path)
+        return inspect_delivery(reply, workshop.store)
+    campaign = state.campaigns[job.campaign]
 
     def base_dir() -> Path:
         assert isinstance(work, Train | MergeWork)

@@ -16,8 +16,9 @@ from consortium.canonical import decode, encode
 from consortium.channels import CHUNK_BYTES
 from consortium.errors import BadInput, Corrupt, Unavailable
 from consortium.files import write_bytes_atomically
+from consortium.flower.letters import ARRAYS, LETTER
 from consortium.ids import AttemptId, Digest
-from consortium.jobs import Assignment, Evaluate, Merge, Outcome, Train
+from consortium.jobs import Assignment, Evaluate, FlowerMessage, Merge, Outcome, Train
 from consortium.manifests import Contribution, FileRef, VersionManifest
 from consortium.signing import CONTRIBUTION, seal
 from consortium.store import BlobStore
@@ -28,16 +29,18 @@ from site_agent.core.facts import Ended
 from site_agent.identity import SiteIdentity
 from site_agent.residuals import Residuals
 from site_agent.spool import Spool
-from site_agent.trainer.folder import RESIDUAL
+from site_agent.trainer.folder import RESIDUAL, STATE
 from site_agent.transfers import Died
 
-#: Artifact -> its file below ``result/``; those of a merge besides, ``model/<file>``, lie there by that very name.
+#: Artifact -> its file below ``result/``; those of a merge besides, ``model/<file>``, and those of a Flower app's
+#: reply, ``arrays/<digest>``, lie there by that very name.
 ARTIFACTS = {
     "delta": "delta.safetensors",
     "token_counts": "token_counts.safetensors",
     "scores": "scores.json",
     "tokenizer": "tokenizer.json",
     VERSION: "version.json",
+    LETTER: "letter.json",
 }
 
 _MANIFEST_BYTES_MAX = 16 << 20
@@ -98,6 +101,9 @@ async def stage(
     if isinstance(assignment.work, Train) and assignment.work.residual is not None:
         target = spool.directory(attempt) / RESIDUAL
         await asyncio.to_thread(residuals.lay_out, assignment.campaign, assignment.work.residual, target)
+    if isinstance(assignment.work, FlowerMessage) and assignment.work.state is not None:
+        target = spool.directory(attempt) / STATE
+        await asyncio.to_thread(residuals.lay_out, assignment.campaign, assignment.work.state, target)
     await asyncio.to_thread(write_bytes_atomically, spool.directory(attempt) / "site.json", site)
 
 
@@ -128,7 +134,8 @@ async def deliver(
         )
     for kind, ref in sorted(contribution.artifacts.items()):
         await upload(artifacts, result / ARTIFACTS.get(kind, kind), ref, moved=meter.sends())
-    await asyncio.to_thread(residuals.keep, contribution, result / RESIDUAL)
+    left = STATE if LETTER in contribution.artifacts else RESIDUAL
+    await asyncio.to_thread(residuals.keep, contribution, result / left)
     ref = await asyncio.to_thread(store.put_bytes, envelope)
     await upload(artifacts, store.path(ref.digest), ref, moved=meter.sends())
     return Ended(outcome=Outcome.SUCCEEDED, contribution=ref.digest)
@@ -187,6 +194,9 @@ def _lay_out_inputs(assignment: Assignment, directory: Path, store: BlobStore) -
     if isinstance(work, Merge):
         for ref in work.files:
             _link(ref.digest, directory / "inputs" / ref.digest, assignment, store)
+    if isinstance(work, FlowerMessage):
+        for digest in assignment.inputs:
+            _link(digest, directory / "inputs" / digest, assignment, store)
     if isinstance(work, Evaluate):
         for subject in work.subjects:
             _lay_out_version(subject.version, directory / "versions" / subject.version, assignment, store)
@@ -226,8 +236,9 @@ def _seal(result: Path, attempt: AttemptId, identity: SiteIdentity) -> tuple[Con
     contribution = decode(data, Contribution, str(path))
     if contribution.attempt != attempt:
         raise Corrupt(f"{path}: is of attempt {contribution.attempt}, not of {attempt}")
-    of_a_model = {model_file(path.name) for path in (result / "model").glob("*")}
-    unknown = sorted(set(contribution.artifacts) - set(ARTIFACTS) - of_a_model)
+    named = {model_file(path.name) for path in (result / "model").glob("*")}
+    named |= {f"{ARRAYS}{path.name}" for path in (result / ARRAYS).glob("*")}
+    unknown = sorted(set(contribution.artifacts) - set(ARTIFACTS) - named)
     if unknown:
         raise Corrupt(f"{path}: unknown artifact {unknown[0]!r}; known are {', '.join(sorted(ARTIFACTS))}")
     return contribution, seal(encode(contribution), CONTRIBUTION, identity.key)

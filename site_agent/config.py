@@ -8,6 +8,7 @@ import msgspec
 
 from consortium.canonical import Fact, replace
 from consortium.capacity import Allocation, Window
+from consortium.flower.runs import Config, app_reference
 from consortium.ids import CampaignId, Language, SiteName, campaign_id, site_name
 from consortium.jobs import Purpose
 from consortium.loading import Problems, read
@@ -67,6 +68,13 @@ class Consent(Fact):
         return self.purposes is not None and Purpose.MERGE in self.purposes
 
 
+class Flower(Fact):
+    """Which Flower apps may run here: code of other people's, so none unless it is named. Nothing is ever fetched."""
+
+    apps: tuple[str, ...] = ()  #: ClientApps, ``module:attribute``, installed where the jobs run
+    node_config: Config = {}  #: what every app here is told of this site: Flower's own ``node_config``
+
+
 class Log(Fact):
     """Where the agent's log goes; nothing in it is secret."""
 
@@ -105,6 +113,7 @@ class SiteConfig(Fact):
     heldout_share: Fraction = 0.1  #: of each language's documents, for evaluation only
     text: tuple[Text, ...] = ()
     consent: Consent = Consent()
+    flower: Flower = Flower()
     log: Log = Log()
     metrics_port: Count | None = None  #: on 127.0.0.1: /metrics, /healthz, /readyz
 
@@ -190,6 +199,8 @@ def load_site_config(path: str | Path, languages: Languages | None = None) -> Si
             problems.attempt(("allocation", "until"), config.allocation.told, config.timezone)
         for index, window in enumerate(config.windows):
             problems.attempt(("windows", index), window.told, config.timezone)
+    for index, app in enumerate(config.flower.apps):
+        problems.attempt(("flower", "apps", index), app_reference, app)
     for index, campaign in enumerate(consent.campaigns or ()):
         problems.attempt(("consent", "campaigns", index), campaign_id, campaign)
     for index, name in enumerate(consent.merged_by or ()):

@@ -141,5 +141,6 @@ class Deeds:
                 cache=str(prepared_text(config)),
                 threads=config.torch_threads,
                 sharding=config.sharding_of_job,
+                flower=config.flower,
             )
         )

@@ -1,6 +1,7 @@
 """What a site's deltas left unsaid, kept until the next delta of the same campaign says it.
 
     residuals/<campaign>/<digest>.safetensors   float32, the model's shapes
+    residuals/<run>/<digest>.bin                what a Flower app keeps here between its messages (``Context.state``)
 
 The coordinator's order names the one to begin with, by digest: that of the site's last delta in the base's
 lineage. So an attempt that failed, was refused, or was merged into a version nobody promoted changes nothing,
@@ -32,7 +33,7 @@ class Residuals:
 
     def lay_out(self, campaign: CampaignId, digest: Digest, target: Path) -> None:
         """Put a residual into a job directory. One that is not here is left out: the delta begins without."""
-        source = self._place(campaign, digest)
+        source = self._place(campaign, digest, target.suffix)
         if source.is_file() and not target.exists():
             _link_or_copy(source, target)
 
@@ -43,18 +44,18 @@ class Residuals:
         """
         if contribution.residual is None:
             return
-        place = self._place(contribution.campaign, contribution.residual)
+        place = self._place(contribution.campaign, contribution.residual, path.suffix)
         if not place.is_file():
             _link_or_copy(path, place)
         before = contribution.residual_before
-        kept = {place, self._place(contribution.campaign, before) if before else place}
+        kept = {place, self._place(contribution.campaign, before, path.suffix) if before else place}
         with disk_errors(place.parent):
-            for old in place.parent.glob("*.safetensors"):
+            for old in place.parent.glob(f"*{path.suffix}"):
                 if old not in kept:
                     old.unlink(missing_ok=True)
 
-    def _place(self, campaign: CampaignId, digest: Digest) -> Path:
-        return self.root / campaign / f"{digest}.safetensors"
+    def _place(self, campaign: CampaignId, digest: Digest, suffix: str) -> Path:
+        return self.root / campaign / f"{digest}{suffix}"
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -68,9 +68,9 @@ def unpayable(state: State, job: Job, now: float) -> str | None:
     """Why no site of a job that waits can ever pay for it; None: one can, or it is under way."""
     if job.state is not JobState.PLANNED or job.outcome is Outcome.EXPIRED or not job.sites:
         return None  # an expired attempt may come back with a result that is paid for
-    campaign, reasons = state.campaigns[job.campaign], []
+    reasons = []
     for site in (state.sites[name] for name in job.sites):
-        lacks = lacking(site, cost(state, campaign, site, job), now) if site.allocations else None
+        lacks = lacking(site, cost(state, site, job), now) if site.allocations else None
         if lacks is None:
             return None
         reasons.append(lacks)

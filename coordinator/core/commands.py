@@ -7,6 +7,7 @@ from typing import Literal
 
 from consortium.canonical import Fact
 from consortium.capacity import Allocation, Usage, Window
+from consortium.flower.runs import FlowerOrder, FlowerRun
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
 from consortium.jobs import Outcome, Phase
 from consortium.manifests import Contribution, Holding, VersionManifest
@@ -60,6 +61,23 @@ class SubmitCampaign(Fact):
 
 class StopCampaign(Fact):
     campaign: CampaignId
+    reason: str
+
+
+class OpenFlowerRun(Fact):
+    run: FlowerRun
+    sender: str = ""  #: the admin, by the name in the certificate
+
+
+class PushFlowerMessages(Fact):
+    """What a ServerApp sends; such as was sent before changes nothing."""
+
+    run: CampaignId
+    orders: tuple[FlowerOrder, ...]
+
+
+class CompleteFlowerRun(Fact):
+    run: CampaignId
     reason: str
 
 
@@ -143,6 +161,9 @@ Command = (
     | RevokePerson
     | SubmitCampaign
     | StopCampaign
+    | OpenFlowerRun
+    | PushFlowerMessages
+    | CompleteFlowerRun
     | SyncSite
     | ReportInspection
     | ReportBase

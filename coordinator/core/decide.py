@@ -212,6 +212,8 @@ def _report(state: State, site: Site, report: cm.Report) -> list[ev.AnyEvent]:
 @decide.register
 def _(command: cm.SubmitCampaign, state: State, moment: Moment) -> list[ev.AnyEvent]:
     name = command.campaign.campaign
+    if name in state.flower_runs:
+        raise Refused(f"a Flower run {name!r} exists already; choose another name")
     if name in state.campaigns:
         if state.campaigns[name].spec == command.campaign:
             return []  # the same order, sent twice
@@ -228,15 +230,21 @@ def _(command: cm.SubmitCampaign, state: State, moment: Moment) -> list[ev.AnyEv
 
 @decide.register
 def _(command: cm.StopCampaign, state: State, moment: Moment) -> list[ev.AnyEvent]:
-    campaign = _open_campaign(state, command.campaign)
+    run = state.flower_runs.get(command.campaign)
+    if run is None:
+        _open_campaign(state, command.campaign)
+    elif run.status != "open":
+        raise Refused(f"Flower run {command.campaign} is {run.status}: {run.reason}")
     cancelled: list[ev.AnyEvent] = [
-        ev.JobCancelled(job=job.id, reason=f"campaign stopped: {command.reason}")
+        ev.JobCancelled(job=job.id, reason=f"{'Flower run' if run else 'campaign'} stopped: {command.reason}")
         for job in state.open_jobs()
         if job.campaign == command.campaign
     ]
+    if run is not None:
+        return [*cancelled, ev.FlowerRunEnded(run=run.spec.run, status="stopped", reason=command.reason)]
     return [
         *cancelled,
-        ev.CampaignEnded(campaign=campaign.spec.campaign, status="stopped", reason=command.reason),
+        ev.CampaignEnded(campaign=command.campaign, status="stopped", reason=command.reason),
     ]
 
 

@@ -42,21 +42,22 @@ class Cost:
     gpu_seconds: float  #: what it is expected to be charged
 
 
-def cost(state: State, campaign: CampaignState, site: Site, job: Job) -> Cost:
+def cost(state: State, site: Site, job: Job) -> Cost:
     """Of a planned job, all of it, at ``site``."""
-    return cost_of(state, campaign, site, job.work, job.purpose)
+    return cost_of(state, state.campaigns.get(job.campaign), site, job.work, job.purpose)
 
 
 def cost_of(
     state: State,
-    campaign: CampaignState,
+    campaign: CampaignState | None,
     site: Site,
     work: Work,
     purpose: Purpose,
     told: Estimate | None = None,
 ) -> Cost:
-    """``told`` is the site's tokens per second, where somebody knows better than the ledger."""
+    """``told`` is the site's tokens per second, where somebody knows better; ``campaign`` the work's, if it has one."""
     if isinstance(work, Train):
+        assert campaign is not None
         rate = told or tokens_per_second(state, campaign, site, work.base)
         tokens = work.steps * work.batch_sequences * work.sequence_tokens
         start = 0.0 if rate.is_measured else START_SECONDS

@@ -8,6 +8,7 @@ from typing import Literal
 
 from consortium.canonical import Fact
 from consortium.capacity import Allocation, Window
+from consortium.flower.runs import FlowerRun
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
 from consortium.jobs import Outcome, Purpose, Work
 from consortium.manifests import Contribution, Holding, VersionManifest
@@ -89,6 +90,17 @@ class CampaignOpened(Event):
 class CampaignEnded(Event):
     campaign: CampaignId
     status: Literal["completed", "stopped", "failed"]
+    reason: str
+
+
+class FlowerRunOpened(Event):
+    run: FlowerRun
+    sender: str = ""  #: the admin, by the name in the certificate
+
+
+class FlowerRunEnded(Event):
+    run: CampaignId
+    status: Literal["completed", "stopped"]
     reason: str
 
 
@@ -293,6 +305,8 @@ AnyEvent = (
     | PersonRevoked
     | CampaignOpened
     | CampaignEnded
+    | FlowerRunOpened
+    | FlowerRunEnded
     | TokenizerChosen
     | VersionMade
     | RoundOpened

@@ -14,7 +14,7 @@ from consortium.ids import Digest, SiteName, digest_of
 from consortium.jobs import Purpose, Train, Work
 from consortium.manifests import Holding
 from coordinator.core.accounting import held_back, in_force
-from coordinator.core.estimates import Cost, Estimate, cost_of, queue_seconds
+from coordinator.core.estimates import Cost, Estimate, cost, cost_of, queue_seconds
 from coordinator.core.state import CampaignState, Site, State
 from coordinator.core.words import gpu_hours, spoken
 from policies.campaign import Campaign
@@ -119,8 +119,7 @@ class Places:
         queue = queue_seconds(site).value
         ends = []
         for job in self.state.live(site.name):
-            campaign = self.state.campaigns[job.campaign]
-            takes = cost_of(self.state, campaign, site, job.work, job.purpose).seconds.value
+            takes = cost(self.state, site, job).seconds.value
             began = job.leased_at + queue if job.started_at is None else job.started_at
             ends.append(max(self.now, began + takes))
         return sorted([*ends, *[self.now] * max(0, site.slots - len(ends))])

@@ -27,6 +27,7 @@ URGENCY = (
     Purpose.TOKENIZER,
     Purpose.SEED,
     Purpose.ROUND,
+    Purpose.FLOWER,
     Purpose.COMPARE,
     Purpose.RIVAL,
 )
@@ -49,14 +50,13 @@ def next_lease(state: State, name: SiteName, moment: Moment) -> ev.JobLeased | N
         if unable(state, site, job, free, moment, prospects) is not None:
             continue
         attempt = attempt_of(job.id, job.attempts + 1)
-        campaign = state.campaigns[job.campaign]
         takes = _cost(state, site, job, moment)
         allocation, _ = charge(state, site, takes, moment.now)
         return ev.JobLeased(
             job=job.id,
             attempt=attempt,
             site=name,
-            lease_seconds=campaign.lease_seconds(site),
+            lease_seconds=state.programme(job.campaign).lease_seconds(site),
             assignment=digest_of_fact(job.assignment(attempt, name)),
             allocation=allocation,
             gpu_hours=takes.gpu_seconds / 3600.0,
@@ -80,8 +80,7 @@ def unable(
         return never
     if free < 1:
         return f"{site.name} has no free slot"
-    campaign = state.campaigns[job.campaign]
-    if job.purpose is Purpose.RIVAL and free < 2 and has_rounds_ahead(campaign):
+    if job.purpose is Purpose.RIVAL and free < 2 and has_rounds_ahead(state.campaigns[job.campaign]):
         return f"{site.name}'s last free slot is kept for the rounds"
     takes = _cost(state, site, job, moment)
     if (closed := _outside(site, takes, moment)) is not None:
@@ -246,7 +245,7 @@ def _better_elsewhere(
     if mine.finish_seconds <= best.finish_seconds * _AS_GOOD:
         return None
     asked_since = max(job.free_since, moment.started_at)
-    grace = GRACE_SHARE * state.campaigns[job.campaign].spec.lease_seconds
+    grace = GRACE_SHARE * state.programme(job.campaign).spec.lease_seconds
     if best.wait_seconds <= 0.0 and moment.now > asked_since + grace:
         return None  # the best one could have asked, and did not
     return f"{best.site} is expected to finish it {best.words}, {site.name} {mine.words}"
@@ -273,5 +272,5 @@ def _cost(state: State, site: Site, job: Job, moment: Moment) -> Cost:
     """Reckoned once in a moment."""
     found = moment.costs.get((site.name, job.id))
     if found is None:
-        found = moment.costs[site.name, job.id] = cost(state, state.campaigns[job.campaign], site, job)
+        found = moment.costs[site.name, job.id] = cost(state, site, job)
     return found

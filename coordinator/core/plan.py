@@ -14,6 +14,7 @@ from coordinator.core.able import holders_of_public_text, judges, participants
 from coordinator.core.accounting import warnings
 from coordinator.core.comparison import is_compared, models_to_compare, rivals_to_train
 from coordinator.core.decide import Moment, lease_until
+from coordinator.core.flower import given_up_messages
 from coordinator.core.late import may_be_kept, may_go_on
 from coordinator.core.lateness import given_up, overdue
 from coordinator.core.merging import job_at_a_site, where_to_merge
@@ -25,7 +26,7 @@ from coordinator.core.transitions import JobState
 
 def follow(state: State, moment: Moment) -> list[ev.AnyEvent]:
     """Events that are due now, of the first rule that has any; ask again when they are applied."""
-    for rule in (_lapsed_leases, _hopeless_jobs, _warnings, _campaigns):
+    for rule in (_lapsed_leases, _hopeless_jobs, given_up_messages, _warnings, _campaigns):
         if events := list(rule(state, moment)):
             return events
     return []
@@ -39,7 +40,7 @@ def _lapsed_leases(state: State, moment: Moment) -> Iterator[ev.AnyEvent]:
         if job.state is not JobState.LEASED or job.site is None or job.attempt is None:
             continue
         site = state.sites[job.site]
-        lease_seconds = state.campaigns[job.campaign].lease_seconds(site)
+        lease_seconds = state.programme(job.campaign).lease_seconds(site)
         if site.status == "suspended":
             reason = f"{site.name} was suspended"
         elif moment.now > lease_until(job, lease_seconds, moment):
@@ -55,7 +56,7 @@ def _hopeless_jobs(state: State, moment: Moment) -> Iterator[ev.AnyEvent]:
     for job in state.open_jobs():
         if job.state is not JobState.PLANNED:
             continue
-        limit = state.campaigns[job.campaign].spec.attempts_max
+        limit = state.programme(job.campaign).spec.attempts_max
         if job.failures >= limit:
             yield ev.JobFailed(job=job.id, reason=f"{job.failures} attempts failed, the last: {job.reason}")
         elif set(job.sites) <= {*job.refused_by, *job.disproved}:

@@ -12,6 +12,7 @@ import msgspec
 
 from consortium.canonical import encode
 from consortium.capacity import Allocation, Window
+from consortium.flower.runs import FlowerRun
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
 from consortium.jobs import ANY_SITE, Assignment, Outcome, Purpose, Work
 from consortium.manifests import Contribution, Holding, VersionManifest
@@ -215,6 +216,18 @@ class CampaignState(msgspec.Struct):
         return self.spec.courier_lease_hours * 3600.0 if site.courier else self.spec.lease_seconds
 
 
+class FlowerRunState(msgspec.Struct):
+    spec: FlowerRun
+    opened_at: float
+    sender: str = ""
+    status: str = "open"  #: open, completed, stopped
+    reason: str = ""
+    kept: dict[SiteName, Digest] = {}  #: what the app kept at each site with its newest admitted reply
+
+    def lease_seconds(self, site: Site) -> float:
+        return self.spec.courier_lease_hours * 3600.0 if site.courier else self.spec.lease_seconds
+
+
 #: Of snapshots; to be raised when a field of the state is added. One of another layout is not used: events say it all.
 LAYOUT = 4
 
@@ -230,6 +243,7 @@ class State(msgspec.Struct, dict=True):
     tokens: dict[str, Invitation] = {}  #: by hash; removed when used
     sites: dict[SiteName, Site] = {}
     campaigns: dict[CampaignId, CampaignState] = {}
+    flower_runs: dict[CampaignId, FlowerRunState] = {}
     jobs: dict[JobId, Job] = {}
     revoked: dict[str, str] = {}  #: people whose certificates are refused, as ``admin/ada``, and why
     layout: int = LAYOUT
@@ -241,6 +255,10 @@ class State(msgspec.Struct, dict=True):
         if found is None:
             found = self.__dict__["_index"] = Index(self.jobs)
         return found
+
+    def programme(self, name: CampaignId) -> CampaignState | FlowerRunState:
+        """What a job is part of: a campaign or a Flower run, which share one space of names."""
+        return self.flower_runs.get(name) or self.campaigns[name]
 
     def open_jobs(self) -> tuple[Job, ...]:
         """Jobs that are not final, by id."""
@@ -361,6 +379,17 @@ def _(event: ev.CampaignEnded, state: State, at: float) -> None:
 
 
 @apply.register
+def _(event: ev.FlowerRunOpened, state: State, at: float) -> None:
+    state.flower_runs[event.run.run] = FlowerRunState(spec=event.run, opened_at=at, sender=event.sender)
+
+
+@apply.register
+def _(event: ev.FlowerRunEnded, state: State, at: float) -> None:
+    run = state.flower_runs[event.run]
+    run.status, run.reason = event.status, event.reason
+
+
+@apply.register
 def _(event: ev.TokenizerChosen, state: State, at: float) -> None:
     state.campaigns[event.campaign].tokenizer = event.tokenizer
 
@@ -402,6 +431,9 @@ def _(event: ev.JobPlanned, state: State, at: float) -> None:
         event.tokenizer, reason=event.reason, planned_at=at, free_since=at,
     )  # fmt: skip
     state.index.note(state.jobs[event.job])
+    if event.purpose is Purpose.FLOWER:
+        state.jobs[event.job].sender = state.flower_runs[event.campaign].sender
+        return
     campaign = state.campaigns[event.campaign]
     if campaign.sender:  # else a release before this one opened it, and its orders said nothing of it
         state.jobs[event.job].sender = campaign.sender
@@ -516,6 +548,12 @@ def _(event: ev.ContributionAdmitted, state: State, at: float) -> None:
     job = _move(state, event.job, "admit", event.reason)
     job.contribution, job.admitted_at, job.measures = event.contribution, at, event.measures
     state.index.admit(job)
+    if job.purpose is Purpose.FLOWER:
+        kept = state.flower_runs[job.campaign].kept
+        kept.pop(event.contribution.site, None)
+        if event.contribution.residual is not None:
+            kept[event.contribution.site] = event.contribution.residual
+        return
     scores = state.campaigns[job.campaign].scores
     for subject, languages in sorted(event.scores.items()):
         for language, score in sorted(languages.items()):

@@ -60,6 +60,10 @@ def _concerned(event: ev.AnyEvent, state: State, holders: Mapping[str, str]) -> 
     """Everybody and everything that an event is about."""
     if isinstance(event, ev.CampaignOpened):
         return {event.campaign.campaign}
+    if isinstance(event, ev.FlowerRunOpened):
+        return {event.run.run, *event.run.sites}
+    if isinstance(event, ev.FlowerRunEnded):
+        return {event.run}
     said = {name: getattr(event, name, None) for name in ("job", "attempt", "site", "version", "campaign")}
     names = {str(value) for value in said.values() if value is not None}
     if (number := getattr(event, "round", None)) is not None:
@@ -124,6 +128,10 @@ def sentence(event: ev.AnyEvent) -> str:
             return f"campaign {spec.campaign} opened: {spec.rounds} rounds, {', '.join(spec.languages)}"
         case ev.CampaignEnded():
             return f"campaign {event.campaign} {event.status}: {event.reason}"
+        case ev.FlowerRunOpened():
+            return f"Flower run {event.run.run} of {event.run.app} opened at {', '.join(event.run.sites)}"
+        case ev.FlowerRunEnded():
+            return f"Flower run {event.run} {event.status}: {event.reason}"
         case ev.TokenizerChosen():
             return f"tokenizer {short(event.tokenizer)} chosen: {event.reason}"
         case ev.VersionMade():

@@ -75,7 +75,7 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
         for job in live:
             assert job.attempt is not None
             body = encode(job.assignment(job.attempt, site))
-            lease = driver.state.campaigns[job.campaign].lease_seconds(driver.state.sites[site])
+            lease = driver.state.programme(job.campaign).lease_seconds(driver.state.sites[site])
             wanted.append(
                 site_pb2.SignedAssignment(
                     attempt=job.attempt,

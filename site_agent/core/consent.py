@@ -3,18 +3,28 @@
 from collections.abc import Collection
 
 from consortium.ids import Language
-from consortium.jobs import ANY_SITE, Assignment, Purpose, Train, Work
+from consortium.jobs import ANY_SITE, Assignment, FlowerMessage, Purpose, Train, Work
 from site_agent.config import Consent
 
 
 def refusal(
-    assignment: Assignment, consent: Consent, gpus: int = 0, public: Collection[Language] = ()
+    assignment: Assignment,
+    consent: Consent,
+    gpus: int = 0,
+    public: Collection[Language] = (),
+    apps: Collection[str] = (),
 ) -> str:
-    """The sentence with which the site refuses, or "" if it consents. An absent rule allows all but merging.
+    """The sentence with which the site refuses, or "" if it consents. An absent rule allows all but merging and apps.
 
     gpus    of one job at this site
     public  languages of which this site has text that it declared public
+    apps    Flower ClientApps that the site lets run
     """
+    if isinstance(assignment.work, FlowerMessage) and assignment.work.app not in apps:
+        return (
+            f"this site does not run the Flower app {assignment.work.app}: its flower.apps names "
+            f"{', '.join(sorted(apps)) or 'none'}"
+        )
     if consent.senders is not None and assignment.sender not in consent.senders:
         who = f"{assignment.sender}'s campaign" if assignment.sender else "a campaign of nobody it is told of"
         return _says("senders", who, f"only those of {_some(consent.senders, 'nobody')}")

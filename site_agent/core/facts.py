@@ -108,6 +108,7 @@ class Limits(Fact):
     slots: int  #: jobs at once
     gpus: int = 0  #: of one job
     public: tuple[Language, ...] = ()  #: languages of which there is text declared public
+    apps: tuple[str, ...] = ()  #: Flower ClientApps that may run here
     lives_max: int  #: lives of one attempt in a row that bring no newer training checkpoint
     lives_total_max: int = 100  #: lives of one attempt
     stop_seconds: float = 30.0  #: a trainer sees STOP at its next step; after this it is killed
@@ -123,6 +124,9 @@ class Observation(Fact):
     )
     answered: frozenset[AttemptId] = frozenset()  #: what the coordinator had been told of when it said so
     settled: frozenset[AttemptId] = frozenset()  #: need no more reports
+    told: dict[AttemptId, Usage | None] = msgspec.field(
+        default_factory=dict
+    )  #: of use, when it said what is settled
     held: tuple[AttemptFiles, ...] = ()
     sightings: dict[AttemptId, Sighting] = msgspec.field(default_factory=dict)  #: missing: unknown
     problems: dict[AttemptId, str] = msgspec.field(default_factory=dict)  #: that trying again cannot help

@@ -128,7 +128,11 @@ def _decide(
     attempt = files.attempt
     if attempt in observed.settled:
         why = "the coordinator has settled it"
-        return _leave(files, sighting, limits, why) or Action(act=Act.DROP, attempt=attempt, reason=why)
+        if leaving := _leave(files, sighting, limits, why):
+            return leaving
+        if observed.told.get(attempt, files.usage) != files.usage:
+            return None  # the last of what it used was known only when it was gone, and is told first
+        return Action(act=Act.DROP, attempt=attempt, reason=why)
     if files.ended:
         return _leave(files, sighting, limits, f"it has ended: {files.ended.outcome}")
     if offer is None and attempt in observed.answered:
@@ -171,7 +175,7 @@ def _end(attempt: AttemptId, outcome: Outcome, reason: str) -> Action:
 def _refused(offer: Offer, consent: Consent, limits: Limits) -> str:
     if offer.assignment is None:
         return offer.problem
-    return refusal(offer.assignment, consent, limits.gpus, limits.public)
+    return refusal(offer.assignment, consent, limits.gpus, limits.public, limits.apps)
 
 
 def _sighting(files: AttemptFiles, observed: Observation) -> Sighting:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from consortium.errors import BadInput, SprachbundError, Unavailable
-from consortium.jobs import Evaluate, Merge, Tokenizer, Train
+from consortium.jobs import Evaluate, FlowerMessage, Merge, Tokenizer, Train
 from site_agent.trainer.folder import (
     CONTINUE,
     CONTINUE_LATER,
@@ -133,6 +133,12 @@ def _work(folder: JobFolder) -> None:
 
         if _RANK == 0:
             merge_round(folder, work, wishes.stop)
+        return
+    if isinstance(work, FlowerMessage):
+        from site_agent.trainer.client_app import answer  # torch only if the app wants it
+
+        if _RANK == 0:
+            answer(folder, work, wishes.stop)
         return
     from site_agent.trainer.ranks import joined
 

@@ -2,6 +2,7 @@
 
 In, read only:  job.json (``Assignment``), site.json (``Site``), tokenizer.json, base/ (Hugging Face layout),
                 residual.safetensors (what the last delta left unsaid, if the order names one and it is here),
+                state.bin (the same of a Flower app: its Context.state), inputs/<digest> (its message),
                 for evaluations versions/<digest>/ and inputs/<digest> (deltas), for merges inputs/<digest>
                 (deltas, their token counts, and the outer optimizer's state)
 Out:            progress.jsonl, checkpoint/, then result/ in one rename, or failure.json
@@ -25,12 +26,13 @@ from consortium.folders import fresh_folder
 from consortium.ids import Digest, digest_of
 from consortium.jobs import Assignment
 from consortium.manifests import Contribution, FileRef
-from site_agent.config import Text
+from site_agent.config import Flower, Text
 
 STOP = "STOP"  #: the wish that the job leaves with a training checkpoint
 FINISH = "FINISH"  #: the wish that it delivers what it has, from the step it has reached
 CONTINUE = "CONTINUE"  #: the trainer's word that it stopped with a whole training checkpoint and may go on
 RESIDUAL = "residual.safetensors"  #: in the job directory and in ``result/``
+STATE = "state.bin"  #: what a Flower app keeps at the site, in the same places
 CONTINUE_LATER = 75  #: exit code: a training checkpoint is there, start again (EX_TEMPFAIL of sysexits.h)
 PROGRESS_SECONDS = 2.0  # a person watching the console sees it move; a line costs 0.1 ms
 
@@ -46,6 +48,7 @@ class Site(Fact):
     device: Literal["auto", "cpu", "cuda"] = "auto"  #: auto: the GPU if there is one
     sharding: Literal["none", "fsdp", "hsdp"] = "none"  #: how ranks share a model; see ``SiteConfig``
     device_sequences: int | None = None  #: most sequences in one forward pass, for memory; None: all
+    flower: Flower = Flower()  #: Flower apps that may run here
 
 
 class FailureReason(enum.StrEnum):

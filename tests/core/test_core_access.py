@@ -4,7 +4,7 @@ import pytest
 from consortium_in_facts import GIVEN, Coordinator, campaign, consortium, d, success
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-from sprachbund.v1 import admin_pb2, artifact_pb2, audit_pb2, enrolment_pb2, site_pb2
+from sprachbund.v1 import admin_pb2, artifact_pb2, audit_pb2, enrolment_pb2, flower_pb2, site_pb2
 
 from consortium.ids import Digest, SiteName
 from consortium.roles import Role
@@ -20,7 +20,7 @@ from coordinator.core.access import (
 
 READER = {"Stat", "Download", "GetCheckpoint", "ReleaseService", "Health"}
 SITE = {*READER, "SiteService", "ArtifactService", "AuditService"}
-ADMIN = {*READER, "ArtifactService", "AdminService", "AuditService", "ServerReflection"}
+ADMIN = {*READER, "ArtifactService", "AdminService", "FlowerService", "AuditService", "ServerReflection"}
 AUDITOR = {
     *READER,
     "GetView",
@@ -43,7 +43,8 @@ def methods(*modules: object) -> set[str]:
 
 
 def test_every_method_of_every_service_behind_mtls_is_listed() -> None:
-    assert set(METHODS) == methods(site_pb2, artifact_pb2, admin_pb2, audit_pb2, health_pb2, reflection_pb2)
+    served = (site_pb2, artifact_pb2, admin_pb2, audit_pb2, flower_pb2, health_pb2, reflection_pb2)
+    assert set(METHODS) == methods(*served)
     assert WITHOUT_CERTIFICATE == methods(enrolment_pb2)  # a port of its own
 
 

@@ -1,0 +1,98 @@
+"""A consortium of real processes that runs the example's Flower app, as an operator would set it up."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from console.local import LocalConsortium, LocalSite
+from consortium.ids import digest_of
+from coordinator.core.state import State
+from coordinator.driver import replay
+from coordinator.ledger import Ledger
+
+APP_FOLDER = Path(__file__).parents[2] / "examples" / "flower"
+CLIENT_APP = "quickstart.client_app:app"
+SITES = tuple(
+    LocalSite(name, f"Institute of {name}", country, (), slots=1)
+    for name, country in (("north", "FI"), ("south", "EL"), ("west", "IE"))
+)
+
+
+class FlowerConsortium:
+    """Started, with every agent at work; ``with`` it."""
+
+    def __init__(self, workdir: Path, apps: dict[str, list[str]] | None = None) -> None:
+        """apps  of sites, what their operators let run; left out: the example"""
+        workdir.mkdir(parents=True)
+        self.here = LocalConsortium(
+            workdir=workdir.resolve(), name="flowers", sites=SITES, text=workdir, sync_seconds=0.5
+        )
+        self._apps = apps or {}
+        # the operators have installed the app at their sites
+        self._path = os.pathsep.join([str(APP_FOLDER), str(Path(__file__).parents[2])])
+
+    def __enter__(self) -> "FlowerConsortium":
+        os.environ["PYTHONPATH"], self._before = self._path, os.environ.get("PYTHONPATH")
+        self.here.write_files({})
+        for site in self.here.sites:
+            path = self.here.site_file(site.name)
+            allowed = self._apps.get(site.name, [CLIENT_APP])
+            told = yaml.safe_load(path.read_text())
+            path.write_text(yaml.safe_dump({**told, "flower": {"apps": allowed}}))
+        try:
+            self.here.command("init", str(self.here.workdir / "coordinator.yaml"))
+            self.here.start_coordinator()
+            self.here.invite_and_enrol()
+            for site in self.here.sites:
+                self.here.start_agent(site.name)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.here.stop()
+        if self._before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = self._before
+
+    def start(self, run: str, **settings: object) -> "subprocess.Popen[bytes]":
+        """The ServerApp's process, from its beginning."""
+        said = [f"--set={key.replace('_', '-')}={value}" for key, value in sorted(settings.items())]
+        log = open(self.here.workdir / "logs" / f"{run}.log", "ab")
+        with log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "console.main", "flower", "run", str(APP_FOLDER), "--run", run,
+                 f"--set=out={self.model(run)}", *said],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "SPRACHBUND_ADMIN": str(self.here.admin), "PYTHONHASHSEED": "0"},
+            )  # fmt: skip
+
+    def run(self, run: str, **settings: object) -> str:
+        """Run it to its end; the digest of its model."""
+        code = self.start(run, **settings).wait(timeout=240)
+        assert code == 0, (self.here.workdir / "logs" / f"{run}.log").read_text()
+        return self.digest(run)
+
+    def model(self, run: str) -> Path:
+        return self.here.workdir / f"{run}.npz"
+
+    def digest(self, run: str) -> str:
+        import numpy as np
+
+        with np.load(self.model(run)) as arrays:
+            return digest_of(b"".join(arrays[name].tobytes() for name in sorted(arrays)))
+
+    def state(self) -> State:
+        with Ledger(self.here.home / "ledger.sqlite", read_only=True) as ledger:
+            return replay(ledger)
+
+    def jobs(self, run: str) -> dict[str, Any]:
+        return {name: job for name, job in sorted(self.state().jobs.items()) if job.campaign == run}
