@@ -224,7 +224,7 @@ def judge_round(state: State, campaign: CampaignState, round_: Round, workshop: 
         for language in job.work.languages:
             trained_by.setdefault(language, set()).update(job.sites)
     verdict = judge(
-        gate_scores(state, campaign.spec.campaign, {round_.candidate, round_.base}, workshop.store),
+        gate_scores(state, campaign, round_, workshop.store),
         round_.candidate,
         round_.base if round_.number > 0 else None,
         campaign.spec.gate,
@@ -235,12 +235,14 @@ def judge_round(state: State, campaign: CampaignState, round_: Round, workshop: 
 
 
 def gate_scores(
-    state: State, campaign: CampaignId, subjects: set[Digest], store: BlobStore
+    state: State, campaign: CampaignState, round_: Round, store: BlobStore
 ) -> Sequence[Scores]:
-    """Admitted score artifacts of a campaign that speak of these versions."""
-    found = []
+    """Admitted score artifacts that speak of a round's candidate or base; none of later rounds, for an auditor asks again."""
+    subjects, found = {round_.candidate, round_.base}, []
     for _, job in sorted(state.jobs.items()):
-        if job.campaign != campaign or job.purpose is not Purpose.GATE or job.contribution is None:
+        if job.campaign != campaign.spec.campaign or job.purpose is not Purpose.GATE:
+            continue
+        if job.contribution is None or job.round > round_.number:
             continue
         scores = load_scores(job.contribution.artifacts["scores"], store)
         if subjects & set(scores.subjects):
