@@ -17,7 +17,7 @@ from pathlib import Path
 from consortium.canonical import decode, digest_of_fact, encode, replace
 from consortium.errors import BadInput, Corrupt, Refused, Unavailable
 from consortium.files import make_folder, write_bytes_atomically
-from consortium.ids import CampaignId, Digest, Language, SiteName
+from consortium.ids import Digest, Language, SiteName
 from consortium.jobs import Merge as MergeWork
 from consortium.jobs import FlowerMessage, Purpose, Train
 from consortium.manifests import Initial, Scores, VersionManifest
@@ -237,7 +237,10 @@ def judge_round(state: State, campaign: CampaignState, round_: Round, workshop: 
 def gate_scores(
     state: State, campaign: CampaignState, round_: Round, store: BlobStore
 ) -> Sequence[Scores]:
-    """Admitted score artifacts that speak of a round's candidate or base; none of later rounds, for an auditor asks again."""
+    """Admitted score artifacts that speak of a round's candidate or base.
+
+    None of later rounds: an auditor, who judges again, must hear what the gate heard.
+    """
     subjects, found = {round_.candidate, round_.base}, []
     for _, job in sorted(state.jobs.items()):
         if job.campaign != campaign.spec.campaign or job.purpose is not Purpose.GATE:
