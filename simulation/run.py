@@ -1,5 +1,61 @@
 """How a plan, a seed and a weather become an outcome."""
 
-from simulation.outcome import Cost, Ending, Happening, Made, Outcome
+import gc
+import sys
+import tempfile
+import warnings
+from pathlib import Path
 
-__all__ = ["Cost", "Ending", "Happening", "Made", "Outcome"]
+from simulation.outcome import Cost, Ending, Happening, Made, Outcome
+from simulation.plan import Plan
+from simulation.weather import Weather
+from simulation.world import Progress, World
+
+__all__ = ["Cost", "Ending", "Happening", "Made", "Outcome", "simulate"]
+
+_MEMORY = Path("/dev/shm")  # a file system in memory: nothing of a simulation has to outlive it
+
+
+def simulate(
+    plan: Plan,
+    seed: int,
+    weather: Weather,
+    *,
+    folder: Path | None = None,
+    rebuild: bool = True,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Simulate ``plan`` in ``weather``; the same three give the same outcome, anywhere.
+
+    folder    where ledger, store and spools are left, for who wants to look; None: they are removed
+    rebuild   whether every version is made again at the end, from ledger and store
+    progress  called now and then with (hours simulated, hours at most); what it raises ends the simulation
+    Not to be called within a running event loop, nor from two threads at once.
+    """
+    if folder is not None:
+        return _run(plan, seed, weather, folder, rebuild, progress)
+    place = _MEMORY if _MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="sprachbund-simulation-", dir=place) as made:
+        return _run(plan, seed, weather, Path(made), rebuild, progress)
+
+
+def _run(
+    plan: Plan, seed: int, weather: Weather, folder: Path, rebuild: bool, progress: Progress | None
+) -> Outcome:
+    gc.disable()  # a world is one large cycle, thrown away at once at its end
+    try:
+        return World(plan, seed, weather, folder).run(rebuild, progress)
+    finally:
+        gc.enable()
+        _forget()
+
+
+def _forget() -> None:
+    """Throw the world away. What its dead programs would have said last, they say now; nobody listens."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+    finally:
+        sys.unraisablehook = before

@@ -1,0 +1,137 @@
+"""The referee outside of the world: what must hold after every event, every answer and every crash.
+
+``Referee`` folds the ledger's events on its own and believes nobody; what does not hold becomes a sentence in
+``violations``. Numbers are those of the invariants in docs/architecture.md.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from sprachbund.v1 import site_pb2
+
+from consortium.ids import AttemptId, Digest, SiteName, job_of
+from coordinator.core import events as ev
+from coordinator.core.state import State
+from coordinator.core.transitions import JobState
+from coordinator.driver import Driver, decode_event
+from coordinator.ledger import Recorded
+from coordinator.verification import verify
+from simulation.rules import Rules
+
+_VIOLATIONS_MAX = 20  # one is enough to look into; the rest mostly follows from it
+_SYNC = "/sprachbund.v1.SiteService/Sync"
+
+
+class Referee:
+    """violations: what did not hold, each with the step of the scheduler at which it was seen."""
+
+    def __init__(self, step: Callable[[], int]) -> None:
+        self.violations: list[str] = []
+        self.events: list[Callable[[ev.AnyEvent, float], None]] = []
+        self._step = step
+        self._rules = Rules()
+        self._hashes: list[str] = []
+
+    @property
+    def state(self) -> State:
+        """What the events tell, folded here."""
+        return self._rules.state
+
+    @property
+    def sequence(self) -> int:
+        return len(self._hashes)
+
+    @property
+    def head(self) -> str:
+        """Hash of the ledger's last entry."""
+        return self._hashes[-1]
+
+    def blame(self, what: str) -> None:
+        if len(self.violations) < _VIOLATIONS_MAX:
+            self.violations.append(f"step {self._step()}: {what}")
+
+    # ---- 1, 3, 6: by event
+
+    def wrote(
+        self, recorded: Sequence[Recorded], heard: Mapping[AttemptId, float], started_at: float
+    ) -> None:
+        """These entries are durable now; ``heard`` and ``started_at`` as for ``Rules.watch``."""
+        for entry in recorded:
+            if entry.seq != len(self._hashes) + 1:
+                self.blame(f"invariant 2: entry {entry.seq} was written after {len(self._hashes)}")
+            self._hashes.append(entry.hash)
+            event = decode_event(entry)
+            try:
+                self._rules.watch(event, entry.at, heard, started_at)
+            except (AssertionError, KeyError, ValueError) as broken:
+                self.blame(f"invariants 1, 3, 6: entry {entry.seq}, {type(event).__name__}: {broken!r}")
+            for hear in self.events:
+                hear(event, entry.at)
+
+    # ---- 2: what was acknowledged survives
+
+    def restarted(self, driver: Driver) -> None:
+        """A coordinator has read its ledger again."""
+        known = (len(self._hashes), self._hashes[-1] if self._hashes else "")
+        head = driver.checkpoint()
+        if (head.sequence, head.head) != known:
+            self.blame(f"invariant 2: after a crash the ledger ends at {head.sequence}, it had {known[0]}")
+        elif driver.state.snapshot() != self.state.snapshot():
+            self.blame("invariant 2: after a crash the state is not what the events tell")
+
+    def settled(self, driver: Driver) -> None:
+        """The living state is the replay of the ledger."""
+        if driver.state.snapshot() != self.state.snapshot():
+            self.blame("invariant 2: the living state is not what the events tell")
+
+    def answered(self, place: str, method: str, request: bytes, response: bytes) -> None:
+        """An answer leaves the coordinator: all that it acknowledges is written down."""
+        if method != _SYNC:
+            return
+        told, said = site_pb2.SyncRequest.FromString(request), site_pb2.SyncResponse.FromString(response)
+        sequence = said.checkpoint.sequence
+        if sequence > len(self._hashes) or self._hashes[sequence - 1] != said.checkpoint.head:
+            self.blame(f"invariant 2: {place} was shown ledger head {sequence}, which is not written down")
+        live = {job.attempt for job in self.state.live(SiteName(place))}
+        for name in said.settled:
+            if name in live:
+                self.blame(f"invariant 2: {name} was settled with {place}, but is still leased to it")
+        for line in told.attempts:
+            if line.attempt in said.settled and line.outcome == site_pb2.ATTEMPT_OUTCOME_SUCCEEDED:
+                job = self.state.jobs.get(job_of(AttemptId(line.attempt)))
+                if job is not None and job.attempt == line.attempt and job.state is JobState.LEASED:
+                    self.blame(f"invariant 2: the result of {line.attempt} was settled and is not known")
+        for wanted in said.wanted:
+            if wanted.attempt not in live:
+                self.blame(f"invariant 3: {place} was sent {wanted.attempt}, which is not leased to it")
+
+    # ---- 7: who reads and writes what
+
+    def read(self, place: str, digest: str) -> None:
+        """The first bytes of a blob leave for a site."""
+        allowed = any(
+            digest == job.tokenizer or Digest(digest) in job.inputs
+            for job in self.state.live(SiteName(place))
+        )
+        if not allowed:
+            self.blame(f"invariant 7: {place} reads blob {digest[:12]}, which no job of its needs")
+
+    def took(self, place: str, digest: str) -> None:
+        """The bytes of a blob are taken from a site."""
+        if not self.state.live(SiteName(place)):
+            self.blame(f"invariant 7: {place} writes blob {digest[:12]} and holds no job")
+
+    # ---- 4, 5, and liveness: at the end
+
+    def rebuilt(self, home: Path) -> dict[str, str]:
+        """Every version made again from ledger and store; their digests by name."""
+        report = verify(home)
+        for problem in report.problems:
+            self.blame(f"invariants 4, 5: {problem}")
+        return report.versions
+
+    def ended(self, why_not: Callable[[], Sequence[str]]) -> None:
+        """Faults have stopped and time is up: what is still open is told with what it waits for."""
+        for name, campaign in sorted(self.state.campaigns.items()):
+            if campaign.status == "open":
+                self.blame(f"liveness: campaign {name} has not ended: {'; '.join(why_not()) or 'no reason'}")

@@ -1,0 +1,231 @@
+"""The coordinator's host: its program started, killed and started again on one ledger and one store.
+
+Driver, services, guard, worker and workshop are the product's. A crash takes all that is in memory with it; the ledger
+and the store keep what was written. Crashes fall at any callback, at any write of a file, and before and after any
+append to the ledger.
+"""
+
+import asyncio
+import shutil
+import traceback
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from sprachbund.v1 import enrolment_pb2_grpc
+
+from consortium.canonical import decode, encode
+from consortium.errors import BadInput, Refused, SprachbundError
+from consortium.files import disk_errors
+from consortium.folders import fresh_folder
+from consortium.ids import Language
+from consortium.merging.job import make_version
+from coordinator import workshop as workshops
+from coordinator.config import CoordinatorConfig
+from coordinator.core.commands import Tick
+from coordinator.core.owed import Inspect, Judge, MakeBase, Merge
+from coordinator.core.state import State
+from coordinator.courier import Courier
+from coordinator.daemon import main_server
+from coordinator.driver import Driver
+from coordinator.errors_on_wire import ErrorsOnWire
+from coordinator.founding import Keys, found
+from coordinator.ledger import Ledger, Recorded
+from coordinator.merging_process import MergeOrder
+from coordinator.services.admin import AdminService
+from coordinator.services.enrolment import EnrolmentService
+from coordinator.services.site import SiteService
+from coordinator.worker import Worker
+from coordinator.workshop import Workshop
+from policies.membership import Membership
+from simulation.checkers import Referee
+from simulation.learning import base_files
+from simulation.loop import Process, VirtualLoop
+from simulation.machine import Host, Machine
+from simulation.network import Network, Port
+from simulation.outcome import Happening
+
+MAIN, ENROLMENT = "coordinator.simulated:7443", "coordinator.simulated:7444"
+_INSPECTION_SECONDS, _JUDGING_SECONDS, _BASE_SECONDS, _MERGE_SECONDS = 30.0, 20.0, 120.0, 60.0
+_BYTES_PER_SECOND = 4e8
+
+
+def run_here(languages: tuple[Language, ...]) -> Callable[..., bytes]:
+    """In place of the workshop's processes: a merge by the very function that they call, and a base of our size."""
+
+    def run(arguments: Sequence[str], order: bytes = b"") -> bytes:
+        if arguments[1] == "consortium.models":
+            options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
+            with fresh_folder(Path(options["--out"])) as folder:
+                for name, data in base_files(languages).items():
+                    (folder / name).write_bytes(data)
+                shutil.copyfile(options["--tokenizer"], folder / "tokenizer.json")
+            return b""
+        asked = decode(order, MergeOrder, "merge order")
+        base, out = Path(asked.base_dir), Path(asked.out_dir)
+        try:
+            made = make_version(asked.work, base, lambda digest: Path(asked.blobs[digest]), out, threads=1)
+        except Refused as error:
+            raise BadInput(str(error)) from error
+        return encode(made)
+
+    return run
+
+
+class CoordinatorHost:
+    """driver  of the program that runs; of the last one while none does"""
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        membership: Membership,
+        machine: Machine,
+        host: Host,
+        loop: VirtualLoop,
+        network: Network,
+        referee: Referee,
+        model_bytes: int,
+        happened: Callable[[Happening], None],
+        rest_seconds: Callable[[], float],
+    ) -> None:
+        self.driver: Driver | None = None
+        self.process: Process | None = None
+        self.config = config
+        self.crashes = 0
+        self._membership, self._machine, self._host = membership, machine, host
+        self._loop, self._network, self._referee = loop, network, referee
+        self._model_bytes, self._happened, self._rest_seconds = model_bytes, happened, rest_seconds
+        self._ledger: Ledger | None = None
+        self.keys: Keys = found(config, host.clock())
+        self.workshop = Workshop.at(Path(config.home))
+        loop.seconds_of_work = self._seconds_of_work
+
+    @property
+    def home(self) -> Path:
+        return Path(self.config.home)
+
+    @property
+    def true_time(self) -> float:
+        return self._host.true_time
+
+    def start(self) -> None:
+        self.process = Process("coordinator", self._host)
+        self.process.on_death = self._died
+        self.process.spawn(self._watched(self._serve(self.process)))
+
+    def stop(self) -> None:
+        """For good, as by a crash."""
+        if self.process is not None:
+            self.process.on_death = lambda: None
+            self.process.kill()
+        self._network.down()
+        if self._ledger is not None:
+            self._ledger.close()
+
+    # ---- inside
+
+    async def _serve(self, process: Process) -> None:
+        self._ledger = ledger = Ledger(Path(self.config.ledger or self.home / "ledger.sqlite"))
+        driver = Driver(ledger, self.keys.ledger, self._host.clock)
+        if self.driver is None:
+            self._referee.wrote(list(ledger.read()), driver.renewed, driver.started_at)
+        self._watch(ledger, driver)
+        self.driver = driver
+        self._referee.restarted(driver)
+        workshop = Workshop.at(self.home)
+        sites = SiteService(driver, self.keys, self.config)
+        enrolments = EnrolmentService(driver, self.keys, self.config)
+        courier = Courier(driver, self.keys, self.config, workshop.store, sites, enrolments)
+        admin = AdminService(driver, self._membership, self.config, courier.carry)
+        enrolment = Port([ErrorsOnWire()])
+        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolments, enrolment)
+        main = main_server(driver, self.config, workshop, sites, admin, courier, make_server=Port)
+        self._network.up(process, {MAIN: main, ENROLMENT: enrolment})
+        process.spawn(self._watched(self._tick(driver)))
+        await Worker(driver, workshop).run()
+
+    async def _tick(self, driver: Driver) -> None:
+        while True:
+            try:
+                driver.execute(Tick())
+            except SprachbundError as error:  # as the scheduler of the daemon: the next one tries again
+                self._moment("tick failed", str(error))
+            await asyncio.sleep(self.config.tick_seconds)
+
+    async def _watched(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            self._referee.blame(
+                f"invariant 8: the coordinator fell: {error!r} at {where.name}:{where.lineno}"
+            )
+
+    def _watch(self, ledger: Ledger, driver: Driver) -> None:
+        """Every append passes the referee, between two moments at which the process may die."""
+        append, snapshot, checkpoint = ledger.append, ledger.save_snapshot, ledger.save_checkpoint
+        machine, referee = self._machine, self._referee
+
+        def appended(events: Any, at: float) -> list[Recorded]:
+            with disk_errors(self.home):
+                machine.write()
+            recorded = append(events, at)
+            referee.wrote(recorded, driver.renewed, driver.started_at)
+            machine.moment()
+            return recorded
+
+        def kept_snapshot(state: bytes, at: Any) -> None:
+            with disk_errors(self.home):
+                machine.write()
+            snapshot(state, at)
+
+        def kept_checkpoint(signed: Any) -> None:
+            with disk_errors(self.home):
+                machine.write()
+            checkpoint(signed)
+
+        ledger.append = appended  # type: ignore[method-assign]
+        ledger.save_snapshot = kept_snapshot  # type: ignore[method-assign]
+        ledger.save_checkpoint = kept_checkpoint  # type: ignore[method-assign]
+
+    def _died(self) -> None:
+        self.crashes += 1
+        self._network.down()
+        if self._ledger is not None:
+            self._ledger.close()
+        rest = self._rest_seconds()
+        self._span("down", "coordinator", rest)
+        self._loop.call_later(rest, self.start, context=self._loop.outside)
+
+    def _seconds_of_work(self, function: Any, given: tuple[Any, ...]) -> float:
+        """What the worker does takes its time; its result is told only then."""
+        if function is not workshops.do:
+            return 0.0
+        owed, state = given[0], given[1]
+        seconds, kind, subject = self._cost(owed, state)
+        self._span(kind, subject, seconds)
+        return seconds
+
+    def _cost(self, owed: Any, state: State) -> tuple[float, str, str]:
+        size = self._model_bytes
+        match owed:
+            case MakeBase():
+                return _BASE_SECONDS + size / _BYTES_PER_SECOND, "making", owed.campaign
+            case Inspect():
+                return _INSPECTION_SECONDS + size / _BYTES_PER_SECOND, "inspecting", owed.attempt
+            case Merge():
+                parts = len(state.campaigns[owed.campaign].rounds[owed.round].collected)
+                seconds = _MERGE_SECONDS + size * (parts + 2) / _BYTES_PER_SECOND
+                return seconds, "merging", f"{owed.campaign}/{owed.round}"
+            case Judge():
+                return _JUDGING_SECONDS, "judging", f"{owed.campaign}/{owed.round}"
+        raise AssertionError(f"unknown work {owed!r}")
+
+    def _span(self, kind: str, subject: str, seconds: float) -> None:
+        now = self._host.true_time
+        self._happened(
+            Happening(at=now, place="coordinator", kind=kind, subject=subject, until=now + seconds)
+        )
+
+    def _moment(self, kind: str, detail: str) -> None:
+        self._happened(Happening(at=self._host.true_time, place="coordinator", kind=kind, detail=detail))

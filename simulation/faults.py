@@ -1,0 +1,138 @@
+"""When the weather strikes: each kind of fault at each place has dice of its own, and a gap until the next."""
+
+from collections.abc import Callable
+from random import Random as Dice
+
+from simulation.coordinators import CoordinatorHost
+from simulation.draws import gap_seconds, lognormal, normal
+from simulation.hostile import Stranger
+from simulation.loop import VirtualLoop
+from simulation.machine import kill_soon
+from simulation.network import Network
+from simulation.outcome import Happening
+from simulation.sites import SiteHost
+from simulation.streams import stream
+from simulation.weather import Weather
+
+_HOSTILE_PER_DAY = 100.0  # messages of each site, times the share that the weather loses
+
+
+class Faults:
+    """counts  how many of each kind fell"""
+
+    def __init__(
+        self,
+        seed: int,
+        weather: Weather,
+        loop: VirtualLoop,
+        network: Network,
+        coordinator: CoordinatorHost,
+        sites: list[SiteHost],
+        stranger: Stranger,
+        happened: Callable[[Happening], None],
+    ) -> None:
+        self.counts: dict[str, int] = {}
+        self._seed, self._weather, self._loop, self._network = seed, weather, loop, network
+        self._coordinator, self._happened, self._stranger = coordinator, happened, stranger
+        self._is_over = False
+        self._every("crash", "coordinator", weather.crashes_per_day, self._crash)
+        for site in sites:
+            self._every("partition", site.plan.name, weather.partitions_per_day, self._partition, site)
+            self._every("disk full", site.plan.name, weather.disk_full_per_day, self._fill_disk, site)
+            self._every("torn write", site.plan.name, weather.torn_writes_per_day, self._tear, site)
+            self._every("clock jump", site.plan.name, weather.clock_jumps_per_day, self._jump, site)
+            killed = site.plan.agent_kill_per_day * weather.site_faults
+            self._every("agent killed", site.plan.name, killed, self._kill, site)
+            self._every("hostile", site.plan.name, _HOSTILE_PER_DAY * weather.loss, self._intrude, site)
+            for outage in site.plan.outages:
+                begin, length = outage.from_hours * 3600.0, outage.hours * 3600.0
+                self._later(begin, self._outage, site, length)
+
+    def stop(self) -> None:
+        """It clears up: what is broken mends by itself, and nothing else breaks."""
+        self._is_over = True
+
+    def _every(
+        self, kind: str, place: str, per_day: float, strike: Callable[..., None], *given: object
+    ) -> None:
+        dice = stream(self._seed, "fault", kind, place)
+        gap = gap_seconds(dice, per_day)
+        if gap is None:
+            return
+
+        def struck() -> None:
+            if self._is_over:
+                return
+            self.counts[kind] = self.counts.get(kind, 0) + 1
+            strike(dice, *given)
+            following = gap_seconds(dice, per_day)
+            assert following is not None
+            self._later(following, struck)
+
+        self._later(gap, struck)
+
+    def _later(self, seconds: float, what: Callable[..., None], *given: object) -> None:
+        self._loop.call_later(seconds, what, *given, context=self._loop.outside)
+
+    # ---- kinds
+
+    def _crash(self, dice: Dice) -> None:
+        process = self._coordinator.process
+        if process is not None and process.alive:
+            kill_soon(process, dice, dice.random() < 0.5)
+            self._moment("coordinator", "crash")
+
+    def _partition(self, dice: Dice, site: SiteHost) -> None:
+        wire, weather = self._network.wires[site.plan.name], self._weather
+        if wire.is_cut:
+            return
+        seconds = lognormal(dice, weather.partition_minutes * 60.0, weather.partition_sigma)
+        self._network.cut(wire)
+        self._span(site.plan.name, "partitioned", seconds)
+
+        def heal() -> None:
+            wire.is_cut = False
+
+        self._later(seconds, heal)
+
+    def _fill_disk(self, dice: Dice, site: SiteHost) -> None:
+        seconds = lognormal(dice, self._weather.disk_full_minutes * 60.0, 1.0)
+        site.host.disk_is_full = True
+        self._span(site.plan.name, "disk full", seconds)
+
+        def empty() -> None:
+            site.host.disk_is_full = False
+
+        self._later(seconds, empty)
+
+    def _tear(self, dice: Dice, site: SiteHost) -> None:
+        if site.process is not None and site.process.alive:
+            kill_soon(site.process, dice, True, tears=True)
+            self._moment(site.plan.name, "torn write")
+
+    def _kill(self, dice: Dice, site: SiteHost) -> None:
+        if site.process is not None and site.process.alive:
+            kill_soon(site.process, dice, dice.random() < 0.5)
+            self._moment(site.plan.name, "agent killed")
+
+    def _jump(self, dice: Dice, site: SiteHost) -> None:
+        seconds = round(self._weather.clock_jump_seconds * normal(dice), 3)
+        site.host.skew += seconds
+        self._moment(site.plan.name, "clock jump", f"{seconds:+.0f} s")
+
+    def _intrude(self, dice: Dice, site: SiteHost) -> None:
+        self._stranger.intrude(dice, site)
+        self._moment(site.plan.name, "hostile")
+
+    def _outage(self, site: SiteHost, seconds: float) -> None:
+        site.cluster.outage(True)
+        self._span(site.plan.name, "outage", seconds)
+        self._later(seconds, site.cluster.outage, False)
+
+    def _moment(self, place: str, kind: str, detail: str = "") -> None:
+        at = self._coordinator.true_time
+        self._happened(Happening(at=at, place=place, kind=kind, detail=detail))
+
+    def _span(self, place: str, kind: str, seconds: float) -> None:
+        at = self._coordinator.true_time
+        self._happened(Happening(at=at, place=place, kind=kind, until=at + seconds))

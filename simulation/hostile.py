@@ -1,0 +1,103 @@
+"""A stolen certificate, or a broken agent: messages that nobody should believe, sent in a site's name.
+
+Each is answered by an error and changes nothing (invariant 8).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random as Dice
+from typing import Any
+
+import grpc
+from sprachbund.v1 import admin_pb2, admin_pb2_grpc, artifact_pb2, artifact_pb2_grpc, site_pb2, site_pb2_grpc
+
+from consortium.errors import SprachbundError
+from simulation.coordinators import MAIN, CoordinatorHost
+from simulation.loop import Process
+from simulation.network import Network
+from simulation.sites import SiteHost
+from site_agent.identity import SiteIdentity
+
+_HARMLESS = {  # what an intruder may be told; anything else is our failure
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INTERNAL,  # of bytes that are no message: gRPC's own word
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+
+class Stranger:
+    def __init__(self, network: Network, coordinator: CoordinatorHost, blame: Callable[[str], None]) -> None:
+        self._network, self._coordinator, self._blame = network, coordinator, blame
+
+    def intrude(self, dice: Dice, site: SiteHost) -> None:
+        """One bad message in the name of ``site``, if it has a certificate by now."""
+        process = Process(f"intruder at {site.plan.name}", site.host)
+        process.on_death = lambda: self._network.hang_up(process)
+        process.spawn(self._say(dice, site, process))
+
+    async def _say(self, dice: Dice, site: SiteHost, process: Process) -> None:
+        try:
+            identity = SiteIdentity.load(Path(site.config.home))
+        except SprachbundError:
+            return
+        channel = self._network.open_channel(MAIN, identity.authority, identity.credentials)
+        name, call = self._messages(dice, channel, site)[int(dice.random() * 9)]
+        try:
+            await call()
+        except grpc.aio.AioRpcError as error:
+            details = error.details() or ""
+            if error.code() not in _HARMLESS or "failed; its log has the reason" in details:
+                self._blame(f"invariant 8: {name} is answered by {error.code().name}: {details}")
+        else:
+            self._blame(f"invariant 8: {name} of {site.plan.name} was accepted")
+        process.kill()
+
+    def _messages(self, dice: Dice, channel: Any, site: SiteHost) -> list[tuple[str, Callable[[], Any]]]:
+        sites: Any = site_pb2_grpc.SiteServiceStub(channel)
+        blobs: Any = artifact_pb2_grpc.ArtifactServiceStub(channel)
+        admin: Any = admin_pb2_grpc.AdminServiceStub(channel)
+        garbage = channel.unary_unary(
+            "/sprachbund.v1.SiteService/Sync", lambda data: data, site_pb2.SyncResponse.FromString
+        )
+        release = site_pb2.SiteDescription(agent_version="0.1.0", slots=1)
+
+        def sync(**fields: Any) -> Callable[[], Any]:
+            request = site_pb2.SyncRequest(site=release, incarnation=dice.randbytes(4).hex() * 30, **fields)
+            return lambda: sites.Sync(request, timeout=60.0)
+
+        attempts = [site_pb2.AttemptReport(attempt="../../etc/passwd", phase=1)]
+        odd = [site_pb2.AttemptReport(attempt="a_b.a1", phase=99)]
+        stop = admin_pb2.StopCampaignRequest(campaign="any", reason="because")
+
+        async def read() -> None:
+            async for _ in blobs.Download(artifact_pb2.DownloadRequest(digest=dice.randbytes(32).hex())):
+                pass
+
+        async def write() -> None:
+            call = blobs.Upload()
+            await call.write(artifact_pb2.UploadRequest(data=b"no header"))
+            await call.done_writing()
+            await call
+
+        return [
+            ("garbage", lambda: garbage(b"\xff" + dice.randbytes(40), timeout=60.0)),
+            ("an endless incarnation", sync()),
+            ("an attempt that is a path", sync(attempts=attempts)),
+            ("a phase of no contract", sync(attempts=odd)),
+            ("two allocations of a name", lambda: sites.Sync(_doubled(), timeout=60.0)),
+            ("stopping a campaign", lambda: admin.StopCampaign(stop, timeout=60.0)),
+            ("reading an unknown blob", read),
+            ("an upload without header", write),
+            ("a bad digest", lambda: blobs.Stat(artifact_pb2.StatRequest(digest="../.."), timeout=60.0)),
+        ]
+
+
+def _doubled() -> site_pb2.SyncRequest:
+    twice = [site_pb2.Allocation(name="grant", gpu_hours=1.0)] * 2
+    return site_pb2.SyncRequest(
+        site=site_pb2.SiteDescription(agent_version="0.1.0", allocations=twice), incarnation="x"
+    )

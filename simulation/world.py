@@ -1,0 +1,336 @@
+"""One simulated consortium, from its founding to its last campaign's end."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sprachbund.v1 import admin_pb2, admin_pb2_grpc
+
+from consortium.canonical import digest_of_fact, encode
+from consortium.errors import SprachbundError
+from consortium.identity import Credentials
+from consortium.invitation import Invitation
+from consortium.wire_errors import from_rpc_error
+from coordinator.config import CoordinatorConfig
+from coordinator.core import events as ev
+from coordinator.core.waits import waits
+from policies.membership import Group, Membership
+from simulation.checkers import Referee
+from simulation.cluster import Cluster
+from simulation.coordinators import ENROLMENT, MAIN, CoordinatorHost, run_here
+from simulation.diary import Diary, endings, merged_tokens, versions
+from simulation.draws import lognormal
+from simulation.faults import Faults
+from simulation.hostile import Stranger
+from simulation.learning import Pupil, base_files
+from simulation.loop import Process, VirtualLoop
+from simulation.machine import Host, Machine, inhabited
+from simulation.network import Network
+from simulation.outcome import Cost, Happening, Outcome
+from simulation.plan import Plan, SitePlan
+from simulation.sites import SiteHost, Told, config_of, manifest_of_site
+from simulation.streams import stream
+from simulation.weather import PRESETS, Weather
+from simulation.wires import Wire
+
+_CHUNK_BYTES = 512  # of the real ones, so that even a tiny file goes in pieces and can be cut in between
+_REST_SECONDS, _REST_SIGMA = 60.0, 1.0  # until a service manager has an agent running again
+_SETTLING_SECONDS = 4 * 3600.0  # after the last campaign's end: agents tell, are settled, tidy up
+_TELL_SECONDS = 3600.0  # simulated, between two calls of ``progress``
+_TRY_AGAIN_SECONDS = 30.0
+
+Progress = Callable[[float, float], None]  #: hours simulated, and at most
+
+
+class World:
+    def __init__(self, plan: Plan, seed: int, weather: Weather, home: Path) -> None:
+        self.plan, self.seed, self.weather = plan, seed, weather
+        self.loop = VirtualLoop()
+        self._home = home
+        self._machine = Machine(self._host("ground", 0.0), seed)
+        self.referee = Referee(lambda: self.loop.steps)
+        self.diary = Diary()
+        self._over = False
+        self._ended = asyncio.Event()
+
+    # ---- the whole story
+
+    def run(self, rebuild: bool = True, progress: Progress | None = None) -> Outcome:
+        """Everything, from founding to the verdict of the referee."""
+        asyncio.set_event_loop(self.loop)
+        try:
+            with inhabited(self._machine, *self._stand_ins()):
+                return self.loop.run_until_complete(self._story(rebuild, progress))
+        finally:
+            asyncio.set_event_loop(None)
+            self.loop.close()
+
+    async def _story(self, rebuild: bool, progress: Progress | None) -> Outcome:
+        self.network.weight = self._weight
+        self._begin()
+        self._open()
+        await self._wait(progress)
+        self._close()
+        if rebuild:
+            self.referee.rebuilt(self.coordinator.home)
+        return self._outcome()
+
+    def _stand_ins(self) -> list[tuple[str, str, Any]]:
+        self.network = Network(self.loop)
+        manifests = {str(site.name): manifest_of_site(site) for site in self.plan.sites}
+        return [
+            ("coordinator.workshop", "_run", run_here(self.plan.campaign.languages)),
+            ("coordinator.services.site", "_WAIT_SECONDS_MAX", 1e9),
+            ("coordinator.worker", "_LOOK_SECONDS", 3600.0),
+            ("coordinator.artifacts", "CHUNK_BYTES", _CHUNK_BYTES),
+            ("consortium.transfer", "CHUNK_BYTES", _CHUNK_BYTES),
+            ("site_agent.carry", "CHUNK_BYTES", _CHUNK_BYTES),
+            ("site_agent.carry", "salvage", self._salvage),
+            ("site_agent.agent", "Description", lambda config: Told(manifests, config)),
+            ("site_agent.link", "open_channel", self.network.open_channel),
+            ("site_agent.enrol", "open_channel", self.network.open_channel),
+        ]
+
+    # ---- what there is
+
+    def _host(self, name: str, skew: float) -> Host:
+        return Host(name, self.seed, self.plan.started_at, skew)
+
+    def _begin(self) -> None:
+        """Found the consortium and build its sites; nothing runs yet."""
+        plan, weather = self.plan, self.weather
+        lease = plan.campaign.lease_seconds
+        self.diary.note(
+            Happening(at=plan.started_at, place="coordinator", kind="seed", subject=str(self.seed))
+        )
+        group = Group(
+            name="simulated",
+            title="a site of the plan",
+            may_join=True,
+            countries=tuple(sorted({site.country for site in plan.sites})),
+        )
+        config = CoordinatorConfig(
+            consortium="simulated",
+            home=str(self._home / "coordinator"),
+            ledger=str(self._home / "coordinator" / "ledger.sqlite"),
+            tick_seconds=min(600.0, lease / 5.0),
+        )
+        rests = stream(self.seed, "rests", "coordinator")
+        host = self._host("coordinator", 0.0)
+        self.coordinator = CoordinatorHost(
+            config,
+            Membership(groups=(group,), otherwise="it is not in the plan"),
+            self._machine,
+            host,
+            self.loop,
+            self.network,
+            self.referee,
+            plan.model_bytes,
+            self.diary.note,
+            lambda: lognormal(rests, weather.restart_minutes * 60.0, weather.restart_sigma),
+        )
+        self.network.heard = self._heard
+        self.network.gave = self._gave
+        self.network.took = self._took
+        self.referee.events += [self.diary.event, self._notice]
+        self._tensor_bytes = len(base_files(plan.campaign.languages)["model.safetensors"])
+        self._weights: dict[str, float] = {}
+        self.sites = [self._site(site, lease / 3.0) for site in plan.sites]
+
+    def _site(self, plan: SitePlan, sync_seconds: float) -> SiteHost:
+        host = self._host(plan.name, plan.clock_skew_seconds)
+        self.network.wires[plan.name] = Wire(
+            plan.name, self.seed, self.weather, plan.latency_ms, plan.up_mbps, plan.down_mbps
+        )
+        pupil = Pupil(plan, self.seed, self.plan.campaign.languages)
+        cluster = Cluster(
+            plan, self.weather, self.seed, host, self.loop, pupil, self.plan.model_bytes, self.diary.note
+        )
+        rests = stream(self.seed, "rests", plan.name)
+        return SiteHost(
+            plan,
+            config_of(plan, self._home / plan.name, sync_seconds),
+            host,
+            self.loop,
+            self.network,
+            cluster,
+            self.referee,
+            self.diary.note,
+            lambda: lognormal(rests, _REST_SECONDS, _REST_SIGMA),
+        )
+
+    def _open(self) -> None:
+        self.coordinator.start()
+        stranger = Stranger(self.network, self.coordinator, self.referee.blame)
+        self.faults = Faults(
+            self.seed,
+            self.weather,
+            self.loop,
+            self.network,
+            self.coordinator,
+            self.sites,
+            stranger,
+            self.diary.note,
+        )
+        host = self._host("admin", 0.0)
+        self.network.wires["admin"] = Wire("admin", self.seed, PRESETS["calm"], 10.0, 1000.0, 1000.0)
+        Process("admin", host).spawn(self._administer())
+        clears = self.weather.clears_after_hours
+        if clears is not None:
+            self.loop.call_later(clears * 3600.0, self._clear_up, context=self.loop.outside)
+
+    def _clear_up(self) -> None:
+        """The weather turns calm; what was broken is mended."""
+        self.faults.stop()
+        for wire in self.network.wires.values():
+            wire.is_cut, wire.weather = False, PRESETS["calm"]
+        for site in self.sites:
+            site.host.disk_is_full = False
+            site.cluster.weather = PRESETS["calm"]
+
+    async def _administer(self) -> None:
+        """Invite every site, then submit the campaign; again and again until it is done."""
+        folder = self.coordinator.home / "admin"
+        own = Credentials((folder / "admin.pem").read_bytes(), (folder / "admin.key").read_bytes())
+        channel = self.network.open_channel(MAIN, b"", own)
+        stub: Any = admin_pb2_grpc.AdminServiceStub(channel)
+        authority = self.coordinator.keys.authority.pem.decode()
+        for site in self.sites:
+            request = admin_pb2.IssueTokenRequest(
+                site=site.plan.name,
+                organisation=site.plan.organisation or site.plan.name,
+                country=site.plan.country,
+            )
+            request.valid.FromSeconds(30 * 86400)
+            answer = await _insist(stub.IssueToken, request)
+            invitation = Invitation(
+                consortium="simulated",
+                site=site.plan.name,
+                coordinator=MAIN,
+                enrolment=ENROLMENT,
+                authority=authority,
+                token=answer.token,
+            )
+            self.loop.call_soon(site.start, invitation, context=self.loop.outside)
+        await _insist(
+            stub.SubmitCampaign, admin_pb2.SubmitCampaignRequest(campaign=encode(self.plan.campaign))
+        )
+
+    # ---- while it runs
+
+    async def _wait(self, progress: Progress | None) -> None:
+        """Until every campaign has ended and everybody has settled, or the plan's time is over."""
+        hours_max = self.plan.hours_max
+        end = hours_max * 3600.0
+        while self.loop.time() < end and not self._over:
+            left = min(_TELL_SECONDS, end - self.loop.time())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._ended.wait()
+            if progress is not None:
+                progress(self.loop.time() / 3600.0, hours_max)
+            if len(self.referee.violations) and self.loop.time() > end / 2:
+                break
+        self.hours = self.loop.time() / 3600.0
+        if self._over:
+            await asyncio.sleep(_SETTLING_SECONDS)
+
+    def _notice(self, event: ev.AnyEvent, at: float) -> None:
+        match event:
+            case ev.VersionMade():
+                for name, ref in event.manifest.files.items():
+                    if name.endswith(".safetensors"):
+                        self._weights[ref.digest] = self.plan.model_bytes / self._tensor_bytes
+            case ev.CampaignEnded():
+                if all(campaign.status != "open" for campaign in self.referee.state.campaigns.values()):
+                    self._over = True
+                    self._ended.set()
+            case _:
+                pass
+
+    def _weight(self, digest: str) -> float:
+        """How many bytes of the simulated world one byte of a blob stands for."""
+        return self._weights.get(digest, 1.0)
+
+    def _heard(self, place: str, method: str, request: bytes, response: bytes) -> None:
+        if place != "admin":
+            self.referee.answered(place, method, request, response)
+            self.diary.reported(place, method, request, self.coordinator.true_time)
+
+    def _gave(self, place: str, digest: str) -> None:
+        self.referee.read(place, digest)
+
+    def _took(self, place: str, digest: str) -> None:
+        self.referee.took(place, digest)
+
+    async def _salvage(self, directory: Path) -> None:
+        self.cluster_of(directory).salvage(directory)
+
+    def cluster_of(self, directory: Path) -> Cluster:
+        name = directory.relative_to(self._home).parts[0]
+        return next(site.cluster for site in self.sites if site.plan.name == name)
+
+    # ---- the end
+
+    def _close(self) -> None:
+        driver = self.coordinator.driver
+        if driver is not None and self.coordinator.process is not None and self.coordinator.process.alive:
+            self.referee.settled(driver)
+        if self.weather.clears_after_hours is not None:
+            self.referee.ended(lambda: [wait.reason for wait in waits(self.referee.state)])
+        for site in self.sites:
+            site.stop()
+        self.coordinator.stop()
+
+    def _outcome(self) -> Outcome:
+        state, plan = self.referee.state, self.plan
+        merged = merged_tokens(state)
+        tokens: dict[Any, int] = {}
+        for mine in merged.values():
+            for language, count in mine.items():
+                tokens[language] = tokens.get(language, 0) + count
+        faults = dict(self.faults.counts)
+        for _, wire in sorted(self.network.wires.items()):
+            for kind, count in sorted(wire.faults.items()):
+                faults[kind] = faults.get(kind, 0) + count
+        return Outcome(
+            seed=self.seed,
+            plan=digest_of_fact(plan),
+            weather=self.weather.name,
+            began_at=plan.started_at,
+            hours=round(self.hours, 6),
+            head=self.referee.head,
+            events=self.referee.sequence,
+            steps=self.loop.steps,
+            versions=versions(state),
+            happenings=self.diary.told(),
+            tokens=dict(sorted(tokens.items())),
+            costs={
+                site.plan.name: Cost(
+                    gpu_hours=round(site.cluster.gpu_hours, 6),
+                    joules=round(site.cluster.joules, 3),
+                    uploaded_bytes=self.network.wires[site.plan.name].sent_bytes,
+                    downloaded_bytes=self.network.wires[site.plan.name].received_bytes,
+                    attempts=self.diary.attempts.get(site.plan.name, 0),
+                    trained_tokens=merged.get(site.plan.name, {}),
+                )
+                for site in self.sites
+            },
+            faults=dict(sorted(faults.items())),
+            ended=endings(state),
+            violations=tuple(self.referee.violations),
+        )
+
+
+async def _insist(ask: Any, request: Any) -> Any:
+    """The answer, however long it takes."""
+    while True:
+        try:
+            return await ask(request, timeout=60.0)
+        except Exception as error:
+            try:
+                raise from_rpc_error(error) from error  # type: ignore[arg-type]
+            except SprachbundError:
+                await asyncio.sleep(_TRY_AGAIN_SECONDS)
