@@ -121,5 +121,8 @@ class Conversation:
 
 
 def _substance(reports: tuple[Report, ...]) -> Any:
-    """What of the reports is worth a Sync of its own; progress is not."""
-    return tuple((report.attempt, report.phase, report.ended, report.native_id) for report in reports)
+    """What of the reports is worth a Sync of its own; progress is not, and use only once it has ended."""
+    return tuple(
+        (report.attempt, report.phase, report.ended, report.native_id, report.usage if report.ended else None)
+        for report in reports
+    )

@@ -18,7 +18,7 @@ from consortium.identity import signing_request
 from consortium.ids import AttemptId, SiteName
 from consortium.wire_errors import from_rpc_error
 from site_agent import wire
-from site_agent.core.facts import Offer, Report
+from site_agent.core.facts import Offer, Report, Usage
 from site_agent.identity import SiteIdentity, next_key
 from site_agent.witness import Witness
 
@@ -35,6 +35,7 @@ class News:
     signed: dict[AttemptId, site_pb2.SignedAssignment]  #: the bytes behind the offers
     answered: frozenset[AttemptId]  #: whom the reports were of
     settled: frozenset[AttemptId]
+    told: dict[AttemptId, Usage | None]  #: what was said to be used of ``answered``
     next_seconds: float
     upload_bytes_max: int
     clock_ahead_seconds: float  #: of the coordinator's clock over this one
@@ -88,7 +89,8 @@ class Link:
         if answer.HasField("checkpoint"):
             self._witness.see(wire.checkpoint(answer.checkpoint))
         self._revision = answer.revision
-        return self._news(answer, frozenset(report.attempt for report in reports))
+        told = {report.attempt: report.usage for report in reports}
+        return self._news(answer, frozenset(told), told)
 
     def is_due(self, now: float) -> bool:
         """Whether the certificate should be renewed over this link."""
@@ -136,7 +138,12 @@ class Link:
         self._open()
         return True
 
-    def _news(self, answer: site_pb2.SyncResponse, answered: frozenset[AttemptId]) -> News:
+    def _news(
+        self,
+        answer: site_pb2.SyncResponse,
+        answered: frozenset[AttemptId],
+        told: dict[AttemptId, Usage | None],
+    ) -> News:
         offers: dict[AttemptId, Offer] = {}
         signed: dict[AttemptId, site_pb2.SignedAssignment] = {}
         for message in answer.wanted:
@@ -151,6 +158,7 @@ class Link:
             offers=tuple(offers[attempt] for attempt in sorted(offers)),
             signed=signed,
             answered=answered,
+            told=told,
             settled=frozenset(AttemptId(attempt) for attempt in answer.settled),
             next_seconds=max(0.0, answer.next.ToTimedelta().total_seconds()),
             upload_bytes_max=answer.upload_bytes_max,

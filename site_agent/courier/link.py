@@ -53,7 +53,7 @@ class CourierLink(Link):
         else:
             response, spoken_of = response_of(answer), frozenset(answer.answered)
         response.ClearField("now")  # it says when the bundle was written, not how clocks differ
-        news = self._news(response, spoken_of)
+        news = self._news(response, spoken_of, {})
         self._inputs = frozenset(
             digest
             for offer in news.offers

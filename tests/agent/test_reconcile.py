@@ -17,6 +17,7 @@ from site_agent.core.facts import (
     Plan,
     Seen,
     Sighting,
+    Usage,
 )
 from site_agent.core.reconcile import reconcile
 
@@ -187,6 +188,16 @@ def test_the_settled_is_dropped_once_it_is_gone():
         assert [report.attempt for report in made.reports] == [A1]  # told until it is away
     assert acts(plan(SENT, seen=RUNNING, wanted=(), settled=frozenset({A1}))) == [(Act.STOP, A1)]
     assert acts(plan(SENT, seen=UNKNOWN, wanted=(), settled=frozenset({A1}))) == [(Act.STOP, A1)]
+
+
+def test_the_settled_is_dropped_only_when_all_that_it_used_has_been_told():
+    """It was told and settled while its job was still leaving; the batch system's account came with its end."""
+    held, final = replace(SENT, usage=Usage(seconds=60.0)), Usage(seconds=60.0)
+    observed = Observation(wanted=(), answered=frozenset({A1}), settled=frozenset({A1}), held=(held,))
+    observed = replace(observed, sightings={A1: GONE}, told={A1: None})
+    made = reconcile(observed, LIMITS, ALL)
+    assert (acts(made), made.reports[0].usage) == ([], final)
+    assert acts(reconcile(replace(observed, told={A1: final}), LIMITS, ALL)) == [(Act.DROP, A1)]
 
 
 def test_what_was_settled_is_not_begun_again():
