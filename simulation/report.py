@@ -1,7 +1,8 @@
 """What a simulated run tells a consortium: the outcome, what it would have cost, what its rounds waited for."""
 
-from consortium.canonical import Fact
+from consortium.canonical import Fact, replace
 from consortium.ids import SiteName
+from simulation.closures import closures
 from simulation.outcome import Happening, Outcome
 from simulation.plan import Plan
 from simulation.waiting import RoundWait, round_waits
@@ -34,7 +35,10 @@ class Report(Fact):
 
 
 def report(plan: Plan, outcome: Outcome, notes: tuple[str, ...] = ()) -> Report:
-    """``notes``: of the plan's reading."""
+    """``notes``: of the plan's reading. The outcome is told with the times at which the plan's windows were closed."""
+    happenings = (*outcome.happenings, *closures(plan, outcome.hours))
+    ordered = sorted(happenings, key=lambda one: (one.at, one.place, one.kind, one.subject))
+    outcome = replace(outcome, happenings=tuple(ordered))
     prices = {site.name: plan.price_at(site) for site in plan.sites}
     waited: dict[tuple[str, str], float] = {}
     for one in outcome.happenings:

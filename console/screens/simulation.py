@@ -46,6 +46,7 @@ def simulation_page(found: Report, width: int = 100) -> RenderableType:
 
 def _campaigns(found: Report, width: int) -> RenderableType:
     grid = table("Campaign", "ended", ">rounds", ">promoted", ">rejected", "Why…", width=width)
+    grid.columns[-1].no_wrap = False
     for one in found.outcome.ended:
         rejected = sum(
             made.status == "rejected" and made.name.startswith(f"{one.campaign}/")
@@ -59,23 +60,23 @@ def _campaigns(found: Report, width: int) -> RenderableType:
 def _rounds(rounds: Sequence[RoundWait], width: int) -> RenderableType | None:
     if not rounds:
         return None
-    names = (">took", ">queue", ">training", ">network", ">idle", ">merge, gate", "Waited for…")
+    names = (">took", ">queue", ">training", ">network", ">idle", ">merge", ">gate", "Waited for…")
     grid = table("Round", *names, width=width)
     cut = len(rounds) > _ROUNDS_SHOWN
     shown = [*rounds[: _ROUNDS_SHOWN - 2], *rounds[-1:]] if cut else rounds
     for number, one in enumerate(shown):
         if cut and number == len(shown) - 1:
             left = len(rounds) - len(shown)
-            grid.add_row("…", *[""] * 6, words(f"{left} rounds more", "bright_black"))
+            grid.add_row("…", *[""] * 7, words(f"{left} rounds more", "bright_black"))
         parts = (
             one.hours,
             one.queued_hours,
             one.running_hours,
             one.sending_hours,
             one.idle_hours,
-            one.after_hours,
         )
-        grid.add_row(words(one.round), *(length(hours) for hours in parts), words(one.waited_for))
+        ending = (one.after_hours - one.scoring_hours, one.scoring_hours)
+        grid.add_row(words(one.round), *(length(hours) for hours in (*parts, *ending)), words(one.waited_for))
     return grid
 
 
@@ -88,16 +89,16 @@ def _sites(found: Report, width: int) -> RenderableType:
         rows.append((words("all", "bold"), _together(found.sites)))
     for name, bill in rows:
         cells = [
-            count(bill.gpu_hours) if bill.gpu_hours >= 10 else f"{bill.gpu_hours:.2g}",
+            _amount(bill.gpu_hours),
             length(bill.queued_hours),
             length(bill.running_hours),
             count(bill.tokens),
             _bytes(bill.uploaded_bytes),
             _bytes(bill.downloaded_bytes),
-            count(bill.kilowatt_hours),
+            _amount(bill.kilowatt_hours),
         ]
         if priced:
-            cells.append("" if bill.price is None else count(bill.price))
+            cells.append("" if bill.price is None else _amount(bill.price))
         grid.add_row(name, *cells)
     return grid
 
@@ -138,6 +139,10 @@ def _faults(found: Report) -> RenderableType | None:
 
 def _sentences(said: Sequence[str]) -> RenderableType | None:
     return Group(*(words(f"  {one}", "bright_black") for one in said)) if said else None
+
+
+def _amount(number: float) -> str:
+    return count(number) if number >= 100 else f"{number:.3g}"
 
 
 def _bytes(size: float) -> str:

@@ -11,7 +11,8 @@ from console.screens.lanes import Bar, in_lanes, joined
 from console.screens.parts import length
 from console.screens.time_axis import ticks
 from console.screens.timeline_looks import (
-    CONDITIONS,
+    HATCHED,
+    LINES,
     MARKS,
     PROMOTED,
     REJECTED,
@@ -21,12 +22,14 @@ from console.screens.timeline_looks import (
     style,
     work_class,
 )
+from consortium.ids import Digest
 from simulation.outcome import Happening, Outcome
 
 COORDINATOR = "coordinator"
 _MARGIN, _CHART, _NAMES_MAX, _COST = 20.0, 1000.0, 190.0, 84.0  # pixels
 _LANE, _BAR, _MARK_ZONE, _FOOT = 12.0, 9.0, 8.0, 5.0
 _SIZE, _LEGEND_STEP, _SAME_MARK = 12.0, 20.0, 5.0
+_BOLD = 1.12  # times as wide as plain letters
 _THIN = 0.8  # pixels that even the shortest stretch is given
 
 
@@ -89,20 +92,24 @@ class _Picture:
     def _head(self) -> None:
         room = self.width - 2 * _MARGIN
         self._below += 12.0
-        self._parts.append(text(_MARGIN, self._below, shortened(_title(self._found), room, 15.0), "title"))
+        self._parts.append(
+            text(_MARGIN, self._below, shortened(_title(self._found), room, 15.0 * _BOLD), "title")
+        )
         for line in _about(self._found):
             self._below += 18.0
             self._parts.append(text(_MARGIN, self._below, shortened(line, room, _SIZE), "quiet"))
         for line in self._found.violations[:3]:
             self._below += 18.0
-            self._parts.append(text(_MARGIN, self._below, shortened(f"Violated: {line}", room, _SIZE), "bad"))
+            self._parts.append(
+                text(_MARGIN, self._below, shortened(f"Violated: {line}", room, _SIZE * _BOLD), "bad")
+            )
         self._below += 20.0
 
     def _legend(self) -> None:
         """What occurs here, in a fixed order, in as many lines as it takes."""
-        seen = {one.kind for one in self._found.happenings}
+        seen = {_condition(one) or _fault(one) or one.kind for one in self._found.happenings}
         x = _MARGIN
-        for kind in (*WORK, *CONDITIONS, *MARKS, "promoted", "rejected"):
+        for kind in (*WORK, *HATCHED, *LINES, *MARKS, "promoted", "rejected"):
             if kind not in seen:
                 continue
             word = SAID.get(kind, kind)
@@ -156,13 +163,15 @@ class _Picture:
             key=lambda one: (one.at, one.subject),
         )
         self._parts.append(text(_MARGIN, self._below + 11.0, "versions", "quiet"))
+        names = {made.digest: made.name for made in self._found.versions}
         places = [self._x(one.at) for one in marks]
         taken = 0.0  # up to where something stands
         for index, (one, x) in enumerate(zip(marks, places, strict=True)):
             shape = PROMOTED if one.kind == "promoted" else REJECTED
-            said = f"{one.subject} {one.kind} {_when(self._found, one.at)}{_because(one.detail)}"
+            version = names.get(Digest(one.subject), one.subject)
+            said = f"{version} {one.kind} {_when(self._found, one.at)}{_because(one.detail)}"
             self._parts.append(_mark(x, self._below + 7.0, shape, one.kind, said))
-            name = one.subject.rpartition("/")[2]
+            name = version.rpartition("/")[2]
             room = width_of(name, 11.0)
             following = places[index + 1] - 8.0 if index + 1 < len(places) else self.width - _MARGIN
             if x + 7.0 > taken and x + 7.0 + room < following:
@@ -200,22 +209,26 @@ class _Picture:
         return Bar(self._x(one.at), self._x(one.until or one.at), one.kind, one.subject, said)
 
     def _conditions(self, place: str, top: float, height: float) -> None:
-        for kind in CONDITIONS:
-            for bar in joined(self._bar(one)._replace(subject="") for one in self._spans(place, kind)):
+        spans: dict[str, list[Bar]] = defaultdict(list)
+        for one in self._at[place]:
+            if kind := _condition(one):
+                spans[kind].append(self._bar(one)._replace(subject="", kind=kind))
+        for kind in (*HATCHED, *LINES):
+            for bar in joined(spans[kind]):
                 wide = max(bar.end - bar.begin, _THIN)
-                if kind == "partitioned":
-                    box = _box(bar.begin, top + height - 3.5, wide, 2.5, "partitioned", bar.said)
+                if kind in LINES:
+                    y = top + height - 3.5
+                    self._parts.append(_box(bar.begin, y, wide, 2.5, LINES[kind], bar.said))
                 else:
-                    look = "closed" if kind == "window closed" else "down"
-                    box = _box(bar.begin, top + 1.0, wide, height - 2.0, "", bar.said, f"url(#{look})")
-                self._parts.append(box)
+                    fill = f"url(#{HATCHED[kind]})"
+                    self._parts.append(_box(bar.begin, top + 1.0, wide, height - 2.0, "", bar.said, fill))
 
     def _marks(self, place: str, top: float) -> None:
         """A shape above the bars for each fault; those of one kind that would cover each other are one."""
         last: dict[str, float] = {}
         kept: list[tuple[float, Happening, int]] = []
         for one in sorted(self._at[place], key=lambda one: (one.at, one.kind, one.subject)):
-            if one.kind not in MARKS:
+            if not _fault(one):
                 continue
             x = self._x(one.at)
             if x - last.get(one.kind, -1e9) < _SAME_MARK:
@@ -226,9 +239,26 @@ class _Picture:
             kept.append((x, one, 1))
         for x, one, count in kept:
             more = f"; {count - 1} more here" if count > 1 else ""
-            said = f"{one.kind} {_when(self._found, one.at)}{_because(one.detail)}{more}"
+            when = _when(self._found, one.at) if one.until is None else _span(self._found, one)
+            said = f"{one.kind} {when}{_because(one.detail)}{more}"
             shape, look = MARKS[one.kind]
             self._parts.append(_mark(x, top + 5.0, shape, look, said))
+
+
+def _condition(one: Happening) -> str:
+    """What a place is in for a while; "" if this is something else."""
+    if one.until is None:
+        return ""
+    if one.kind == "down":
+        return "coordinator down" if one.place == COORDINATOR else "agent down"
+    return one.kind if one.kind in (*HATCHED, *LINES) else ""
+
+
+def _fault(one: Happening) -> str:
+    """What gets a mark. The coordinator's row has its own crashes; how attempts end shows at their sites."""
+    if one.place == COORDINATOR:
+        return one.kind if one.kind in ("crash", "refused") else ""
+    return one.kind if one.kind in MARKS else ""
 
 
 def _title(found: Outcome) -> str:
@@ -280,11 +310,10 @@ def _swatch(kind: str, x: float, y: float) -> str:
     if kind in WORK:
         thick = _BAR * WORK[kind][2]
         return _box(x, y - thick / 2, 18.0, thick, work_class(kind))
-    if kind == "partitioned":
-        return _box(x, y - 1.2, 18.0, 2.5, "partitioned")
-    if kind in CONDITIONS:
-        look = "closed" if kind == "window closed" else "down"
-        return _box(x, y - 6.0, 18.0, 12.0, "", fill=f"url(#{look})")
+    if kind in LINES:
+        return _box(x, y - 1.2, 18.0, 2.5, LINES[kind])
+    if kind in HATCHED:
+        return _box(x, y - 6.0, 18.0, 12.0, "", fill=f"url(#{HATCHED[kind]})")
     if kind in MARKS:
         shape, look = MARKS[kind]
         return _mark(x + 9.0, y, shape, look)

@@ -15,9 +15,10 @@ WORK = {
     "merging": ("#cc79a7", "#d98bb5", 1.0),
     "judging": ("#e69f00", "#e69f00", 1.0),
 }
-#: Stretches of a place as a whole, behind and below its bars.
-CONDITIONS = ("window closed", "down", "partitioned")
-SAID = {"partitioned": "cut off", "crash": "coordinator crashed"}
+#: Stretches of a place as a whole: hatched behind its bars, or lines below them.
+HATCHED = {"window closed": "closed", "outage": "down", "coordinator down": "down"}
+LINES = {"partitioned": "partitioned", "agent down": "ink"}
+SAID = {"partitioned": "cut off", "crash": "coordinator crashed", "outage": "site down"}
 
 #: Moments: kind -> the shape of a mark around 0,0 within 3 pixels, and its class.
 MARKS = {

@@ -62,7 +62,7 @@ def invented(num_sites: int = 6, hours: float = 100.0, rounds: int = 4, faults: 
         add("coordinator", "merging", end - 0.08 * each, end - 0.03 * each, f"tiny-1/{number}")
         add("coordinator", "judging", end - 0.03 * each, end - 0.01 * each, f"tiny-1/{number}")
         kind = "rejected" if number == 2 else "promoted"
-        add("coordinator", kind, end, None, f"tiny-1/v{number}", "fi got worse" if number == 2 else "")
+        add("coordinator", kind, end, None, f"{number:064x}", "fi got worse" if number == 2 else "")
     for site in sites:
         for kind in SITE_FAULTS[: 1 + faults]:
             for _ in range(faults):
@@ -70,7 +70,8 @@ def invented(num_sites: int = 6, hours: float = 100.0, rounds: int = 4, faults: 
     for day in range(int(hours // 24) + 1):
         add(sites[1 % num_sites], "window closed", min(hours, 24 * day), min(hours, 24 * day + 10))
     add(sites[-1], "partitioned", 0.3 * hours, 0.37 * hours)
-    add(sites[0], "down", 0.55 * hours, 0.6 * hours, detail="maintenance")
+    add(sites[0], "outage", 0.55 * hours, 0.6 * hours, detail="maintenance")
+    add(sites[0], "down", 0.2 * hours, 0.205 * hours, "agent")
     add("coordinator", "down", 0.42 * hours, 0.43 * hours)
     add("coordinator", "crash", 0.42 * hours)
     found.sort(key=lambda one: (one.at, one.place, one.kind, one.subject))

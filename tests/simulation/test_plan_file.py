@@ -12,7 +12,7 @@ from simulation.reading import load_plan
 from simulation.weather import PRESETS, weather_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples/simulation"
-CAMPAIGN = (Path(__file__).parents[2] / "examples/campaign-tiny.yaml").as_posix()
+CAMPAIGN = (Path(__file__).parents[2] / "examples/simulation/campaign-small.yaml").as_posix()
 SMALL = EXAMPLES / "small.yaml"
 
 
@@ -25,7 +25,7 @@ def written(folder: Path, text: str) -> Path:
 def test_an_example_is_read_with_languages_sites_and_campaign() -> None:
     plan = load_plan(SMALL).plan
     assert [site.name for site in plan.sites] == ["brno", "dublin", "helsinki", "sofia"]
-    assert plan.campaign.campaign == "tiny-1"
+    assert plan.campaign.campaign == "small-1"
     assert plan.sites[1].languages["ga"].heldout == 300
     assert plan.sites[1].open_hours[0].timezone == "Europe/Dublin"
     assert plan.sites[3].granted is not None and plan.sites[3].granted.gpu_hours == 60
@@ -43,7 +43,7 @@ def test_the_examples_mean_what_they_say() -> None:
 
 
 def test_a_plan_does_not_remember_where_its_files_lay(tmp_path: Path) -> None:
-    text = SMALL.read_text(encoding="utf-8").replace("../campaign-tiny.yaml", CAMPAIGN)
+    text = SMALL.read_text(encoding="utf-8").replace("campaign-small.yaml", CAMPAIGN)
     (tmp_path / "copied.yaml").write_text(text, encoding="utf-8")
     assert digest_of_fact(load_plan(tmp_path / "copied.yaml").plan) == digest_of_fact(load_plan(SMALL).plan)
 

@@ -26,7 +26,15 @@ def boxes_of_words(picture: str) -> list[tuple[float, float, float, float, str]]
     found = []
     for one in ElementTree.fromstring(picture).iter(f"{SVG}text"):
         look = (one.get("class") or "").split()
-        size = 15.0 if "title" in look else 11.0 if "small" in look else 12.0
+        size = (
+            15.0 * 1.12
+            if "title" in look
+            else 12.0 * 1.12
+            if "bad" in look
+            else 11.0
+            if "small" in look
+            else 12.0
+        )
         words = one.text or ""
         width = width_of(words, size)
         x = float(one.get("x", "")) - (width if "end" in look else width / 2 if "middle" in look else 0)
@@ -75,7 +83,7 @@ def test_everything_that_happened_is_told_to_who_points_at_it() -> None:
     )
     assert any(one.startswith("round 3: for 20 h, after 60 h") for one in told)
     assert any(one.startswith("tiny-1/v2 rejected after 60 h: fi got worse") for one in told)
-    assert any(one.startswith("down for 5 h, after 55 h: maintenance") for one in told)
+    assert any(one.startswith("outage for 5 h, after 55 h: maintenance") for one in told)
     told_faults = sum(1 + int((re.search("; ([0-9]+) more here", one) or [0, "0"])[1]) for one in told
                       if one.split(" after ")[0] in MARKS)  # fmt: skip
     assert told_faults == sum(one.kind in MARKS for one in found.happenings)
@@ -87,7 +95,8 @@ def test_the_legend_has_what_occurs_and_nothing_else() -> None:
         "queued",
         "running",
         "cut off",
-        "down",
+        "site down",
+        "agent down",
         "window closed",
         "coordinator crashed",
         "promoted",
