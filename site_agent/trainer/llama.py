@@ -1,68 +1,28 @@
-"""A plain Llama in PyTorch alone, bit for bit the one of transformers, for CPU.
+"""Llama and its nearest kin in PyTorch alone, bit for bit those of transformers in float32 on CPU.
 
 Importing the models of transformers takes 3 s of CPU, as long as twenty steps of a small job; a step is as fast.
-What is not the plain architecture (scaled RoPE, biases, dropout, quantisation) is left to transformers.
-Shapes: B sequences, S tokens, D model width, H heads, K width of a head, V vocabulary.
+``shape.py`` says which models these are. Shapes: B sequences, S tokens, D model width, H heads, K width of a head,
+V vocabulary.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from consortium.canonical import Fact
+from site_agent.trainer import rope
+from site_agent.trainer.shape import Shape
 
-
-class LlamaShape(Fact):
-    layers: int
-    width: int
-    inner: int  #: of the feed-forward
-    heads: int
-    key_heads: int
-    head_width: int
-    vocabulary: int
-    epsilon: float  #: of the norms
-    theta: float  #: of RoPE
-    tied: bool  #: embeddings are the output head's weights, too
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Self | None:
-        """The shape that a Hugging Face config describes; None if it is not a plain Llama."""
-        rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
-        is_plain = (
-            config.get("model_type") == "llama"
-            and config.get("hidden_act", "silu") == "silu"
-            and not any(config.get(key) for key in ("attention_bias", "mlp_bias", "attention_dropout"))
-            and not any(config.get(key) for key in ("rope_scaling", "quantization_config"))
-            and set(rope) <= {"rope_theta", "rope_type"}
-            and rope.get("rope_type", "default") == "default"
-        )
-        try:
-            heads = config["num_attention_heads"]
-            shape = cls(
-                layers=config["num_hidden_layers"],
-                width=config["hidden_size"],
-                inner=config["intermediate_size"],
-                heads=heads,
-                key_heads=config.get("num_key_value_heads") or heads,
-                head_width=config.get("head_dim") or config["hidden_size"] // heads,
-                vocabulary=config["vocab_size"],
-                epsilon=config["rms_norm_eps"],
-                theta=rope["rope_theta"],
-                tied=config["tie_word_embeddings"],
-            )
-        except KeyError:  # left to transformers, which knows the defaults
-            return None
-        return shape if is_plain else None
+Places = tuple[
+    Tensor, Tensor, Tensor | None
+]  #: cosines and sines (S, K); who may look at whom (S, S) if not all before
 
 
 class Llama(nn.Module):
     """Parameters are named as in the checkpoint, so its tensors load by name; they are not initialised."""
 
-    def __init__(self, shape: LlamaShape) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.model = _Body(shape)
         self.lm_head = _Weight(shape.vocabulary, shape.width)
@@ -71,43 +31,50 @@ class Llama(nn.Module):
 
     def forward(self, ids_BS: Tensor) -> Tensor:
         """Logits (B, S, V) of the token after each."""
-        return functional.linear(self.model(ids_BS), self.lm_head.weight)
+        logits_BSV: Tensor = self.lm_head(self.model(ids_BS))
+        return logits_BSV
 
 
 class _Weight(nn.Module):
-    """One parameter, called ``weight``."""
+    """One parameter, called ``weight``, and perhaps a ``bias``."""
 
-    def __init__(self, *size: int) -> None:
+    def __init__(self, *size: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size[0])) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
 
 
 class _Body(nn.Module):
-    def __init__(self, shape: LlamaShape) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
         self.embed_tokens = _Weight(shape.vocabulary, shape.width)
         self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
         self.norm = _Weight(shape.width)
-        self._turns = functools.lru_cache(8)(self._make_turns)
+        self._places = functools.lru_cache(8)(self._make_places)
 
     def forward(self, ids_BS: Tensor) -> Tensor:
         x_BSD = functional.embedding(ids_BS, self.embed_tokens.weight)
-        cos_SK, sin_SK = self._turns(ids_BS.shape[1])
+        places = self._places(ids_BS.shape[1], x_BSD.device)
         for layer in self.layers:
-            x_BSD = layer(x_BSD, cos_SK, sin_SK)
+            x_BSD = layer(x_BSD, places)
         return _normed(x_BSD, self.norm, self.shape)
 
-    def _make_turns(self, length: int) -> tuple[Tensor, Tensor]:
-        """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), half-split as in transformers."""
-        steps = torch.arange(0, self.shape.head_width, 2).float() / self.shape.head_width
-        angles = torch.outer(torch.arange(length).float(), 1.0 / self.shape.theta**steps)
-        angles_SK = torch.cat((angles, angles), dim=-1)
-        return angles_SK.cos(), angles_SK.sin()
+    def _make_places(self, length: int, device: torch.device) -> Places:
+        cos_SK, sin_SK = rope.turns(self.shape.rope, self.shape.head_width, length)
+        window, seen_SS = self.shape.window, None
+        if window and length >= window:
+            before_S = torch.arange(length, device=device)
+            ago_SS = before_S[:, None] - before_S[None, :]
+            seen_SS = (ago_SS >= 0) & (ago_SS < window)
+        return cos_SK.to(device), sin_SK.to(device), seen_SS
 
 
 class _Layer(nn.Module):
-    def __init__(self, shape: LlamaShape) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
         self.input_layernorm = _Weight(shape.width)
@@ -115,53 +82,74 @@ class _Layer(nn.Module):
         self.post_attention_layernorm = _Weight(shape.width)
         self.mlp = _FeedForward(shape)
 
-    def forward(self, x_BSD: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
-        x_BSD = x_BSD + self.self_attn(_normed(x_BSD, self.input_layernorm, self.shape), cos_SK, sin_SK)
+    def forward(self, x_BSD: Tensor, places: Places) -> Tensor:
+        x_BSD = x_BSD + self.self_attn(_normed(x_BSD, self.input_layernorm, self.shape), places)
         out_BSD: Tensor = x_BSD + self.mlp(_normed(x_BSD, self.post_attention_layernorm, self.shape))
         return out_BSD
 
 
 class _Attention(nn.Module):
-    def __init__(self, shape: LlamaShape) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.head_width = shape.head_width
-        self.q_proj = _Weight(shape.heads * shape.head_width, shape.width)
-        self.k_proj = _Weight(shape.key_heads * shape.head_width, shape.width)
-        self.v_proj = _Weight(shape.key_heads * shape.head_width, shape.width)
-        self.o_proj = _Weight(shape.width, shape.heads * shape.head_width)
+        self.shape = shape
+        queries, keys = shape.heads * shape.head_width, shape.key_heads * shape.head_width
+        self.q_proj = _Weight(queries, shape.width, bias=shape.qkv_bias)
+        self.k_proj = _Weight(keys, shape.width, bias=shape.qkv_bias)
+        self.v_proj = _Weight(keys, shape.width, bias=shape.qkv_bias)
+        self.o_proj = _Weight(shape.width, queries, bias=shape.output_bias)
+        if shape.head_norms:
+            self.q_norm = _Weight(shape.head_width)
+            self.k_norm = _Weight(shape.head_width)
 
-    def forward(self, x_BSD: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
-        by_head = (*x_BSD.shape[:2], -1, self.head_width)
-        q_BHSK, k_BHSK, v_BHSK = (
-            functional.linear(x_BSD, projection.weight).view(by_head).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+    def forward(self, x_BSD: Tensor, places: Places) -> Tensor:
+        cos_SK, sin_SK, seen_SS = places
+        by_head = (*x_BSD.shape[:2], -1, self.shape.head_width)
+        q_BSHK, k_BSHK, v_BSHK = (
+            projection(x_BSD).view(by_head) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.shape.head_norms:
+            q_BSHK = _normed(q_BSHK, self.q_norm, self.shape)
+            k_BSHK = _normed(k_BSHK, self.k_norm, self.shape)
+        turned = _turned_by_slices if self.shape.head_norms else _turned
+        q_BHSK = turned(q_BSHK.transpose(1, 2), cos_SK, sin_SK)
+        k_BHSK = turned(k_BSHK.transpose(1, 2), cos_SK, sin_SK)
+        v_BHSK = v_BSHK.transpose(1, 2)
+        if seen_SS is not None:  # kernels that take a mask do not share keys among heads
+            group = self.shape.heads // self.shape.key_heads
+            k_BHSK, v_BHSK = (x.repeat_interleave(group, dim=1) for x in (k_BHSK, v_BHSK))
         mixed_BHSK = functional.scaled_dot_product_attention(
-            _turned(q_BHSK, cos_SK, sin_SK),
-            _turned(k_BHSK, cos_SK, sin_SK),
-            v_BHSK,
-            is_causal=True,
-            enable_gqa=True,
+            *(q_BHSK, k_BHSK, v_BHSK),
+            attn_mask=seen_SS,
+            is_causal=seen_SS is None,
+            enable_gqa=seen_SS is None,
         )
-        return functional.linear(mixed_BHSK.transpose(1, 2).flatten(2), self.o_proj.weight)
+        out_BSD: Tensor = self.o_proj(mixed_BHSK.transpose(1, 2).flatten(2))
+        return out_BSD
 
 
 class _FeedForward(nn.Module):
-    def __init__(self, shape: LlamaShape) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.gate_proj = _Weight(shape.inner, shape.width)
-        self.up_proj = _Weight(shape.inner, shape.width)
-        self.down_proj = _Weight(shape.width, shape.inner)
+        self.gate_proj = _Weight(shape.inner, shape.width, bias=shape.inner_bias)
+        self.up_proj = _Weight(shape.inner, shape.width, bias=shape.inner_bias)
+        self.down_proj = _Weight(shape.width, shape.inner, bias=shape.inner_bias)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        gate = functional.silu(functional.linear(x_BSD, self.gate_proj.weight))
-        return functional.linear(gate * functional.linear(x_BSD, self.up_proj.weight), self.down_proj.weight)
+        out_BSD: Tensor = self.down_proj(functional.silu(self.gate_proj(x_BSD)) * self.up_proj(x_BSD))
+        return out_BSD
 
 
-def _normed(x_BSD: Tensor, scale: _Weight, shape: LlamaShape) -> Tensor:
-    return functional.rms_norm(x_BSD, (shape.width,), scale.weight, shape.epsilon)
+def _normed(x_BSD: Tensor, scale: _Weight, shape: Shape) -> Tensor:
+    return functional.rms_norm(x_BSD, x_BSD.shape[-1:], scale.weight, shape.epsilon)
 
 
 def _turned(x_BHSK: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
     first, second = x_BHSK.chunk(2, dim=-1)
     return x_BHSK * cos_SK + torch.cat((-second, first), dim=-1) * sin_SK
+
+
+def _turned_by_slices(x_BHSK: Tensor, cos_SK: Tensor, sin_SK: Tensor) -> Tensor:
+    """The same, dearer backwards: its gradient lies in memory as theirs, and a norm before it sums it in that order."""
+    kept_BHSK, half = x_BHSK * cos_SK, x_BHSK.shape[-1] // 2  # before the slices: so its gradient comes last
+    first, second = x_BHSK[..., :half], x_BHSK[..., half:]
+    return kept_BHSK + torch.cat((-second, first), dim=-1) * sin_SK

@@ -1,6 +1,7 @@
 """How a model is loaded from a Hugging Face folder, with its weights by their names in the checkpoint."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from torch.nn import functional
 
 from consortium.errors import BadInput
 from consortium.tensors import Checkpoint, F32Array
-from site_agent.trainer.llama import Llama, LlamaShape
+from site_agent.trainer.llama import Llama
+from site_agent.trainer.shape import Shape, shape_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,17 +74,18 @@ def load_model(folder: Path, device: torch.device, place: torch.device | None = 
 
     place  where its weights are put; None: there, too
 
-    On CPU a plain Llama is computed by ``llama.py``; everything else by transformers, on a GPU with
-    Liger's kernels where they are installed and know the architecture.
+    On CPU what ``shape.py`` knows is computed by ``llama.py``; everything else by transformers, on a GPU with
+    Liger's kernels where they are installed and know the architecture. Why, stands on stderr.
     Raises BadInput if the folder is no causal language model that can be trained tensor by tensor.
     """
     config = read_config(folder)
-    shape = LlamaShape.of(config) if device.type == "cpu" else None
+    shape = shape_of(config) if device.type == "cpu" else "on a GPU it has the faster kernels"
     with Checkpoint(folder) as checkpoint:
-        if shape is not None:
+        if isinstance(shape, Shape):
             network: nn.Module = Llama(shape)
-            backend = "plain llama"
+            backend = "native"
         else:
+            print(f"{folder}: computed by transformers: {shape}", file=sys.stderr)
             network, backend = _from_transformers(folder, device, place or device)
         model = Model(
             folder=folder,
@@ -91,7 +94,7 @@ def load_model(folder: Path, device: torch.device, place: torch.device | None = 
             weights=_by_name(network, checkpoint),
             backend=backend,
         )
-        if shape is not None:
+        if isinstance(shape, Shape):
             model.set_weights((name, checkpoint.array(name)) for name in checkpoint)
     return model
 

@@ -18,11 +18,11 @@ from consortium.jobs import Optimizer, Train
 from consortium.merging.operands import read_row_counts
 from consortium.models import initialise
 from consortium.tensors import Checkpoint, TensorFile
+from site_agent.trainer import model as loading
 from site_agent.trainer import saves
 from site_agent.trainer.adamw import AdamW, learning_rate
 from site_agent.trainer.batches import Batches
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, Site, Stopped
-from site_agent.trainer.llama import LlamaShape
 from site_agent.trainer.model import load_model
 from site_agent.trainer.ranks import Ranks
 from site_agent.trainer.training import train
@@ -173,7 +173,7 @@ def test_passing_few_sequences_at_a_time_gives_the_same_gradient(
 @pytest.mark.parametrize(
     "changes", [{}, {"tie_word_embeddings": False, "head_dim": 16, "num_key_value_heads": 4}]
 )
-def test_the_plain_llama_is_that_of_transformers(
+def test_the_native_model_is_that_of_transformers(
     tmp_path: Path,
     site: Site,
     tokenizer_json: Path,
@@ -184,32 +184,13 @@ def test_the_plain_llama_is_that_of_transformers(
     """Losses and gradients, bit for bit: the delta after some steps is the same."""
     initialise(CONFIG | changes, 5, tokenizer_json, tmp_path / "base")
     made = []
-    for name in ("plain", "theirs"):
+    for name in ("native", "theirs"):
         folder = make_job(tmp_path / name, site, train_work(), tmp_path / "base")
         _train(folder, alone)
         made.append(_made(folder))
         assert ("transformers" in contribution(folder).software["model"]) == (name == "theirs")
-        monkeypatch.setattr(LlamaShape, "of", lambda config: None)
+        monkeypatch.setattr(loading, "shape_of", lambda config: "for comparison")
     assert made[0] == made[1]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
-        {"attention_bias": True},
-        {"mlp_bias": True},
-        {"hidden_act": "gelu"},
-        {"model_type": "mistral"},
-        {"attention_dropout": 0.1},
-        {"quantization_config": {"bits": 4}},
-    ],
-)
-def test_what_is_no_plain_llama_is_left_to_transformers(base: Path, changes: dict[str, object]) -> None:
-    config = json.loads((base / "config.json").read_text())
-    assert LlamaShape.of(config) is not None
-    assert LlamaShape.of(config | changes) is None
 
 
 def test_other_architectures_train_and_resume(
