@@ -114,11 +114,7 @@ class Agent:
             while not stopping.is_set() and not self._superseded:
                 self._plan = await self._heartbeat.during(self._step())
                 self._speak()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(
-                        self._pause()
-                    ):  # wait_for of Python 3.11 may swallow a cancellation
-                        await self._wake.wait()
+                await self._rest()
                 self._wake.clear()
                 self._talk.listen()
                 self._note()
@@ -313,13 +309,23 @@ class Agent:
         """Whether it is known what to say: text that is described for the first time takes its time."""
         return self._plan is not None and self._description.manifest is not None
 
-    def _pause(self) -> float:
-        """Seconds until the next look, if nothing wakes the loop before."""
+    async def _rest(self) -> None:
+        """Until something wakes the loop, or the next look is due. What is due to be said meanwhile is said."""
+        clock = asyncio.get_running_loop().time
         is_idle = self._plan is not None and not self._plan.reports
-        look = max(_IDLE_SECONDS, self._launcher.poll_seconds) if is_idle else self._launcher.poll_seconds
-        due = self._talk.seconds_until_due() if self._can_speak else None
-        limits = (look, due, self._supervisor.seconds_max)
-        return min(limit for limit in limits if limit is not None)
+        poll = self._launcher.poll_seconds
+        look_at = clock() + (max(_IDLE_SECONDS, poll) if is_idle else poll)
+        while True:
+            due = self._talk.seconds_until_due() if self._can_speak else None
+            limits = (look_at - clock(), due, self._supervisor.seconds_max)
+            with contextlib.suppress(TimeoutError):
+                # wait_for of Python 3.11 may swallow a cancellation
+                async with asyncio.timeout(min(limit for limit in limits if limit is not None)):
+                    await self._wake.wait()
+                return
+            if clock() >= look_at or self._superseded:
+                return
+            self._speak()
 
     def _standing(self) -> Told:
         """For whoever watches; called in another thread, so it only reads."""

@@ -11,7 +11,7 @@ from consortium.canonical import Fact, decode, encode
 from consortium.errors import BadInput, Broken
 from consortium.files import disk_errors, write_bytes_atomically
 from consortium.ids import AttemptId
-from policies.windows import opening
+from policies.windows import Openings
 from site_agent.config import SiteConfig
 from site_agent.core.closing import closing, shut
 from site_agent.core.facts import AttemptFiles
@@ -39,6 +39,7 @@ class Spending:
     def __init__(self, config: SiteConfig, clock: Callable[[], float] | None = None) -> None:
         self._path = Path(config.home) / _FILE
         self._clock = clock or time.time
+        self._openings = Openings()
         self._pauses = config.outside_windows == "pause"
         self.allocation = config.granted
         self.windows = config.open_hours
@@ -57,7 +58,7 @@ class Spending:
                 write_bytes_atomically(self._path, encode(counted))
             self.spent = counted
         now = self._clock()
-        waits = shut(opening(self.windows, now))
+        waits = shut(self._openings(self.windows, now))
         return Standing(
             closing=closing(self.allocation, self.gpu_hours * 3600.0, now),
             waits=waits,
