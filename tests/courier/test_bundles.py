@@ -2,10 +2,12 @@
 
 import os
 import random
+import ssl
 import tracemalloc
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from consortium.bundles import HEAD_BYTES_MAX, Head, open_bundle, open_head, sign_head, write_bundle
 from consortium.canonical import Fact, decode, encode, replace
@@ -113,8 +115,28 @@ def test_an_addition_is_refused(made, store: BlobStore) -> None:
         take_in(path, statement, store)
 
 
-# a changed bit may make a serial number negative, of which the library warns before its signature is found wrong
-@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+# Of a serial number that is not positive the library warns today, and raises ValueError in a later release: either
+# comes while it is read, before the signature is looked at. Only this message, and what matters is asserted below.
+odd_serial = pytest.mark.filterwarnings("ignore:Parsed a serial number")
+
+
+@odd_serial
+def test_a_serial_number_that_became_negative_is_refused(made, authority: Authority) -> None:
+    path, _ = made
+    with open_bundle(path) as bundle:
+        der = ssl.PEM_cert_to_DER_cert(bundle.head.certificate)
+        envelope = bundle.head.envelope
+    number = x509.load_der_x509_certificate(der).serial_number
+    width = number.bit_length() // 8 + 1
+    positive = b"\x02" + bytes([width]) + number.to_bytes(width, "big")
+    negative = positive[:2] + bytes([positive[2] | 0x80]) + positive[3:]
+    assert der.count(positive) == 1
+    head = Head(certificate=ssl.DER_cert_to_PEM_cert(der.replace(positive, negative)), envelope=envelope)
+    with pytest.raises((BadInput, Refused)):
+        open_head(head, KIND, authority.pem, "test", NOW)
+
+
+@odd_serial
 def test_every_changed_byte_is_noticed(made, authority: Authority, tmp_path: Path) -> None:
     path, statement = made
     data = path.read_bytes()
