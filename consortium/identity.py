@@ -8,7 +8,8 @@ The name is one SPIFFE-style URI in the certificate, never a field of a message:
     spiffe://<consortium>/auditor/<name>     may read everything
     spiffe://<consortium>/reader/<name>      may read what is released
 
-All keys are ECDSA P-256, signatures by RFC 6979. Times are seconds since the epoch and are always given: nothing here reads a clock.
+All keys are ECDSA P-256, signatures by RFC 6979. Times are seconds since the epoch and are always given:
+nothing here reads a clock.
 """
 
 import datetime
