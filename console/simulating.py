@@ -97,16 +97,15 @@ def simulate(
 
 
 def _run(plan: "Plan", seed: int, weather: "Weather", quiet: bool) -> "Outcome":
-    from simulation.run import simulate  # type: ignore[attr-defined]
+    from simulation.run import simulate
 
     with _progress(plan.hours_max, quiet) as moved:
-        found: Outcome = simulate(plan, seed, weather, progress=moved)
-        return found
+        return simulate(plan, seed, weather, progress=moved)
 
 
 @contextlib.contextmanager
-def _progress(hours_max: float, quiet: bool) -> Iterator[Callable[[float, int, int], None]]:
-    """A bar on stderr: call with the simulated hours, the rounds closed and the versions promoted so far."""
+def _progress(hours_max: float, quiet: bool) -> Iterator[Callable[[float, float], None]]:
+    """A bar on stderr: call with the simulated hours, and how many there are at most."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = screen(stderr=True)
@@ -114,9 +113,10 @@ def _progress(hours_max: float, quiet: bool) -> Iterator[Callable[[float, int, i
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("simulating", total=hours_max)
 
-        def moved(hours: float, rounds: int, versions: int) -> None:
-            said = f"{hours:.0f} of {hours_max:g} h simulated, {rounds} rounds, {versions} versions"
-            progress.update(task, completed=hours, description=said)
+        def moved(hours: float, most: float) -> None:
+            progress.update(
+                task, completed=hours, total=most, description=f"{hours:.0f} of {most:g} h simulated"
+            )
 
         yield moved
 

@@ -37,11 +37,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Plan, int, Weather]]:
         weather: Weather,
         *,
         folder: Path | None = None,
-        progress: Callable[[float, int, int], None] | None = None,
+        progress: Callable[[float, float], None] | None = None,
     ) -> Outcome:
         calls.append((plan, seed, weather))
         if progress is not None:
-            progress(50.0, 2, 1)
+            progress(50.0, 500.0)
         found = invented(4, 100.0)
         costs = dict(zip((site.name for site in plan.sites), found.costs.values(), strict=False))
         broken = ("two live leases of one job",) if seed == 13 else ()
