@@ -11,7 +11,7 @@ import msgspec
 from consortium.canonical import digest_of_fact, encode, replace
 from consortium.codecs.names import is_coded
 from consortium.ids import AttemptId, CampaignId, Digest, Language, SiteName, digest_of
-from consortium.jobs import Evaluate, Optimizer, Outcome, Phase, Tokenizer, Train
+from consortium.jobs import Evaluate, FlowerMessage, Optimizer, Outcome, Phase, Tokenizer, Train
 from consortium.jobs import Merge as MergeWork
 from consortium.manifests import Contribution, FileRef, Holding, Ingredient, VersionManifest
 from coordinator.core import commands as cm
@@ -92,7 +92,13 @@ def contribution(job: Job, steps: int | None = None) -> Contribution:
     """What the site of the job's newest attempt would sign."""
     assert job.attempt is not None and job.site is not None
     work = job.work
-    kind = {Train: "delta", Evaluate: "scores", Tokenizer: "tokenizer", MergeWork: "version"}[type(work)]
+    kind = {
+        Train: "delta",
+        Evaluate: "scores",
+        Tokenizer: "tokenizer",
+        MergeWork: "version",
+        FlowerMessage: "letter",
+    }[type(work)]
     planned = work.steps if isinstance(work, Train) else 1
     done = planned if steps is None else steps
     return Contribution(
@@ -108,7 +114,7 @@ def contribution(job: Job, steps: int | None = None) -> Contribution:
         tokens={x: done * 16 for x in work.languages[:1]} if isinstance(work, Train) else {},
         residual_before=work.residual if isinstance(work, Train) else None,
         residual=d(f"residual of {job.attempt}")
-        if isinstance(work, Train) and is_coded(work.delta_dtype)
+        if isinstance(work, FlowerMessage) or (isinstance(work, Train) and is_coded(work.delta_dtype))
         else None,
     )
 
