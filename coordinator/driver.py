@@ -14,12 +14,13 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from consortium.capacity import Opening, Window
-from consortium.errors import BadInput, Refused, Superseded, Unavailable
+from consortium.errors import BadInput, Refused, SprachbundError, Superseded, Unavailable
 from consortium.ids import AttemptId, SiteName
 from consortium.signing import Checkpoint, sign_checkpoint
 from consortium.views import ConsortiumView, Releases
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
+from coordinator.core.concerned import Standing, concerned, standing
 from coordinator.core.decide import Moment, decide
 from coordinator.core.machine import Decision, handle
 from coordinator.core.state import State, apply, restore
@@ -33,6 +34,11 @@ _log = logging.getLogger(__name__)
 
 #: After these, a snapshot and a signed checkpoint: a replay never has to go back further than one round.
 _MILESTONES = (ev.VersionPromoted, ev.VersionRejected, ev.RoundFailed, ev.CampaignEnded)
+
+_PAUSE_SECONDS = (
+    0.01  # after an event, for others to come: whom they concern is looked up once for all of them
+)
+_PAUSE_SHARE = 4.0  # and no sooner again than after so many times what the last look took
 
 _INCARNATIONS_MAX = 1000  # of one site; an agent from cron is a new one every few minutes
 
@@ -60,10 +66,10 @@ def openings(
     look: Callable[[tuple[Window, ...], float], Opening] = opening,
 ) -> dict[SiteName, Opening]:
     """How the windows of every site that has some stand at ``now``; ``command`` may tell of new ones."""
-    known = {name: site.windows for name, site in sorted(state.sites.items())}
+    known = {name: site.windows for name, site in state.sites.items() if site.windows}
     if isinstance(command, cm.SyncSite):
         known[command.site] = command.windows
-    return {name: opening_of(windows, now, look) for name, windows in known.items() if windows}
+    return {name: opening_of(windows, now, look) for name, windows in sorted(known.items()) if windows}
 
 
 def opening_of(
@@ -76,6 +82,16 @@ def opening_of(
         return look(windows, now)
     except BadInput as error:
         return Opening(is_open=False, trouble=str(error))
+
+
+class _Waiting:
+    """A Sync that is held until there is something to say."""
+
+    def __init__(self, site: SiteName, stood: Standing) -> None:
+        self.site = site
+        self.stood = stood
+        self.news = asyncio.Event()
+        self.told_at: float | None = None  #: when the news came, on the event loop's clock
 
 
 class Driver:
@@ -96,6 +112,10 @@ class Driver:
         self._troubles: dict[SiteName, str] = {}
         self._incarnations: dict[SiteName, list[str]] = {}
         self._changed = asyncio.Event()
+        self._waiting: set[_Waiting] = set()
+        self._look: asyncio.TimerHandle | None = None  # for whom of them there is news
+        self._announced_at = 0.0
+        self._pause = _PAUSE_SECONDS
         self._checkpoint: Checkpoint | None = None
 
     @property
@@ -160,6 +180,29 @@ class Driver:
         """Wake everybody who waits for news."""
         self._changed.set()
         self._changed = asyncio.Event()
+        if self._waiting and self._look is None:
+            loop = asyncio.get_running_loop()
+            self._announced_at = loop.time()
+            self._look = loop.call_later(self._pause, self._wake)
+
+    def _wake(self) -> None:
+        """Let sites go on for which there is an answer. Looking for them takes a small part of the time at most."""
+        began, self._look = time.perf_counter(), None
+        calls = list(self._waiting)
+        try:
+            state = self.state
+            waiting = {call.site: call.stood for call in calls}
+            for call in calls:  # of two agents of one site, either may wait for another answer
+                if call.stood != standing(state, call.site):
+                    waiting[call.site] = call.stood
+            found = concerned(state, self._moment(state, self.clock()), waiting)
+        except SprachbundError:  # the ledger cannot be read: let everybody hear it
+            found = {call.site for call in calls}
+        for call in calls:
+            if call.site in found and not call.news.is_set():
+                call.told_at = self._announced_at
+                call.news.set()
+        self._pause = max(_PAUSE_SECONDS, _PAUSE_SHARE * (time.perf_counter() - began))
 
     async def news(self, seconds: float) -> bool:
         """Whether something changed within ``seconds``."""
@@ -170,6 +213,19 @@ class Driver:
                 await changed.wait()
             return True
         return False
+
+    async def news_for(self, site: SiteName, seconds: float) -> float:
+        """Wait until there may be something to say to ``site``, at most so long; seconds until there was."""
+        began = asyncio.get_running_loop().time()
+        call = _Waiting(site, standing(self.state, site))
+        self._waiting.add(call)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await call.news.wait()
+        finally:
+            self._waiting.discard(call)
+        return seconds if call.told_at is None else max(0.0, min(seconds, call.told_at - began))
 
     def arrive(self, site: SiteName, incarnation: str, by_courier: bool = False) -> None:
         """Two agents of one site: the newest holds it, the older is told so at its next call.

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from consortium.errors import SprachbundError, Unavailable
 from consortium.jobs import Purpose
+from coordinator.core.excerpt import excerpt
 from coordinator.core.owed import Inspect, MakeBase, Merge, Owed, owed
-from coordinator.core.state import restore
 from coordinator.driver import Driver
 from coordinator.workshop import Workshop, do, stop
 
@@ -63,7 +63,7 @@ class Worker:
             try:
                 async with self._heavy if self._is_heavy(obligation) else self._light:
                     # A copy: the thread reads it while the loop goes on changing the state.
-                    state = restore(self._driver.state.snapshot())
+                    state = excerpt(self._driver.state, obligation)
                     loop = asyncio.get_running_loop()
                     command = await loop.run_in_executor(self._threads, do, obligation, state, self._workshop)
                 self._driver.execute(command)

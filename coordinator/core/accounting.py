@@ -104,8 +104,12 @@ def left(state: State, site: Site, allocation: Allocation) -> float:
 def warnings(state: State) -> Iterator[ev.AnyEvent]:
     """Levels that an allocation has passed since its people were last told."""
     for _, site in sorted(state.sites.items()):
+        if not site.charged:
+            continue
         for allocation in sorted(site.allocations, key=lambda a: a.name):
             used = site.charged.get(allocation.name, 0.0)
+            if used < allocation.gpu_hours * HOUR * WARN_PERCENT[0] / 100.0:
+                continue
             passed = [p for p in WARN_PERCENT if used >= allocation.gpu_hours * HOUR * p / 100.0]
             if passed and site.warned.get(allocation.name, 0) < passed[-1]:
                 yield ev.AllocationWarned(

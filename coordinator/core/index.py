@@ -1,14 +1,15 @@
-"""Which jobs are open, and which were admitted where: else all jobs there ever were would be looked through.
+"""Which jobs are open, who holds them, what was admitted where: else all jobs there ever were would be looked through.
 
 Derived from the state's jobs and kept up with them, so it is neither written down nor compared.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from consortium.ids import CampaignId, JobId, SiteName
 from consortium.jobs import Purpose, Train
+from coordinator.core.transitions import JobState
 
 if TYPE_CHECKING:
     from coordinator.core.state import Job
@@ -17,19 +18,48 @@ if TYPE_CHECKING:
 class Index:
     def __init__(self, jobs: Mapping[JobId, "Job"]) -> None:
         self._jobs = jobs
-        self._open: set[JobId] = set()
+        self._open: list[JobId] = []  # sorted
+        self._holder: dict[JobId, SiteName] = {}
+        self._held: dict[SiteName, list[JobId]] = {}  # leased, sorted
+        self._open_jobs: tuple[Job, ...] | None = None  # asked for many times between two changes
         self._admitted: dict[tuple[str, ...], list[tuple[float, JobId]]] = {}
         for _, job in sorted(jobs.items()):
             self.note(job)
             if job.contribution is not None:
                 self.admit(job)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Index):
+            return NotImplemented
+        return (self._open, self._holder, self._held, self._admitted) == (
+            other._open,
+            other._holder,
+            other._held,
+            other._admitted,
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
     def note(self, job: "Job") -> None:
         """It is new, or has changed its state."""
-        if job.is_final:
-            self._open.discard(job.id)
-        else:
-            self._open.add(job.id)
+        place = bisect_left(self._open, job.id)
+        is_known = place < len(self._open) and self._open[place] == job.id
+        if job.is_final == is_known:
+            self._open_jobs = None
+            if is_known:
+                del self._open[place]
+            else:
+                self._open.insert(place, job.id)
+        holder = job.site if job.state is JobState.LEASED else None
+        before = self._holder.pop(job.id, None)
+        if before is not None and before != holder:
+            self._held[before].remove(job.id)
+            if not self._held[before]:
+                del self._held[before]
+        if holder is not None:
+            self._holder[job.id] = holder
+            if before != holder:
+                insort(self._held.setdefault(holder, []), job.id)
 
     def admit(self, job: "Job") -> None:
         """Its result was admitted just now."""
@@ -38,7 +68,13 @@ class Index:
 
     def open_jobs(self) -> tuple["Job", ...]:
         """Not final, by id."""
-        return tuple(self._jobs[name] for name in sorted(self._open))
+        if self._open_jobs is None:
+            self._open_jobs = tuple(self._jobs[name] for name in self._open)
+        return self._open_jobs
+
+    def live(self, site: SiteName) -> tuple["Job", ...]:
+        """On which the site holds a lease, by id."""
+        return tuple(self._jobs[name] for name in self._held.get(site, ()))
 
     def trained(self, site: SiteName, campaign: CampaignId | None = None) -> Iterator["Job"]:
         """Admitted training jobs of a site, newest first; of one campaign, or of all."""

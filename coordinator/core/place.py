@@ -46,7 +46,7 @@ def next_lease(state: State, name: SiteName, moment: Moment) -> ev.JobLeased | N
         return None
     planned = [job for job in state.open_jobs() if job.state is JobState.PLANNED and name in job.sites]
     for job in sorted(planned, key=_turn):
-        prospects = _Prospects(state, job, moment)
+        prospects = Prospects(state, job, moment)
         if unable(state, site, job, free, moment, prospects) is not None:
             continue
         attempt = attempt_of(job.id, job.attempts + 1)
@@ -73,7 +73,7 @@ def _turn(job: Job) -> tuple[int, int, str]:
 
 
 def unable(
-    state: State, site: Site, job: Job, free: int, moment: Moment, prospects: "_Prospects"
+    state: State, site: Site, job: Job, free: int, moment: Moment, prospects: "Prospects"
 ) -> str | None:
     """Why this site may not have this job now; None: it may."""
     if (never := _unfit(site, job)) is not None:
@@ -110,7 +110,7 @@ def _unfit(site: Site, job: Job) -> str | None:
 
 def waiting(state: State, job: Job, moment: Moment) -> str:
     """Why a planned job is not leased, in a sentence."""
-    reasons, prospects = [], _Prospects(state, job, moment)
+    reasons, prospects = [], Prospects(state, job, moment)
     for name in job.sites:
         site = state.sites[name]
         why = unable(state, site, job, site.slots - len(state.live(name)), moment, prospects)
@@ -210,7 +210,7 @@ def _until_free(state: State, site: Site, moment: Moment) -> float:
     return max(0.0, ends[over] - moment.now) if over < len(ends) else 0.0
 
 
-class _Prospects:
+class Prospects:
     """Of all sites that could have a job: looked at when they are asked for, and once."""
 
     def __init__(self, state: State, job: Job, moment: Moment) -> None:
@@ -228,12 +228,10 @@ class _Prospects:
 
 def best_prospect(state: State, job: Job, moment: Moment) -> Prospect | None:
     """Of the site that would finish a job first; None: no site could have it, or nobody can say when."""
-    return next(iter(_Prospects(state, job, moment).all()), None)
+    return next(iter(Prospects(state, job, moment).all()), None)
 
 
-def _better_elsewhere(
-    state: State, site: Site, job: Job, moment: Moment, prospects: _Prospects
-) -> str | None:
+def _better_elsewhere(state: State, site: Site, job: Job, moment: Moment, prospects: Prospects) -> str | None:
     """Why a job that several sites could do waits for another one than the site that asks."""
     if len(job.sites) < 2:
         return None
@@ -251,7 +249,7 @@ def _better_elsewhere(
     return f"{best.site} is expected to finish it {best.words}, {site.name} {mine.words}"
 
 
-def _why_here(site: Site, job: Job, allocation: str, takes: Cost, prospects: _Prospects) -> str:
+def _why_here(site: Site, job: Job, allocation: str, takes: Cost, prospects: Prospects) -> str:
     """What made the choice, for the ledger: the other sites, and the price."""
     said = []
     if len(job.sites) > 1:

@@ -238,10 +238,13 @@ def is_complete(campaign: CampaignState, round_: Round, jobs: list[Job], now: fl
         if now >= met_at + quorum.grace_hours * 3600.0:
             grace = f", and {quorum.grace_hours:g} h of grace are over" if quorum.grace_hours else ""
             return f"quorum: {done} of {len(jobs)} contributions are in{grace}"
-    late = [overdue(campaign, j, now) for j in jobs if not j.is_final]
-    if None not in late:
-        return f"deadline passed with {done} of {len(jobs)} contributions: {'; '.join(sorted(set(filter(None, late))))}"
-    return None
+    late: set[str] = set()
+    for job in jobs:
+        if not job.is_final:
+            if (why := overdue(campaign, job, now)) is None:
+                return None
+            late.add(why)
+    return f"deadline passed with {done} of {len(jobs)} contributions: {'; '.join(sorted(late))}"
 
 
 # --- evaluating a candidate ------------------------------------------------------------------------

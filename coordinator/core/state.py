@@ -266,7 +266,7 @@ class State(msgspec.Struct, dict=True):
 
     def live(self, site: SiteName) -> tuple[Job, ...]:
         """Jobs this site holds a lease on, by id."""
-        return tuple(j for j in self.open_jobs() if j.state is JobState.LEASED and j.site == site)
+        return self.index.live(site)
 
     def snapshot(self) -> bytes:
         return encode(self)
@@ -467,6 +467,7 @@ def _(event: ev.JobLeased, state: State, at: float) -> None:
     job = _move(state, event.job, "lease", event.reason)
     job.attempts += 1
     job.attempt, job.site, job.leased_at, job.outcome = event.attempt, event.site, at, None
+    state.index.note(job)  # whose it is
     job.tries[event.attempt] = Try(
         event.site, event.allocation, event.gpu_hours * 3600.0, order=event.assignment
     )

@@ -11,12 +11,14 @@ from sprachbund.v1 import (
 
 from consortium import identity
 from consortium.canonical import encode
+from consortium.channels import WAITED
 from consortium.errors import Refused
-from consortium.ids import SiteName
+from consortium.ids import AttemptId, SiteName
 from consortium.signing import ASSIGNMENT, key_of_certificate, sign
 from coordinator.config import CoordinatorConfig
 from coordinator.core import commands as cm
 from coordinator.core.access import may_renew
+from coordinator.core.state import Job
 from coordinator.driver import Driver
 from coordinator.founding import Keys
 from coordinator.guard import caller, still_allowed
@@ -30,6 +32,7 @@ from coordinator.services.words import (
     timestamp_message,
 )
 
+_ORDERS_MAX = 10_000  # a few KiB each
 _WAIT_SECONDS_MAX = 60.0  # a long poll; keepalive pings go every 30 s
 
 
@@ -38,6 +41,7 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
         self._driver = driver
         self._keys = keys
         self._config = config
+        self._orders: dict[AttemptId, tuple[bytes, bytes]] = {}
 
     async def Sync(
         self, request: site_pb2.SyncRequest, context: grpc.aio.ServicerContext
@@ -45,13 +49,14 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
         driver, site = self._driver, SiteName(caller().name)
         command = sync_command(site, request)
         loop = asyncio.get_running_loop()
-        until = loop.time() + min(seconds_of(request.wait), _WAIT_SECONDS_MAX)
+        until, waited = loop.time() + min(seconds_of(request.wait), _WAIT_SECONDS_MAX), 0.0
         while True:
             response = self.hear(site, request, command)
-            left = until - loop.time()
-            if response.revision != request.seen or response.settled or left <= 0:
+            begins = loop.time()
+            if response.revision != request.seen or response.settled or begins >= until:
+                context.set_trailing_metadata(((WAITED, f"{waited:.6f}"),))
                 return response
-            await driver.news(left)
+            waited += await driver.news_for(site, until - begins)
             still_allowed()
 
     def hear(
@@ -74,14 +79,14 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
         wanted = []
         for job in live:
             assert job.attempt is not None
-            body = encode(job.assignment(job.attempt, site))
+            body, signature = self._signed(job, job.attempt, site)
             lease = driver.state.programme(job.campaign).lease_seconds(driver.state.sites[site])
             wanted.append(
                 site_pb2.SignedAssignment(
                     attempt=job.attempt,
                     lease=duration_message(lease),
                     job=body,
-                    signature=sign(self._keys.ledger, ASSIGNMENT, body),
+                    signature=signature,
                 )
             )
         names = {job.attempt for job in live}
@@ -100,6 +105,16 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
             now=timestamp_message(driver.clock()),
             upload_bytes_max=self._config.upload_bytes_max,
         )
+
+    def _signed(self, job: Job, attempt: AttemptId, site: SiteName) -> tuple[bytes, bytes]:
+        """The order for an attempt and its signature: made once, said in every Sync of the days that it takes."""
+        found = self._orders.get(attempt)
+        if found is None:
+            if len(self._orders) >= _ORDERS_MAX:
+                self._orders.clear()
+            body = encode(job.assignment(attempt, site))
+            found = self._orders[attempt] = body, sign(self._keys.ledger, ASSIGNMENT, body)
+        return found
 
     async def RenewCertificate(
         self, request: site_pb2.RenewCertificateRequest, context: grpc.aio.ServicerContext

@@ -1,5 +1,6 @@
 """What the wire's messages say, in our words, and ours in the wire's. Raises BadInput for what is in no contract."""
 
+import functools
 from importlib.metadata import version
 from typing import Literal
 
@@ -11,6 +12,7 @@ from sprachbund.v1 import (
 )
 
 from consortium import ids
+from consortium.canonical import replace
 from consortium.capacity import Allocation, Usage, Window
 from consortium.errors import BadInput, Refused
 from consortium.ids import SiteName
@@ -59,6 +61,14 @@ PEOPLE: dict[str, Literal["admin", "auditor", "reader"]] = {
 
 def sync_command(site: SiteName, request: site_pb2.SyncRequest) -> cm.SyncSite:
     """What a Sync says, in our words. Raises BadInput for what is not in the contract, Refused for an unfit release."""
+    said = _described(site, request.site.SerializeToString(deterministic=True))
+    return replace(said, reports=tuple(_report(line) for line in request.attempts))
+
+
+@functools.lru_cache(maxsize=4096)
+def _described(site: SiteName, description: bytes) -> cm.SyncSite:
+    """What a site says of itself, without reports. It says the same in every Sync, so it is read and checked once."""
+    request = site_pb2.SyncRequest(site=site_pb2.SiteDescription.FromString(description))
     if why := misfit(request.site.agent_version, _RELEASE):
         raise Refused(why)
     if len(request.site.holdings) > _HOLDINGS_MAX:
@@ -91,7 +101,7 @@ def sync_command(site: SiteName, request: site_pb2.SyncRequest) -> cm.SyncSite:
             )
             for h in sorted(request.site.holdings, key=lambda h: (h.language, h.is_public))
         ),
-        reports=tuple(_report(line) for line in request.attempts),
+        reports=(),
     )
 
 

@@ -239,7 +239,7 @@ class World:
         for event in happened:
             rules.watch(event, coordinator.now, coordinator.renewed, coordinator.started_at)
         assert coordinator.state == rules.state, "the live state is not what its events tell"
-        assert vars(coordinator.state.index) == vars(Index(rules.state.jobs)), (
+        assert coordinator.state.index == Index(rules.state.jobs), (
             "the index is not what the jobs are"
         )
         waiting = [wait.reason for wait in waits(rules.state, coordinator.moment)]
