@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from consortium.canonical import Fact
+from consortium.canonical import Fact, replace
 from consortium.codecs.formats import DTYPES, TOPK_CHUNK, kept_of_chunk
 from consortium.codecs.names import DENSITY, EncodingName, is_coded
 from consortium.codecs.reading import CodedDelta, encoding_of, open_delta
@@ -63,6 +63,9 @@ def inspect(
     encoding: EncodingName | None = None,
     density: float = DENSITY,
     norms: Mapping[str, float] | None = None,
+    row_norm_max: float | None = None,
+    usual: float | None = None,
+    growth_max: float | None = None,
 ) -> Inspection:
     """Check a delta against its base, its manifest's ``ref`` and the campaign's limits.
 
@@ -72,6 +75,9 @@ def inspect(
     encoding         that the job asked for; None: any
     density          share of the elements that top-k was to keep
     norms            ``base_norms(base)`` if known
+    row_norm_max     of a row of a matrix relative to the mean row of the base's; None: rows are not looked at
+    usual            relative norm of the deltas of earlier rounds; None: not known
+    growth_max       of this delta's relative norm over the usual one; None: not looked at
     Raises Unavailable if the disk fails; a bad delta is an answer, not an error.
     """
     label = f"delta {short(ref.digest)}"
@@ -82,9 +88,18 @@ def inspect(
             check_delta(base, delta)
             _check_encoding(delta, encoding, density)
             found = _norms(delta, base_norms(base) if norms is None else norms)
+            if row_norm_max is not None:
+                _check_rows(delta, found, row_norm_max)
     except BadInput as error:
         return Inspection(ok=False, reason=str(error))
-    return _judge(found, norm_max, tensor_norm_max, label)
+    judged = _judge(found, norm_max, tensor_norm_max, label)
+    if judged.ok and usual and growth_max and judged.norm > growth_max * usual * judged.base_norm:
+        reason = (
+            f"{label}: its norm is {judged.norm / judged.base_norm:.4g} of the base's, more than {growth_max:g} times "
+            f"the {usual:.4g} that is usual in this campaign; train as long and at the rate that the job says"
+        )
+        return replace(judged, ok=False, reason=reason)
+    return judged
 
 
 def _check_bytes(path: Path, ref: FileRef, bytes_max: int, label: str) -> None:
@@ -162,3 +177,37 @@ def _norm(tensors: Tensors, name: str) -> float:
 def _square_sum(values: F32Array) -> float:
     wide = values.astype(np.float64)
     return float(np.sum(np.square(wide, out=wide)))
+
+
+def _check_rows(delta: Tensors, found: list[TensorNorm], row_norm_max: float) -> None:
+    """That no row of a matrix moved far by itself: how a few tokens are made to mean something else.
+
+    The norm of a whole matrix hides that: a vocabulary has 10^5 rows. Rows are measured by the base's root mean square.
+    """
+    for item in sorted(found, key=lambda item: item.name):
+        shape = delta[item.name].shape
+        if len(shape) != 2 or not item.base_norm:
+            continue
+        usual = item.base_norm / math.sqrt(shape[0])
+        row, largest = _largest_row(delta, item.name, shape[1])
+        if largest > row_norm_max * usual:
+            raise BadInput(
+                f"{delta.label}: row {row} of {item.name!r} has norm {largest:.4g}, which exceeds {row_norm_max:g} of "
+                f"the base's mean row {usual:.4g}; leave rows alone that the text does not use, or train more gently"
+            )
+
+
+def _largest_row(tensors: Tensors, name: str, columns: int) -> tuple[int, float]:
+    """The row with the largest L2 norm, and that norm; pieces of a tensor end anywhere."""
+    best, begun = (0, 0.0), 0.0
+    for start, piece in tensors.pieces(name):
+        wide = np.square(piece.astype(np.float64))
+        cuts = np.unique(np.concatenate(([0], np.arange(-start % columns, len(wide), columns))))
+        sums = np.add.reduceat(wide, cuts)
+        if start % columns:
+            sums[0] += begun
+        at = int(np.argmax(sums))
+        if sums[at] > best[1]:
+            best = ((start + int(cuts[at])) // columns, float(sums[at]))
+        begun = float(sums[-1])
+    return best[0], math.sqrt(best[1])

@@ -25,6 +25,7 @@ class Purpose(enum.StrEnum):
     SEED = "seed"  #: round 0: the base model, trained on public text at one site
     ROUND = "round"  #: a language specialist whose delta will be merged
     RIVAL = "rival"  #: trained for comparison only, never merged
+    CHECK = "check"  #: evaluate one delta on held-out text of its languages, before it is merged
     GATE = "gate"  #: evaluate a candidate on held-out text
     COMPARE = "compare"  #: evaluate the rivals on held-out text
     MERGE = "merge"  #: make a round's candidate from its contributions

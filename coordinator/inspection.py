@@ -47,6 +47,8 @@ class Delivery:
     limits: Admission
     base_dir: Callable[[], Path]  #: lays the job's base out when the delta needs it
     merge: MergeCheck | None = None  #: of a merge job
+    usual_norm: float | None = None  #: relative norm of the deltas of earlier rounds, where it is known
+    known_deltas: frozenset[Digest] = frozenset()  #: of earlier rounds
 
 
 def inspect_delivery(delivery: Delivery, store: BlobStore) -> ReportInspection:
@@ -194,6 +196,10 @@ def _was_sent(what: str, digest: Digest, site: SiteName, store: BlobStore) -> No
 def _delta(delivery: Delivery, contribution: Contribution, store: BlobStore) -> dict[str, float]:
     limits, ref, work = delivery.limits, contribution.artifacts["delta"], delivery.job.work
     assert isinstance(work, Train)
+    if ref.digest in delivery.known_deltas:
+        raise BadInput(
+            f"delta {ref.digest} was merged in an earlier round already; train from the round's base"
+        )
     try:
         opened = Checkpoint(delivery.base_dir())
     except BadInput as error:  # ours, not the site's
@@ -208,6 +214,9 @@ def _delta(delivery: Delivery, contribution: Contribution, store: BlobStore) -> 
             bytes_max=limits.bytes_max,
             encoding=work.delta_dtype,
             density=work.delta_density,
+            row_norm_max=limits.row_norm_max,
+            usual=delivery.usual_norm,
+            growth_max=limits.norm_growth_max,
         )
     if not found.ok:
         raise BadInput(found.reason)

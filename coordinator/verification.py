@@ -14,14 +14,15 @@ from cryptography.exceptions import InvalidSignature
 from consortium.canonical import Fact, encode
 from consortium.errors import Corrupt, SprachbundError
 from consortium.identity import identity_of
-from consortium.ids import CampaignId, short
+from consortium.ids import CampaignId, JobId, short
+from consortium.jobs import Evaluate, Purpose
 from consortium.manifests import FileRef, VersionManifest
 from consortium.roles import Role
 from consortium.store import BlobStore
 from consortium.versions import manifest_of, verify_directory
 from consortium.witnesses import Seen, Witnesses
 from coordinator.core.decide import BY_HAND
-from coordinator.core.state import CampaignState, Job, Site, State, Version, apply, is_current
+from coordinator.core.state import CampaignState, Job, Site, State, Version, apply, growth, is_current
 from coordinator.driver import decode_event
 from coordinator.ledger import Ledger
 from coordinator.ledger_check import verify_chain
@@ -174,6 +175,12 @@ def _contribution(state: State, job: Job, workshop: Workshop) -> None:
         raise Corrupt(f"should not have been admitted: {again.reason}")
     if again.contribution != job.contribution:
         raise Corrupt("the signed manifest is not the one that the ledger admitted")
+    if job.purpose is Purpose.CHECK:
+        assert isinstance(job.work, Evaluate)
+        judged = state.jobs[JobId(job.work.subjects[-1].name)].judged
+        if growth(job.work, again.scores) != judged.get(job.contribution.site):
+            raise Corrupt("the ledger's growth of the loss is not that of the scores")
+        return
     for subject, languages in again.scores.items():
         known = state.campaigns[job.campaign].scores
         for language, score in languages.items():

@@ -18,13 +18,14 @@ from consortium.canonical import decode, digest_of_fact, encode, replace
 from consortium.errors import BadInput, Corrupt, Refused, Unavailable
 from consortium.files import make_folder, write_bytes_atomically
 from consortium.ids import Digest, Language, SiteName
-from consortium.jobs import Evaluate, FlowerMessage, Purpose, Train
+from consortium.jobs import FlowerMessage, Purpose, Train
 from consortium.jobs import Merge as MergeWork
 from consortium.manifests import Initial, Scores, VersionManifest
 from consortium.store import BlobStore
 from consortium.versions import lay_out, manifest_of
 from coordinator.core import commands as cm
 from coordinator.core.gate import judge
+from coordinator.core.history import known_deltas, usual_norm
 from coordinator.core.orders import merge_order, what_was_merged
 from coordinator.core.owed import Inspect, Judge, MakeBase, Merge, Owed
 from coordinator.core.state import CampaignState, Job, Round, State
@@ -123,7 +124,17 @@ def inspect_job(
             rebuild if repeat_merges and campaign.spec.merge_check == "rebuild" else None,
         )
     try:
-        delivery = Delivery(job, state.sites[job.site], state.consortium, limits, base_dir, merge_check)
+        is_measured = job.purpose is Purpose.ROUND
+        delivery = Delivery(
+            job,
+            state.sites[job.site],
+            state.consortium,
+            limits,
+            base_dir,
+            merge_check,
+            usual_norm(state, campaign, job) if is_measured else None,
+            known_deltas(state, campaign, job) if is_measured else frozenset(),
+        )
         return inspect_delivery(delivery, workshop.store)
     finally:
         _discard(workshop.folder / "scratch" / name)
@@ -177,7 +188,9 @@ def limits_of(spec: Campaign, purpose: Purpose) -> Admission:
     """
     if purpose is Purpose.ROUND:
         return spec.admission
-    return replace(spec.admission, norm_max=math.inf, tensor_norm_max=math.inf)
+    return replace(
+        spec.admission, norm_max=math.inf, tensor_norm_max=math.inf, row_norm_max=None, norm_growth_max=None
+    )
 
 
 # --- merging ------------------------------------------------------------------------------------------
@@ -240,10 +253,10 @@ def gate_scores(state: State, campaign: CampaignState, round_: Round, store: Blo
     None of later rounds: an auditor, who judges again, must hear what the gate heard.
     """
     subjects, found = {round_.candidate, round_.base}, []
-    rounds = (one for _, one in sorted(campaign.rounds.items()) if one.number <= round_.number)
-    for job in (state.jobs[name] for name in sorted(name for one in rounds for name in one.gate_jobs)):
-        asked = job.work.subjects if isinstance(job.work, Evaluate) else ()
-        if job.contribution is None or not subjects & {subject.name for subject in asked}:
+    for _, job in sorted(state.jobs.items()):
+        if job.campaign != campaign.spec.campaign or job.purpose is not Purpose.GATE:
+            continue
+        if job.contribution is None or job.round > round_.number:
             continue
         scores = load_scores(job.contribution.artifacts["scores"], store)
         if subjects & set(scores.subjects):

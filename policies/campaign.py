@@ -107,6 +107,13 @@ class Admission(Fact):
     tensor_norm_max: Positive = 2.0  #: the same for every single tensor with a non-zero base
     bytes_max: Count = 64 << 30
     tokens_share_min: Share = 0.25  #: a partial delta with fewer of its planned steps is not merged
+    #: of a row of a matrix, an embedding say, relative to the base's mean row; None: not looked at
+    row_norm_max: Positive | None = None
+    #: of the norm, relative to the median of what earlier rounds merged; None: not looked at
+    norm_growth_max: Positive | None = None
+    #: other sites score base + delta on held-out text of its languages: not, for the record, or to leave out what harms
+    loss_check: Literal["off", "advise", "decide"] = "off"
+    loss_growth_max: NotNegative = 0.005  #: of that loss, relative to the base's, before a delta harms
 
 
 class Rivals(Fact):

@@ -10,7 +10,7 @@ from console.screens.parts import table, words
 from consortium.forecasts import Forecast, PlannedJob
 
 _HOUR = 3600.0
-_QUIET = ("gate", "compare")  #: purposes of which a round has one job a site; summed up
+_QUIET = ("check", "gate", "compare")  #: purposes of which a round has one job a site; summed up
 
 
 def forecast_page(found: Forecast, width: int = 100) -> RenderableType:

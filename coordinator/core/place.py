@@ -23,6 +23,7 @@ from coordinator.core.words import gpu_hours, spoken
 #: What a free slot is used for first: what others wait for comes before comparisons.
 URGENCY = (
     Purpose.MERGE,
+    Purpose.CHECK,
     Purpose.GATE,
     Purpose.TOKENIZER,
     Purpose.SEED,

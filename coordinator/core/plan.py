@@ -12,6 +12,7 @@ from consortium.jobs import Outcome, Purpose, Subject, Tokenizer
 from coordinator.core import events as ev
 from coordinator.core.able import holders_of_public_text, judges, participants
 from coordinator.core.accounting import warnings
+from coordinator.core.checks import checks_due, finding, is_checked, left_out
 from coordinator.core.comparison import is_compared, models_to_compare, rivals_to_train
 from coordinator.core.decide import Moment, lease_until
 from coordinator.core.flower import given_up_messages
@@ -178,8 +179,11 @@ def _tokenizer(state: State, campaign: CampaignState, moment: Moment) -> Iterato
 
 def _collect(state: State, campaign: CampaignState, round_: Round, moment: Moment) -> Iterator[ev.AnyEvent]:
     jobs = [state.jobs[j] for j in (*round_.jobs, *round_.late)]
+    if checks := list(checks_due(state, campaign, round_, jobs, moment)):
+        yield from checks
+        return
     reason = is_complete(campaign, round_, jobs, moment.now)
-    if reason is None:
+    if reason is None or not all(is_checked(state, job) for job in jobs):
         return
     left = []
     for job in jobs:
@@ -188,10 +192,12 @@ def _collect(state: State, campaign: CampaignState, round_: Round, moment: Momen
         elif not job.is_final:
             yield ev.JobCancelled(job=job.id, reason=f"the round closed without it: {reason}")
     done = tuple(sorted(j.id for j in jobs if j.state is JobState.DONE))
-    mergeable = tuple(j for j in done if _enough(state.jobs[j], campaign))
+    mergeable = tuple(
+        j for j in done if _enough(state.jobs[j], campaign) and not left_out(campaign, state.jobs[j])
+    )
     needed = campaign.spec.quorum.minimum if round_.number > 0 else 1  # the seed round has one job
     if len(mergeable) < needed:
-        why = "; ".join(f"{j.id}: {_lack(j)}" for j in jobs if j.id not in mergeable)
+        why = "; ".join(f"{j.id}: {left_out(campaign, j) or _lack(j)}" for j in jobs if j.id not in mergeable)
         kept = [name for name in mergeable if may_be_kept(campaign, round_, state.jobs[name])]
         yield ev.RoundFailed(
             campaign=campaign.spec.campaign,
@@ -200,6 +206,7 @@ def _collect(state: State, campaign: CampaignState, round_: Round, moment: Momen
             reason=f"{len(mergeable)} of {needed} needed contributions; {reason}: {why}",
         )
         return
+    reason += "".join(f"; {j.id}: {_told(campaign, j)}" for j in jobs if j.checks)
     merged_by, why = where_to_merge(state, campaign)
     yield ev.RoundCollected(
         campaign=campaign.spec.campaign,
@@ -215,6 +222,10 @@ def _enough(job: Job, campaign: CampaignState) -> bool:
     """Whether a (possibly partial) delta saw enough of its planned steps to be merged."""
     done = job.contribution
     return done is not None and done.steps >= campaign.spec.admission.tokens_share_min * done.planned_steps
+
+
+def _told(campaign: CampaignState, job: Job) -> str:
+    return left_out(campaign, job) or finding(campaign, job).reason
 
 
 def _lack(job: Job) -> str:

@@ -5,7 +5,8 @@ snapshot and compared byte for byte with a replay.
 """
 
 import enum
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from functools import singledispatch
 
 import msgspec
@@ -14,7 +15,7 @@ from consortium.canonical import encode
 from consortium.capacity import Allocation, Window
 from consortium.flower.runs import FlowerRun
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
-from consortium.jobs import ANY_SITE, Assignment, Outcome, Purpose, Work
+from consortium.jobs import ANY_SITE, Assignment, Evaluate, Outcome, Purpose, Work
 from consortium.manifests import Contribution, Holding, VersionManifest
 from coordinator.core import events as ev
 from coordinator.core.gate import GateVerdict
@@ -114,6 +115,8 @@ class Job(msgspec.Struct):
     delivered_at: float = 0.0
     contribution: Contribution | None = None
     measures: dict[str, float] = {}  #: what its inspection measured
+    checks: tuple[JobId, ...] = ()  #: evaluations of its delta alone, before it is merged
+    judged: dict[SiteName, float] = {}  #: by how much they found the loss of its languages to grow
     refused_by: tuple[SiteName, ...] = ()
     disproved: tuple[SiteName, ...] = ()  #: whose result of this merge was refused; there is one right result
     planned_at: float = 0.0
@@ -178,7 +181,6 @@ class Round(msgspec.Struct):
     jobs: tuple[JobId, ...] = ()  #: training
     late: tuple[JobId, ...] = ()  #: of earlier rounds, taken over
     left: tuple[JobId, ...] = ()  #: for the next round: still at it when it closed, or done when it failed
-    check_jobs: tuple[JobId, ...] = ()  #: evaluations of single contributions, before they are merged
     gate_jobs: tuple[JobId, ...] = ()
     collected: tuple[JobId, ...] = ()
     merged_by: str = "coordinator"  #: or "site", by ``merge_job``
@@ -206,7 +208,9 @@ class CampaignState(msgspec.Struct):
 
     @property
     def mergers(self) -> tuple[str, ...]:
-        """Sites that a round's deltas may go to; none: the coordinator merges."""
+        """Sites that a round's deltas may go to, to be merged or scored; none: the coordinator merges."""
+        if self.spec.admission.loss_check != "off":  # whoever holds text of its languages scores it
+            return self.spec.sites or (ANY_SITE,)
         if self.spec.merge_at == "coordinator":
             return ()
         return self.spec.merge_sites or self.spec.sites or (ANY_SITE,)
@@ -443,6 +447,9 @@ def _(event: ev.JobPlanned, state: State, at: float) -> None:
             campaign.tokenizer_job = event.job
         case Purpose.SEED | Purpose.ROUND:
             campaign.rounds[event.round].jobs += (event.job,)
+        case Purpose.CHECK:
+            assert isinstance(event.work, Evaluate)
+            state.jobs[JobId(event.work.subjects[-1].name)].checks += (event.job,)
         case Purpose.GATE:
             campaign.rounds[event.round].gate_jobs += (event.job,)
         case Purpose.RIVAL:
@@ -555,10 +562,31 @@ def _(event: ev.ContributionAdmitted, state: State, at: float) -> None:
         if event.contribution.residual is not None:
             kept[event.contribution.site] = event.contribution.residual
         return
+    if job.purpose is Purpose.CHECK:
+        _judge(state, job, event)
+        return
     scores = state.campaigns[job.campaign].scores
     for subject, languages in sorted(event.scores.items()):
         for language, score in sorted(languages.items()):
             scores.setdefault(subject, {}).setdefault(language, {})[event.contribution.site] = score
+
+
+def _judge(state: State, check: Job, event: ev.ContributionAdmitted) -> None:
+    assert isinstance(check.work, Evaluate)
+    found, job = growth(check.work, event.scores), state.jobs[JobId(check.work.subjects[-1].name)]
+    if found is not None:
+        job.judged = dict(sorted({**job.judged, event.contribution.site: found}.items()))
+
+
+def growth(check: Evaluate, scores: Mapping[str, Mapping[Language, ev.ScoreSummary]]) -> float | None:
+    """By how much the nats of held-out text grow when the second subject takes the first one's place, relatively.
+
+    None: nothing was held out of which both were scored.
+    """
+    base, subject = (scores.get(one.name, {}) for one in check.subjects)
+    common = sorted(base.keys() & subject.keys())
+    before = math.fsum(base[language].nats for language in common)
+    return math.fsum(subject[language].nats for language in common) / before - 1.0 if before > 0.0 else None
 
 
 @apply.register

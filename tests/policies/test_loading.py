@@ -97,7 +97,7 @@ REFUSED = [
     (
         "name: x\npurpose: 3",
         "f.yaml:2: purpose: 3 is not one of the choices; "
-        "write one of: tokenizer, seed, round, rival, gate, compare, merge",
+        "write one of: tokenizer, seed, round, rival, check, gate, compare, merge, flower",
     ),
     ("name: x\ntags: x", "f.yaml:2: tags: 'x' (text) does not fit; write a list (at least 1 item)"),
     ("name: x\ntags: []", "f.yaml:2: tags: an empty list does not fit; write a list (at least 1 item)"),
