@@ -23,7 +23,8 @@ class RoundWait(Fact):
     queued_hours: float = 0.0  #: of that job, all its tries together
     running_hours: float = 0.0
     sending_hours: float = 0.0  #: the base to the site and the delta back
-    idle_hours: float = 0.0  #: neither: not given yet, between two tries, cut off, down
+    idle_hours: float = 0.0  #: none of these: not given yet, between two tries, cut off, down
+    closed_hours: float = 0.0  #: of ``idle_hours``: until the site's window opened
     after_hours: float = 0.0  #: inspected, merged, scored, judged
     judge: str = ""  #: the site whose job for the gate ended last
     scoring_hours: float = (
@@ -37,7 +38,8 @@ class RoundWait(Fact):
             (self.queued_hours, f"{self.site}'s queue"),
             (self.running_hours, f"{self.site}'s training"),
             (self.sending_hours, f"{self.site}'s network"),
-            (self.idle_hours, f"{self.site}, which had no job or lost one"),
+            (self.closed_hours, f"{self.site}'s window"),
+            (self.idle_hours - self.closed_hours, f"{self.site}: no job yet, or lost"),
             (self.scoring_hours, f"{self.judge}'s scores for the gate"),
             (self.after_hours - self.scoring_hours, "inspection and merge"),
         )
@@ -53,14 +55,20 @@ def round_waits(found: Outcome) -> tuple[RoundWait, ...]:
         if match and one.until is not None and one.kind in _WAYS:
             jobs = scored if match["what"] == "gate" else trained
             jobs[f"{match['campaign']}/{match['round']}"][one.place].append(one)
+    closed = [one for one in found.happenings if one.kind == "window closed"]
     rounds = [one for one in found.happenings if one.kind == "round" and one.until is not None]
     return tuple(
-        _wait(one, trained.get(one.subject, {}), scored.get(one.subject, {}))
+        _wait(one, trained.get(one.subject, {}), scored.get(one.subject, {}), closed)
         for one in sorted(rounds, key=lambda one: (one.at, one.subject))
     )
 
 
-def _wait(one: Happening, sites: dict[str, list[Happening]], judges: dict[str, list[Happening]]) -> RoundWait:
+def _wait(
+    one: Happening,
+    sites: dict[str, list[Happening]],
+    judges: dict[str, list[Happening]],
+    closed: list[Happening],
+) -> RoundWait:
     assert one.until is not None
     begin, end = one.at, one.until
     hours = (end - begin) / 3600.0
@@ -77,6 +85,12 @@ def _wait(one: Happening, sites: dict[str, list[Happening]], judges: dict[str, l
         stretch = min(end, part.until or end) - max(begin, part.at)
         spent["sending" if part.kind in _SENDING else part.kind] += max(0.0, stretch) / 3600.0
     after = (end - trained_at) / 3600.0
+    given_at = min(part.at for part in sites[site])
+    shut = sum(
+        max(0.0, min(given_at, span.until or end) - max(begin, span.at))
+        for span in closed
+        if span.place == site
+    )
     known = spent["queued"] + spent["running"] + spent["sending"]
     return RoundWait(
         round=one.subject,
@@ -86,6 +100,7 @@ def _wait(one: Happening, sites: dict[str, list[Happening]], judges: dict[str, l
         running_hours=spent["running"],
         sending_hours=spent["sending"],
         idle_hours=max(0.0, hours - after - known),
+        closed_hours=min(max(0.0, hours - after - known), shut / 3600.0),
         after_hours=after,
         judge=judge,
         scoring_hours=min(after, scoring),

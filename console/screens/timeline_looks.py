@@ -18,7 +18,12 @@ WORK = {
 #: Stretches of a place as a whole: hatched behind its bars, or lines below them.
 HATCHED = {"window closed": "closed", "outage": "down", "coordinator down": "down"}
 LINES = {"partitioned": "partitioned", "agent down": "ink"}
-SAID = {"partitioned": "cut off", "crash": "coordinator crashed", "outage": "site down"}
+SAID = {
+    "partitioned": "cut off",
+    "crash": "coordinator crashed",
+    "outage": "site down",
+    "hostile": "hostile message",
+}
 
 #: Moments: kind -> the shape of a mark around 0,0 within 3 pixels, and its class.
 MARKS = {

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from invented_outcome import invented
+from invented_outcome import BEGAN, invented
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -15,7 +15,7 @@ from console.main import COMMANDS
 from console.screens.parts import length
 from console.screens.simulation import simulation_page
 from consortium.canonical import decode, encode, replace
-from simulation.outcome import Cost, Outcome
+from simulation.outcome import Cost, Happening, Outcome
 from simulation.plan import Plan
 from simulation.reading import load_plan
 from simulation.report import Report, report
@@ -137,6 +137,30 @@ def test_a_round_waited_for_its_last_job() -> None:
         assert parts == pytest.approx(one.hours) == pytest.approx(20.0)
         assert one.waited_for == f"{one.site}'s training"
     assert len({one.site for one in waits}) > 1
+
+
+def test_a_round_that_waited_for_a_window_says_so() -> None:
+    def span(place: str, kind: str, begin: float, end: float, subject: str = "") -> Happening:
+        at, until = BEGAN + 3600 * begin, BEGAN + 3600 * end
+        return Happening(at=at, place=place, kind=kind, subject=subject, until=until)
+
+    told = (
+        span("coordinator", "round", 0, 20, "tiny-1/1"),
+        span("lumi", "running", 1, 4, "tiny-1_r1-train-lumi.a1"),
+        span("vega", "window closed", -5, 11),
+        span("vega", "queued", 12, 13, "tiny-1_r1-train-vega.a1"),
+        span("vega", "running", 13, 16, "tiny-1_r1-train-vega.a2"),
+        span("lumi", "running", 17, 19, "tiny-1_r1-gate-lumi.a1"),
+    )
+    (one,) = round_waits(replace(invented(2), happenings=told))
+    assert (one.site, one.queued_hours, one.running_hours, one.idle_hours, one.closed_hours) == (
+        "vega",
+        1,
+        3,
+        12,
+        11,
+    )
+    assert (one.after_hours, one.judge, one.scoring_hours, one.waited_for) == (4, "lumi", 2, "vega's window")
 
 
 @pytest.mark.parametrize(
