@@ -15,7 +15,7 @@ from site_agent.launchers.slurm.answer import (
 )
 from site_agent.launchers.slurm.words import State, state_of
 
-#: As 22.05.8 said them on the cluster of tests/slurm; the 24.11 rows differ in states and in no form.
+#: As 22.05.8 said them on the cluster of tests/slurm.
 QUEUE = """\
 18|FAILED|1795344138|1795344138||wrap|BadConstraints
 19|PENDING|1795344138|N/A||wrap|PartitionTimeLimit
@@ -34,6 +34,31 @@ JOB = (
     "BatchFlag=1 Reboot=0 ExitCode=0:0 RunTime=00:00:00 TimeLimit=694-10:39:00 TimeMin=N/A SubmitTime=1795344138 "
     "EligibleTime=1795344138 StartTime=Unknown EndTime=Unknown NodeList= NumNodes=1 Command=(null)\n"
 )
+#: The same commands as 24.11.5 answered them: energy is empty where 22.05 says 0, what was refused has no start.
+QUEUE_24 = """\
+5|FAILED|1795357445|1795357445||sb-r|BadConstraints
+13|FAILED|1795357446|1795357447|node0|sb-term|RaisedSignal:15(Terminated)
+4|PENDING|1795357445|N/A||sb-r|PartitionTimeLimit
+11|PENDING|1795357446|N/A||sb-spent|AssocGrpCPUMinutesLimit
+14|RUNNING|1795357446|1795357447|node0|sb-long|None
+16|PENDING|1795357448|1795357451||intruder|Resources
+"""
+ACCOUNT_24 = """\
+5|sb-r|FAILED|1:0|1795357445|None|1795357445|0||0|None assigned
+11|sb-spent|PENDING|0:0|1795357446|Unknown|Unknown|0||0|None assigned
+12|sb-gpu|FAILED|3:0|1795357446|1795357447|1795357451|4|billing=1,cpu=1,gres/gpu=2,mem=100M,node=1||node0
+13|sb-term|FAILED|0:15|1795357446|1795357447|1795357448|1|billing=1,cpu=1,mem=100M,node=1||node0
+15|sb-pre|PREEMPTED|0:0|1795357446|1795357447|1795357463|16|billing=8,cpu=8,gres/gpu=4,mem=100M,node=1||node1
+15|sb-pre|RUNNING|0:0|1795357463|1795357472|Unknown|56|billing=8,cpu=8,gres/gpu=4,mem=100M,node=1||node1
+"""
+JOB_24 = (
+    "JobId=14 JobName=sb-long UserId=root(0) GroupId=root(0) MCS_label=N/A Priority=4294901747 Nice=0 Account=site "
+    "QOS=normal JobState=RUNNING Reason=None Dependency=(null) Requeue=1 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=0:0 "
+    "RunTime=00:00:04 TimeLimit=00:01:00 TimeMin=N/A SubmitTime=1795357446 EligibleTime=1795357446 "
+    "AccrueTime=1795357446 StartTime=1795357447 EndTime=1795357507 Deadline=N/A SuspendTime=None SecsPreSuspend=0 "
+    "Scheduler=Main Partition=gpu AllocNode:Sid=login:28234 ReqNodeList=(null) ExcNodeList=(null) NodeList=node0 "
+    "BatchHost=node0 NumNodes=1 NumCPUs=1 AllocTRES=cpu=1,mem=100M,node=1,billing=1,gres/gpu=1 Command=(null)\n"
+)
 
 
 # ---- squeue
@@ -50,6 +75,34 @@ def test_the_queue_as_it_is():
     ]
     assert [row.starts for row in queue.rows] == [1795344138.0, None, 1795344999.0, 1795344140.0]
     assert queue.rows[3].nodes == "node[0-1]"
+
+
+def test_24_11_answers_in_the_same_form():
+    queue = read_queue(said(QUEUE_24))
+    assert queue.is_whole
+    assert [state_of(row.state) for row in queue.rows] == [
+        *(State.FINAL, State.FINAL, State.PENDING, State.PENDING, State.ACTIVE, State.PENDING)
+    ]
+    assert [row.starts for row in queue.rows][2:] == [None, None, 1795357447.0, 1795357451.0]
+    rows = read_account(said(ACCOUNT_24)).rows
+    assert [(row.id, row.exit_code, row.exit_signal, row.gpus, row.started) for row in rows] == [
+        ("5", 1, 0, 0.0, None),
+        ("11", 0, 0, 0.0, None),
+        ("12", 3, 0, 2.0, 1795357447.0),
+        ("13", 0, 15, 0.0, 1795357447.0),
+        ("15", 0, 0, 4.0, 1795357447.0),
+        ("15", 0, 0, 4.0, 1795357472.0),
+    ]
+    assert {row.joules for row in rows} == {None}
+    job = read_job(said(JOB_24))
+    assert job is not None
+    assert (job.id, job.state, job.nodes, job.reason) == ("14", "RUNNING", "node0", "")
+    for words in (
+        "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+        "sacct: error: Sending PersistInit msg: Connection refused",
+    ):
+        assert read_queue(said(rc=1, err=words)).problem
+        assert not read_account(said(rc=1, err=words)).is_off
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,23 @@ from site_agent.launchers.slurm.submission import read_submission
             )
         ),
         (said(rc=1, err="sbatch: unrecognized option '--gpu-per-node=4'"), "refused", "--gpu-per-node"),
+        *(  # as 22.05.8 and 24.11.5 said them: options that sbatch cannot read end with ssh's code
+            (said(rc=255, err=f"sbatch: {words}\nTry 'sbatch --help'"), "refused", words)
+            for words in (
+                "unrecognized option '--frobnicate'",
+                "error: Invalid --time specification",
+                'error: "x" is not a valid node count',
+            )
+        ),
+        (
+            said(
+                rc=1,
+                err="sbatch: error: CPU count per node can not be satisfied\n"
+                "sbatch: error: Batch job submission failed: Requested node configuration is not available",
+            ),
+            "refused",  # by 24.11.5; 22.05.8 takes it and lets it wait: PartitionConfig
+            "CPU count",
+        ),
         *(
             (said(rc=1, err=f"sbatch: error: Batch job submission failed: {words}"), "later", words)
             for words in (
@@ -66,6 +83,7 @@ from site_agent.launchers.slurm.submission import read_submission
         (said(rc=1, err="Zero Bytes were transmitted or received"), "unsure", ""),
         (said(rc=127, err="bash: sbatch: command not found"), "later", ""),
         (said(rc=255, err="ssh: connect to host"), "later", ""),
+        (said(rc=255, err="sbatch: warning: of the site\nclient_loop: send disconnect"), "later", ""),
         (said(rc=-9), "later", ""),
         (said(rc=1), "later", "without a word"),
     ],

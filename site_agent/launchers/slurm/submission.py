@@ -63,6 +63,8 @@ _WRONG = (
     "doesn't allow an argument",
     "option is ambiguous",
     "unknown option",
+    "invalid --",  # --time=abc
+    "is not a valid",  # --nodes=x
 )
 _UNSURE = ("timed out", "zero bytes", "connection reset", "unexpected message", "transport endpoint")
 _ID = re.compile(r"([0-9]+)(;[A-Za-z0-9_.-]+)?")
@@ -89,14 +91,18 @@ def read_submission(said: Completed) -> Submission:
     words = f"{said.err}\n{said.out}".lower()
     if any(sign in words for sign in _UNSURE):
         return Submission(unsure=said.in_one_line())
-    # 126 and 127 are a shell's, 255 is ssh's, below zero a signal: sbatch itself said nothing
-    if (
-        any(sign in words for sign in _LATER)
-        or said.rc in (126, 127, 255)
-        or said.rc < 0
-        or not words.strip()
-    ):
+    if any(sign in words for sign in _LATER) or _said_nothing(said, words):
         return Submission(later=said.in_one_line())
     if any(sign in words for sign in _WRONG) or never_starts(f"{said.err}\n{said.out}"):
         return Submission(refused=said.in_one_line())
     return Submission(objects=said.in_one_line())
+
+
+def _said_nothing(said: Completed, words: str) -> bool:
+    """Whether it was not sbatch that spoke: 126 and 127 are a shell's, 255 is ssh's, below zero a signal.
+
+    sbatch leaves with 255, too, where it cannot read its own options; then it says so after its name.
+    """
+    own = [line for line in words.splitlines() if line.startswith("sbatch: ")]
+    cannot_read = said.rc == 255 and any(sign in line for sign in _WRONG for line in own)
+    return (said.rc in (126, 127, 255) and not cannot_read) or said.rc < 0 or not words.strip()
