@@ -18,7 +18,7 @@ from consortium.canonical import decode, digest_of_fact, encode, replace
 from consortium.errors import BadInput, Corrupt, Refused, Unavailable
 from consortium.files import make_folder, write_bytes_atomically
 from consortium.ids import Digest, Language, SiteName
-from consortium.jobs import FlowerMessage, Purpose, Train
+from consortium.jobs import Evaluate, FlowerMessage, Purpose, Train
 from consortium.jobs import Merge as MergeWork
 from consortium.manifests import Initial, Scores, VersionManifest
 from consortium.store import BlobStore
@@ -253,10 +253,10 @@ def gate_scores(state: State, campaign: CampaignState, round_: Round, store: Blo
     None of later rounds: an auditor, who judges again, must hear what the gate heard.
     """
     subjects, found = {round_.candidate, round_.base}, []
-    for _, job in sorted(state.jobs.items()):
-        if job.campaign != campaign.spec.campaign or job.purpose is not Purpose.GATE:
-            continue
-        if job.contribution is None or job.round > round_.number:
+    rounds = (one for _, one in sorted(campaign.rounds.items()) if one.number <= round_.number)
+    for job in (state.jobs[name] for name in sorted(name for one in rounds for name in one.gate_jobs)):
+        asked = job.work.subjects if isinstance(job.work, Evaluate) else ()
+        if job.contribution is None or not subjects & {subject.name for subject in asked}:
             continue
         scores = load_scores(job.contribution.artifacts["scores"], store)
         if subjects & set(scores.subjects):
