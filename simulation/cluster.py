@@ -21,7 +21,7 @@ from simulation.machine import Host
 from simulation.outcome import Happening
 from simulation.plan import SitePlan
 from simulation.streams import stream
-from simulation.weather import Weather
+from simulation.weather import Weather, fault_named
 from site_agent.core.facts import Cause, Progress, Seen, Sighting, Usage
 from site_agent.launchers.base import LIFE_FILE, USAGE_FILE, Life
 from site_agent.trainer.folder import CONTINUE, FINISH, STOP, Failure, FailureReason, JobFolder, write_failure
@@ -74,6 +74,8 @@ class Cluster:
         self.gpu_hours = 0.0
         self.joules = 0.0
         self.is_out = False  #: for maintenance
+        self.fallen: list[str] = []  #: faults of the weather, by name
+        self.silences = 0  #: of the batch system, that the dice said so far
         self._model_bytes = model_bytes
         self._happened = happened
         self._seed = seed
@@ -181,15 +183,24 @@ class Cluster:
             (plan.node_loss_per_day, Cause.NODE_FAILED, "NODE_FAIL"),
         ):
             gap = gap_seconds(dice, per_day * weather.site_faults)
-            if gap is not None:
+            if gap is not None and self.falls(detail.lower(), job.directory.name, job.life, gap):
                 ways.append((gap, self._lose, (job, cause, detail)))
-        if weather.loss and dice.random() < weather.loss / 2.0:
+        unlucky = bool(weather.loss) and dice.random() < weather.loss / 2.0
+        if unlucky and self.falls("trainer error", job.directory.name, job.life):
             after = dice.random() * ways[0][0]
             ways.append(
                 (after, self._fail, (job, FailureReason.INTERNAL, "a simulated error of the trainer"))
             )
         seconds, what, given = min(ways, key=lambda way: way[0])
         self._next(job, seconds, what, *given)
+
+    def falls(self, kind: str, about: str, number: int, seconds: float = 0.0) -> bool:
+        """Whether a fault that the dice say is let fall, so many seconds from now."""
+        name = fault_named(kind, about, number)
+        if not self.weather.lets_fall(name, (self.loop.time() + seconds) / 3600.0):
+            return False
+        self.fallen.append(name)
+        return True
 
     def _seconds_of_step(self, work: Work) -> float:
         match work:
@@ -217,7 +228,8 @@ class Cluster:
         """The result of so many steps; a short one where it was asked to finish."""
         assert job.order is not None
         dice = stream(self._seed, "result", self.plan.name, job.directory.name, job.life)
-        spoilt = bool(self.weather.loss) and dice.random() < self.weather.loss / 4.0
+        unlucky = bool(self.weather.loss) and dice.random() < self.weather.loss / 4.0
+        spoilt = unlucky and self.falls("spoilt", job.directory.name, job.life)
         self._progress(job, steps)
         try:
             if not job.order.has_result:
@@ -409,4 +421,7 @@ class SimulatedLauncher:
     def _fails(self) -> bool:
         """A controller that does not answer; as often as the weather loses messages."""
         loss = self._cluster.weather.loss
-        return bool(loss) and self._dice.random() < loss
+        if not loss or self._dice.random() >= loss:
+            return False
+        self._cluster.silences += 1
+        return self._cluster.falls("silence", self._cluster.plan.name, self._cluster.silences)

@@ -12,13 +12,15 @@ from simulation.network import Network
 from simulation.outcome import Happening
 from simulation.sites import SiteHost
 from simulation.streams import stream
-from simulation.weather import Weather
+from simulation.weather import Weather, fault_named
 
 _HOSTILE_PER_DAY = 100.0  # messages of each site, times the share that the weather loses
 
 
 class Faults:
-    """counts  how many of each kind fell"""
+    """counts  how many of each kind fell
+    fallen  which, by name
+    """
 
     def __init__(
         self,
@@ -32,6 +34,8 @@ class Faults:
         happened: Callable[[Happening], None],
     ) -> None:
         self.counts: dict[str, int] = {}
+        self.fallen: list[str] = []
+        self._name = ""  #: of the one that falls
         self._seed, self._weather, self._loop, self._network = seed, weather, loop, network
         self._coordinator, self._happened, self._stranger = coordinator, happened, stranger
         self._is_over = False
@@ -55,21 +59,24 @@ class Faults:
     def _every(
         self, kind: str, place: str, per_day: float, strike: Callable[..., None], *given: object
     ) -> None:
-        dice = stream(self._seed, "fault", kind, place)
-        gap = gap_seconds(dice, per_day)
+        gaps = stream(self._seed, "fault", kind, place)
+        gap = gap_seconds(gaps, per_day)
         if gap is None:
             return
 
-        def struck() -> None:
+        def struck(number: int) -> None:
             if self._is_over:
                 return
-            self.counts[kind] = self.counts.get(kind, 0) + 1
-            strike(dice, *given)
-            following = gap_seconds(dice, per_day)
+            self._name = fault_named(kind, place, number)
+            if self._weather.lets_fall(self._name, self._loop.time() / 3600.0):
+                self.counts[kind] = self.counts.get(kind, 0) + 1
+                self.fallen.append(self._name)
+                strike(stream(self._seed, "fault", kind, place, number), *given)
+            following = gap_seconds(gaps, per_day)
             assert following is not None
-            self._later(following, struck)
+            self._later(following, struck, number + 1)
 
-        self._later(gap, struck)
+        self._later(gap, struck, 1)
 
     def _later(self, seconds: float, what: Callable[..., None], *given: object) -> None:
         self._loop.call_later(seconds, what, *given, context=self._loop.outside)
@@ -125,14 +132,15 @@ class Faults:
         self._moment(site.plan.name, "hostile")
 
     def _outage(self, site: SiteHost, seconds: float) -> None:
+        self._name = ""  # the plan's, not the dice's
         site.cluster.outage(True)
         self._span(site.plan.name, "outage", seconds)
         self._later(seconds, site.cluster.outage, False)
 
     def _moment(self, place: str, kind: str, detail: str = "") -> None:
         at = self._coordinator.true_time
-        self._happened(Happening(at=at, place=place, kind=kind, detail=detail))
+        self._happened(Happening(at=at, place=place, kind=kind, subject=self._name, detail=detail))
 
     def _span(self, place: str, kind: str, seconds: float) -> None:
         at = self._coordinator.true_time
-        self._happened(Happening(at=at, place=place, kind=kind, until=at + seconds))
+        self._happened(Happening(at=at, place=place, kind=kind, subject=self._name, until=at + seconds))

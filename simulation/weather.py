@@ -38,18 +38,20 @@ class Weather(Fact):
         1.0  #: factor on the rates of a site's plan: preempted, node lost, agent killed
     )
     begins_after_hours: NotNegative = 0.0  #: until then nothing goes wrong but what the plan says
-    clears_after_hours: Positive | None = None  #: when all this is over, the plan's rates too; None: never
-    spared: tuple[str, ...] = ()  #: faults that are drawn and do not fall, by name; see ``fault_named``
+    clears_after_hours: Positive | None = None  #: when all this is over; None: never
+    only: tuple[str, ...] | None = (
+        None  #: the faults that fall, by name, of those that the dice say; None: all
+    )
 
-    def lets_fall(self, kind: str, place: str, number: int, hours: float) -> bool:
-        """Whether this fault, which the dice say, falls at that hour of the simulation."""
+    def lets_fall(self, name: str, hours: float) -> bool:
+        """Whether the fault of that name (see ``fault_named``), which the dice say, falls at that hour."""
         if self.clears_after_hours is not None and hours >= self.clears_after_hours:
             return False
-        return hours >= self.begins_after_hours and fault_named(kind, place, number) not in self.spared
+        return hours >= self.begins_after_hours and (self.only is None or name in self.only)
 
 
 def fault_named(kind: str, place: str, number: int) -> str:
-    """How one fault is called: ``crash coordinator 3`` is the third that the dice said there, spared ones counted."""
+    """How one fault is called: ``crash coordinator 3`` is the third that the dice said there, fallen or not."""
     return f"{kind} {place} {number}"
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 from simulation.draws import lognormal
 from simulation.streams import stream
-from simulation.weather import Weather
+from simulation.weather import Weather, fault_named
 
 #: How long a caller waits before it knows that nobody is there: gRPC's own keepalive and connection timeouts.
 SILENCE_SECONDS = 50.0
@@ -24,7 +24,9 @@ class Wire:
         self.is_cut = False
         self.sent_bytes = 0
         self.received_bytes = 0
-        self.faults: dict[str, int] = {}
+        self.faults: dict[str, int] = {}  #: that fell, by kind
+        self.fallen: list[str] = []  #: the same by name
+        self._drawn: dict[str, int] = {}
         self._latency = latency_ms / 1000.0
         self._speed = {"up": up_mbps * 1e6 / 8.0, "down": down_mbps * 1e6 / 8.0}
         self._busy_until = {"up": 0.0, "down": 0.0}
@@ -35,8 +37,7 @@ class Wire:
         weather = self.weather
         if weather.delay_seconds:
             seconds += lognormal(self.dice, weather.delay_seconds, weather.delay_sigma)
-        if weather.reorder and self.dice.random() < weather.reorder:
-            self.note("reordered")
+        if self._chance("reordered", weather.reorder):
             seconds += lognormal(self.dice, _OVERTAKEN_SECONDS, 1.0)
         return seconds
 
@@ -64,11 +65,13 @@ class Wire:
         """Until a caller notices that a message of its was lost."""
         return 1.0 + self.dice.random() * _BROKEN_SECONDS
 
-    def note(self, fault: str) -> None:
-        self.faults[fault] = self.faults.get(fault, 0) + 1
-
     def _chance(self, fault: str, share: float) -> bool:
-        if share and self.dice.random() < share:
-            self.note(fault)
-            return True
-        return False
+        if not share or self.dice.random() >= share:
+            return False
+        self._drawn[fault] = self._drawn.get(fault, 0) + 1
+        name = fault_named(fault, self.place, self._drawn[fault])
+        if not self.weather.lets_fall(name, asyncio.get_running_loop().time() / 3600.0):
+            return False
+        self.faults[fault] = self.faults.get(fault, 0) + 1
+        self.fallen.append(name)
+        return True

@@ -9,7 +9,7 @@ from consortium.canonical import digest_of_fact, replace
 from consortium.errors import BadInput
 from simulation.plan import faster
 from simulation.reading import load_plan
-from simulation.weather import PRESETS, weather_of
+from simulation.weather import PRESETS, fault_named, weather_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples/simulation"
 CAMPAIGN = (Path(__file__).parents[2] / "examples/simulation/campaign-small.yaml").as_posix()
@@ -139,17 +139,12 @@ def test_a_weather_that_is_none_is_refused(text: str) -> None:
         weather_of(text)
 
 
-def test_a_fault_can_be_spared_by_its_name_and_by_its_hour() -> None:
-    rough = replace(
-        PRESETS["rough"], begins_after_hours=10.0, clears_after_hours=20.0, spared=("crash coordinator 3",)
-    )
-    assert not rough.lets_fall("crash", "coordinator", 3, 15.0)
-    assert [rough.lets_fall("crash", "coordinator", 2, hours) for hours in (9.0, 10.0, 19.0, 20.0)] == [
-        False,
-        True,
-        True,
-        False,
-    ]
+def test_faults_can_be_chosen_by_name_and_by_hour() -> None:
+    rough = replace(PRESETS["rough"], begins_after_hours=10.0, clears_after_hours=20.0)
+    name = fault_named("crash", "coordinator", 3)
+    assert [rough.lets_fall(name, hours) for hours in (9.0, 10.0, 19.0, 20.0)] == [False, True, True, False]
+    assert replace(rough, only=(name,)).lets_fall(name, 15.0)
+    assert not replace(rough, only=()).lets_fall(name, 15.0)
 
 
 def test_each_weather_is_at_least_as_wild_as_the_one_before() -> None:
