@@ -39,10 +39,10 @@ def still_allowed() -> None:
 class Pace:
     """How often each holder of a certificate calls: a bucket that fills by ``per_second`` and holds a burst."""
 
-    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, per_second: float, clock: Callable[[], float] | None = None) -> None:
         self._per_second = per_second
         self._burst = max(1.0, per_second * _BURST_SECONDS)
-        self._clock = clock
+        self._clock = clock or time.monotonic
         self._left: dict[str, tuple[float, float]] = {}  # calls left, and when that was so
         self._at_once: dict[str, int] = {}
 
