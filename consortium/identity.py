@@ -182,7 +182,8 @@ class Authority:
 def signing_request(site: SiteName, key: ec.EllipticCurvePrivateKey) -> bytes:
     """A PKCS#10 request (PEM) that says which site asks; the key stays where it is."""
     request = x509.CertificateSigningRequestBuilder().subject_name(_common_name(site_name(site)))
-    return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    signed = request.sign(key, hashes.SHA256(), ecdsa_deterministic=True)
+    return signed.public_bytes(serialization.Encoding.PEM)
 
 
 def check_signing_request(pem: bytes, site: SiteName) -> ec.EllipticCurvePublicKey:
