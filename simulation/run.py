@@ -11,7 +11,7 @@ from simulation.plan import Plan
 from simulation.weather import Weather
 from simulation.world import Progress, World
 
-__all__ = ["Cost", "Ending", "Happening", "Made", "Outcome", "simulate"]
+__all__ = ["Cost", "Ending", "Happening", "Made", "Outcome", "forget", "simulate"]
 
 _MEMORY = Path("/dev/shm")  # a file system in memory: nothing of a simulation has to outlive it
 
@@ -46,11 +46,11 @@ def _run(
     try:
         return World(plan, seed, weather, folder).run(rebuild, progress)
     finally:
+        forget()
         gc.enable()
-        _forget()
 
 
-def _forget() -> None:
+def forget() -> None:
     """Throw the world away. What its dead programs would have said last, they say now; nobody listens."""
     before, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     try:

@@ -1,0 +1,52 @@
+"""Breaks the product in this process, before it is imported: one small mistake in one module's text.
+
+No file is changed: the module's source is read, mended for the worse, and compiled under the module's name.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import CodeType, ModuleType
+from typing import NamedTuple
+
+
+class Mistake(NamedTuple):
+    name: str
+    module: str
+    right: str  #: stands exactly once in the module
+    wrong: str
+
+
+class _Mistaken(SourceFileLoader):
+    def __init__(self, name: str, path: str, mistake: Mistake) -> None:
+        super().__init__(name, path)
+        self._mistake = mistake
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        source = self.get_data(path).decode()
+        right = self._mistake.right
+        assert source.count(right) == 1, f"{self._mistake.name}: {right!r} is not exactly once in {fullname}"
+        return self.source_to_code(source.replace(right, self._mistake.wrong), path)  # type: ignore[no-any-return]
+
+
+class _Finder(MetaPathFinder):
+    def __init__(self, mistake: Mistake) -> None:
+        self._mistake = mistake
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self._mistake.module:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        assert spec is not None and spec.origin is not None, f"{fullname} is not there"
+        return importlib.util.spec_from_loader(fullname, _Mistaken(fullname, spec.origin, self._mistake))
+
+
+def make(mistake: Mistake) -> None:
+    """From here on, whoever imports the module gets the broken one."""
+    assert mistake.module not in sys.modules, f"{mistake.module} is imported already"
+    sys.meta_path.insert(0, _Finder(mistake))
