@@ -26,6 +26,7 @@ from consortium.files import (
     make_folder,
     move_into_place,
     sync_file,
+    sync_folder,
     temporary_beside,
     write_bytes_atomically,
 )
@@ -91,6 +92,22 @@ class BlobStore:
         found = self._blobs.glob("[0-9a-f][0-9a-f]/*")
         return sorted(Digest(path.parent.name + path.name) for path in found if not path.name.startswith("."))
 
+    def stored_at(self, digest: Digest) -> float:
+        """When the blob was stored, or stored once more; seconds since the epoch."""
+        return self.path(digest).stat().st_mtime
+
+    def remove(self, digest: Digest) -> int:
+        """Delete a blob, and what says that somebody delivered it; the bytes that it had, 0 if it was not here."""
+        place = self._place(digest)
+        with disk_errors(place), contextlib.suppress(FileNotFoundError):
+            size = place.stat().st_size
+            for mark in self._deliveries.glob(f"*/{digest}"):
+                mark.unlink(missing_ok=True)
+            place.unlink()
+            sync_folder(place.parent)
+            return size
+        return 0
+
     def read_bytes(self, digest: Digest, limit: int) -> bytes:
         """A small blob, verified. Raises BadInput above ``limit`` bytes, Corrupt if the disk changed it."""
         path = self.path(digest)
@@ -112,7 +129,7 @@ class BlobStore:
     def put_bytes(self, data: bytes) -> FileRef:
         ref = FileRef(digest=ids.digest_of(data), size=len(data))
         target = self._place(ref.digest)
-        if not target.is_file():
+        if not self._renewed(target):
             with self._new_file(target) as temporary:
                 temporary.write_bytes(data)
         return ref
@@ -125,7 +142,7 @@ class BlobStore:
         """
         ref = ref_of(path)
         target = self._place(ref.digest)
-        if not target.is_file():
+        if not self._renewed(target):
             with self._new_file(target) as temporary:
                 _link_or_copy(path, temporary, link)
                 if not link:  # the source may have changed between the two readings
@@ -202,7 +219,7 @@ class BlobStore:
                         f"{got}; the upload was deleted, send it again from the start"
                     )
                 write_bytes_atomically(self._own(self._deliveries, digest, owner), b"")
-                if not target.is_file():
+                if not self._renewed(target):
                     os.fchmod(file, _READ_ONLY)
                     os.fsync(file)
                     make_folder(target.parent)
@@ -237,6 +254,13 @@ class BlobStore:
         ids.digest(digest)
         return self._blobs / digest[:2] / digest[2:]
 
+    def _renewed(self, target: Path) -> bool:
+        """Whether the blob is here already; it then counts as stored now, so that no cleaning takes it away."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(target)
+            return True
+        return False
+
     def _own(self, folder: Path, digest: Digest, owner: str) -> Path:
         if not _OWNER.fullmatch(owner):
             raise BadInput(f"owner {owner[:80]!r} of an upload: expected a name, or <role>.<name>")
@@ -262,6 +286,7 @@ class BlobStore:
             try:
                 yield temporary
                 temporary.chmod(_READ_ONLY)
+                os.utime(temporary)  # a link brings the time of its source
                 sync_file(temporary)
                 move_into_place(temporary, target)
             finally:

@@ -1,11 +1,9 @@
-"""Whether a ledger file is what it was when it was written, and if not, where it was changed.
+"""Whether a ledger is what it was when it was written, and if not, where it was changed.
 
-Needs nothing but the file; with the consortium's ledger key and the checkpoints that sites kept, it also
-notices a ledger that was cut short or written anew.
+Needs nothing but the file, or the database; with the consortium's ledger key and the checkpoints that sites kept,
+it also notices a ledger that was cut short or written anew.
 """
 
-import contextlib
-import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,8 +11,8 @@ from consortium.canonical import Fact
 from consortium.errors import Corrupt, SprachbundError
 from consortium.ids import digest_of
 from consortium.signing import Checkpoint, verify_checkpoint
-from coordinator.ledger import GENESIS, checkpoint_of, examine
-from coordinator.ledger_file import TABLES, connect
+from coordinator.chain import GENESIS, Evidence, checkpoint_of, examine
+from coordinator.ledgers import evidence
 
 
 class Problem(Fact):
@@ -25,60 +23,48 @@ class Problem(Fact):
 
 
 def verify_chain(
-    path: Path, ledger_key: bytes | None = None, seen: Iterable[Checkpoint] = ()
+    where: Path | str, ledger_key: bytes | None = None, seen: Iterable[Checkpoint] = ()
 ) -> Iterator[Problem]:
-    """Everything that is wrong with the ledger at ``path``; nothing, if it is whole.
+    """Everything that is wrong with the ledger at ``where``; nothing, if it is whole.
 
+    where       a file, or a PostgreSQL address as in the coordinator's config
     ledger_key  Ed25519 public key (raw) that must have signed the checkpoints
     seen        checkpoints kept elsewhere, e.g. by sites
     """
     try:
-        db = connect(path, read_only=True)
+        found = evidence(where)
     except SprachbundError as error:
         yield Problem(sequence=0, what=str(error))
         return
     try:
-        yield from _file_problems(db)
+        for flaw in found.flaws():
+            yield Problem(sequence=0, what=flaw)
         heads: dict[int, str] = {}
-        yield from _entry_problems(db, heads)
-        for row in db.execute("SELECT seq, head, signature, public_key FROM checkpoints ORDER BY seq"):
+        yield from _entry_problems(found, heads)
+        for row in found.checkpoints():
             if [type(value) for value in row] == [int, str, bytes, bytes]:
                 yield from _checkpoint_problems(checkpoint_of(row), heads, ledger_key)
             else:
                 yield Problem(sequence=row[0], what="bad checkpoint: its row is damaged")
         for checkpoint in seen:
             yield from _checkpoint_problems(checkpoint, heads, ledger_key)
-        for seq, hash, state, digest in db.execute("SELECT seq, hash, state, digest FROM snapshots"):
+        for seq, hash, state, digest in found.snapshots():
             if not isinstance(state, bytes) or digest_of(state) != digest or heads.get(seq) != hash:
                 yield Problem(sequence=seq, what="the snapshot is damaged or not of this ledger; delete it")
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        yield Problem(sequence=0, what=f"{path}: {error}; restore a good copy")
+    except SprachbundError as error:
+        yield Problem(sequence=0, what=str(error))
     finally:
-        db.close()
+        found.close()
 
 
-def _file_problems(db: sqlite3.Connection) -> Iterator[Problem]:
-    for (verdict,) in db.execute("PRAGMA integrity_check"):
-        if verdict != "ok":
-            yield Problem(sequence=0, what=f"damaged database: {verdict}")
-    with contextlib.closing(sqlite3.connect(":memory:")) as pattern:
-        for statement in TABLES:
-            pattern.execute(statement)
-        query = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
-        wanted, found = set(pattern.execute(query)), set(db.execute(query))
-    for row in sorted(wanted ^ found, key=repr):
-        known = "is missing" if row in wanted else "does not belong here"
-        yield Problem(sequence=0, what=f"{row[0]} {row[1]} {known}: {' '.join(str(row[3]).split())}")
-
-
-def _entry_problems(db: sqlite3.Connection, heads: dict[int, str]) -> Iterator[Problem]:
+def _entry_problems(found: Evidence, heads: dict[int, str]) -> Iterator[Problem]:
     """Problems of the entries; fills ``heads`` with each entry's stored hash."""
     seq, before = 1, GENESIS
-    rows = db.execute("SELECT seq, at, kind, entry, hash FROM events ORDER BY seq")
+    rows = found.events()
     while True:
         try:
-            row = rows.fetchone()
-        except (sqlite3.Error, UnicodeDecodeError) as error:
+            row = next(rows, None)
+        except SprachbundError as error:
             yield Problem(sequence=seq, what=f"cannot be read: {error}")
             return
         if row is None:

@@ -4,9 +4,9 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from consortium.errors import BadInput, Broken, DiskFull, Unavailable
 from consortium.files import disk_errors, make_folder, sync_folder
@@ -136,3 +136,40 @@ def sqlite_errors(path: Path) -> Iterator[None]:
         if code == sqlite3.SQLITE_CONSTRAINT:
             raise Broken(f"{path}: {error}") from error
         raise Unavailable(f"{path}: {error}; check the disk and the file's permissions") from error
+
+
+class SqliteEvidence:
+    """What lies in a ledger file, as it is: see ``chain.Evidence``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db = connect(path, read_only=True)
+
+    def flaws(self) -> Iterator[str]:
+        for (verdict,) in self._rows("PRAGMA integrity_check"):
+            if verdict != "ok":
+                yield f"damaged database: {verdict}"
+        query = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+        with contextlib.closing(sqlite3.connect(":memory:")) as pattern:
+            for statement in TABLES:
+                pattern.execute(statement)
+            wanted, found = set(pattern.execute(query)), set(self._rows(query))
+        for row in sorted(wanted ^ found, key=repr):
+            known = "is missing" if row in wanted else "does not belong here"
+            yield f"{row[0]} {row[1]} {known}: {' '.join(str(row[3]).split())}"
+
+    def events(self) -> Iterator[Sequence[Any]]:
+        return self._rows("SELECT seq, at, kind, entry, hash FROM events ORDER BY seq")
+
+    def checkpoints(self) -> Iterator[Sequence[Any]]:
+        return self._rows("SELECT seq, head, signature, public_key FROM checkpoints ORDER BY seq")
+
+    def snapshots(self) -> Iterator[Sequence[Any]]:
+        return self._rows("SELECT seq, hash, state, digest FROM snapshots")
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _rows(self, query: str) -> Iterator[Sequence[Any]]:
+        with sqlite_errors(self._path):
+            yield from self._db.execute(query)

@@ -76,7 +76,7 @@ def test_a_writer_that_got_past_the_lock_is_noticed_before_the_chain_forks(path:
         with sqlite3.connect(path) as intruder:
             intruder.execute("INSERT INTO events SELECT 2, at, kind, entry, hash FROM events")
         intruder.close()
-        with pytest.raises(Broken, match="wrote up to entry 1, the file ends at 2"):
+        with pytest.raises(Broken, match="wrote up to entry 1, the ledger ends at 2"):
             ledger.append([happened(2)], at=2.0)
 
 
