@@ -168,16 +168,20 @@ async def test_an_agent_killed_mid_job_finds_its_job_running(
 async def test_an_agent_that_falls_again_and_again_delivers_once(
     config, coordinator, identity, program, directory, seed
 ):
-    """Each agent is given up at a random await: between any two steps of staging, launching or sending."""
+    """Each agent is given up at a random await: between any two steps of staging, launching or sending.
+
+    They live a little longer each time: on a busy machine, the time of one handshake would else be all they have.
+    """
     dice = random.Random(seed)
     coordinator.want()
     began = directory / "began"
-    lines = []
+    lines, most = [], 0.15
     for _ in range(200):
         if began.exists():
             lines = began.read_text().split() or lines
         agent = asyncio.create_task(Agent(config, identity, LocalLauncher(program, poll_seconds=0.02)).run())
-        await asyncio.sleep(dice.uniform(0.0, 0.15))
+        await asyncio.sleep(dice.uniform(0.0, most))
+        most *= 1.03
         agent.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await agent
