@@ -112,7 +112,7 @@ class Driver:
         self._troubles: dict[SiteName, str] = {}
         self._incarnations: dict[SiteName, list[str]] = {}
         self._changed = asyncio.Event()
-        self._waiting: set[_Waiting] = set()
+        self._waiting: dict[_Waiting, None] = {}  # in the order in which they came, not in that of a set
         self._look: asyncio.TimerHandle | None = None  # for whom of them there is news
         self._announced_at = 0.0
         self._pause = _PAUSE_SECONDS
@@ -218,13 +218,13 @@ class Driver:
         """Wait until there may be something to say to ``site``, at most so long; seconds until there was."""
         began = asyncio.get_running_loop().time()
         call = _Waiting(site, standing(self.state, site))
-        self._waiting.add(call)
+        self._waiting[call] = None
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await call.news.wait()
         finally:
-            self._waiting.discard(call)
+            self._waiting.pop(call, None)
         return seconds if call.told_at is None else max(0.0, min(seconds, call.told_at - began))
 
     def arrive(self, site: SiteName, incarnation: str, by_courier: bool = False) -> None:
