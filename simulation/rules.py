@@ -10,7 +10,7 @@ import msgspec
 
 from consortium.canonical import encode
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, SiteName, attempt_of
-from consortium.jobs import Merge, Outcome, Purpose
+from consortium.jobs import FlowerMessage, Merge, Outcome, Purpose
 from coordinator.core import events as ev
 from coordinator.core.state import CampaignState, RoundState, State, apply
 from coordinator.core.transitions import JobState
@@ -26,6 +26,7 @@ class Rules:
         self.liars: dict[JobId, set[SiteName]] = {}
         self.by_gate: set[Digest] = set()
         self.accounts = Accounts()
+        self.kept: dict[tuple[CampaignId, SiteName], Digest | None] = {}  #: by Flower apps at their sites
 
     def watch(self, event: ev.AnyEvent, at: float, heard: Mapping[AttemptId, float], started: float) -> None:
         """``heard``: when a Sync last spoke of each attempt since the coordinator started."""
@@ -45,7 +46,7 @@ class Rules:
         state = self.state
         name = getattr(event, "campaign", None)
         if isinstance(name, str) and not isinstance(event, ev.VersionPromoted | ev.RolledBack):
-            assert state.campaigns[CampaignId(name)].status == "open", f"after its end: {event}"
+            assert state.programme(CampaignId(name)).status == "open", f"after its end: {event}"
         match event:
             case ev.SiteEnrolled():
                 assert state.tokens[event.token_hash].site == event.site
@@ -57,7 +58,7 @@ class Rules:
                 assert event.attempt not in self.used
                 assert event.site in job.sites and event.site not in job.refused_by
                 assert site.status == "enrolled" and not site.draining
-                assert job.failures < state.campaigns[job.campaign].spec.attempts_max
+                assert job.failures < state.programme(job.campaign).spec.attempts_max
                 if job.purpose is Purpose.MERGE:
                     assert site.merges, "merging without consent"
                     assert event.site not in self.liars.get(event.job, set()), (
@@ -82,13 +83,19 @@ class Rules:
             case ev.ContributionAdmitted() | ev.ContributionRefused():
                 job = state.jobs[event.job]
                 assert job.attempt == event.attempt and job.site is not None
+                if isinstance(event, ev.ContributionAdmitted) and job.purpose is Purpose.FLOWER:
+                    self.kept[job.campaign, job.site] = event.contribution.residual
                 if isinstance(event, ev.ContributionRefused) and job.purpose is Purpose.MERGE:
                     self.liars.setdefault(event.job, set()).add(job.site)
             case ev.JobFailed():
                 job = state.jobs[event.job]
-                limit = state.campaigns[job.campaign].spec.attempts_max
+                limit = state.programme(job.campaign).spec.attempts_max
                 unasked = set(job.sites) - set(job.refused_by) - self.liars.get(job.id, set())
                 assert job.failures >= limit or not unasked
+            case ev.JobPlanned() if event.purpose is Purpose.FLOWER:
+                assert event.job not in state.jobs, "a message became two jobs"
+                assert isinstance(event.work, FlowerMessage) and len(event.sites) == 1
+                assert event.work.state == self.kept.get((event.campaign, event.sites[0])), "another state"
             case ev.JobPlanned() if event.purpose is Purpose.MERGE:
                 self._may_be_merged_at_a_site(event)
             case ev.JobCancelled():
@@ -125,7 +132,7 @@ class Rules:
         job = self.state.jobs[event.job]
         assert job.site is not None
         since = max(heard.get(event.attempt, 0.0), job.leased_at, started)
-        late = at - since > self.state.campaigns[job.campaign].lease_seconds(self.state.sites[job.site])
+        late = at - since > self.state.programme(job.campaign).lease_seconds(self.state.sites[job.site])
         assert late or self.state.sites[job.site].status == "suspended", "lapsed too early"
 
     def _collected(self, event: ev.RoundCollected) -> None:
@@ -208,8 +215,9 @@ class Rules:
     # --- what must be so afterwards ---
 
     def _after(self, event: ev.AnyEvent) -> None:
-        if isinstance(event, ev.CampaignEnded):
-            open_jobs = [j.id for j in self.state.jobs.values() if j.campaign == event.campaign]
+        if isinstance(event, ev.CampaignEnded | ev.FlowerRunEnded):
+            ended = event.campaign if isinstance(event, ev.CampaignEnded) else event.run
+            open_jobs = [j.id for j in self.state.jobs.values() if j.campaign == ended]
             assert all(self.state.jobs[job].is_final for job in open_jobs), "work goes on after the end"
         leased = {j.id: j.attempt for j in self.state.open_jobs() if j.state is JobState.LEASED}
         assert leased == self.live

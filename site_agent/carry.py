@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from cryptography.hazmat.primitives.asymmetric import ec
 from sprachbund.v1 import artifact_pb2
 
 from consortium.canonical import decode, encode
@@ -126,7 +127,7 @@ async def deliver(
     """
     meter = meter or Meter()
     result = spool.directory(attempt) / "result"
-    contribution, envelope = await asyncio.to_thread(_seal, result, attempt, identity)
+    contribution, envelope = await asyncio.to_thread(sealed, result, attempt, identity.key)
     size = sum(ref.size for ref in contribution.artifacts.values())
     if upload_bytes_max and size > upload_bytes_max:
         raise BadInput(
@@ -227,7 +228,8 @@ def _check_listed(digests: Iterable[Digest], assignment: Assignment) -> None:
         )
 
 
-def _seal(result: Path, attempt: AttemptId, identity: SiteIdentity) -> tuple[Contribution, bytes]:
+def sealed(result: Path, attempt: AttemptId, key: ec.EllipticCurvePrivateKey) -> tuple[Contribution, bytes]:
+    """What a result's manifest says, and the envelope that it travels in. Raises Corrupt if the result is not whole."""
     path = result / "contribution.json"
     try:
         data = path.read_bytes()
@@ -241,4 +243,4 @@ def _seal(result: Path, attempt: AttemptId, identity: SiteIdentity) -> tuple[Con
     unknown = sorted(set(contribution.artifacts) - set(ARTIFACTS) - named)
     if unknown:
         raise Corrupt(f"{path}: unknown artifact {unknown[0]!r}; known are {', '.join(sorted(ARTIFACTS))}")
-    return contribution, seal(encode(contribution), CONTRIBUTION, identity.key)
+    return contribution, seal(encode(contribution), CONTRIBUTION, key)

@@ -95,7 +95,13 @@ class Deeds:
             await asyncio.to_thread(self._spool.create, attempt, signed.job, signed.signature)
         artifacts: Any = link.artifacts
         await carry.stage(
-            attempt, self._spool, self._store, self._residuals, artifacts, self._site_file(), self.meter
+            attempt,
+            self._spool,
+            self._store,
+            self._residuals,
+            artifacts,
+            encode(site_of(self._config)),
+            self.meter,
         )
 
     async def _deliver(self, attempt: AttemptId, link: Link, upload_bytes_max: int) -> None:
@@ -132,15 +138,14 @@ class Deeds:
             self._spool.send_away(action.attempt, action.reason, action.meant)
         self._launcher.cancel(self._spool.directory(action.attempt))
 
-    def _site_file(self) -> bytes:
-        config = self._config
-        return encode(
-            Site(
-                text=config.text,
-                heldout_share=config.heldout_share,
-                cache=str(prepared_text(config)),
-                threads=config.torch_threads,
-                sharding=config.sharding_of_job,
-                flower=config.flower,
-            )
-        )
+
+def site_of(config: SiteConfig) -> Site:
+    """What the trainer is told of the site: its ``site.json``."""
+    return Site(
+        text=config.text,
+        heldout_share=config.heldout_share,
+        cache=str(prepared_text(config)),
+        threads=config.torch_threads,
+        sharding=config.sharding_of_job,
+        flower=config.flower,
+    )

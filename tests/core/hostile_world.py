@@ -29,12 +29,14 @@ from consortium_in_facts import (
 from consortium.canonical import encode, replace
 from consortium.capacity import Allocation, Usage, Window
 from consortium.errors import BadInput, Refused
-from consortium.ids import AttemptId, CampaignId, SiteName, job_of
+from consortium.flower.runs import FlowerOrder, FlowerRun, job_part
+from consortium.ids import AttemptId, CampaignId, SiteName, job_named, job_of
 from consortium.jobs import Outcome, Phase, Train
+from consortium.manifests import FileRef
 from coordinator.core import commands as cm
 from coordinator.core.index import Index
 from coordinator.core.owed import Inspect, Merge, Owed, owed
-from coordinator.core.state import restore
+from coordinator.core.state import State, restore
 from coordinator.core.story import tell
 from coordinator.core.view import view
 from coordinator.core.waits import waits
@@ -43,6 +45,8 @@ from simulation.rules import Rules
 
 FAULTY_STEPS = 150
 CALM_STEPS = 600  #: within which every campaign must end
+WAVES = 3  #: of a Flower run
+FLOWER = CampaignId("flower")
 #: Repeating these at once must change nothing.
 IDEMPOTENT = (
     cm.SyncSite
@@ -52,6 +56,9 @@ IDEMPOTENT = (
     | cm.ReportMerge
     | cm.ReportVerdict
     | cm.SetSite
+    | cm.OpenFlowerRun
+    | cm.PushFlowerMessages
+    | cm.CompleteFlowerRun
 )
 ENDINGS = (
     (14, Outcome.SUCCEEDED),
@@ -107,6 +114,53 @@ class Agent:
         )
 
 
+@dataclass
+class ServerApp:
+    """A Flower ServerApp of some waves: killed, it begins at its beginning, and asks again for what is there."""
+
+    die: random.Random
+    sites: tuple[SiteName, ...]
+    run: CampaignId = FLOWER
+    wave: int = 1
+
+    def says(self, state: State, faults: bool) -> cm.Command:
+        """What it asks next; whether the answer reaches it does not matter."""
+        if faults and self.die.random() < 0.1:
+            self.wave = 1
+        if self.run not in state.flower_runs:
+            hours = self.die.choice([None, 0.5, 1.0])
+            spec = FlowerRun(
+                run=self.run, app="app:client", lease_seconds=60.0, attempts_max=2, reply_hours=hours
+            )
+            return cm.OpenFlowerRun(run=spec)
+        orders = tuple(self._order(state, site) for site in state.flower_runs[self.run].spec.sites)
+        jobs = [state.jobs.get(job_named(self.run, job_part(order))) for order in orders]
+        if not all(job is not None and job.is_final for job in jobs):
+            return cm.PushFlowerMessages(run=self.run, orders=orders)
+        self.wave += 1
+        if self.wave <= WAVES:
+            return self.says(state, faults=False)
+        self.wave = 1
+        return cm.CompleteFlowerRun(run=self.run, reason="all waves are over")
+
+    def _order(self, state: State, site: SiteName) -> FlowerOrder:
+        """The same whenever it is asked: from the replies of the wave before, as a Strategy's next model is."""
+        before = sorted(
+            (job.site or "", job.contribution.artifacts["letter"].digest if job.contribution else "")
+            for job in state.jobs.values()
+            if job.campaign == self.run and job.round == self.wave - 1
+        )
+        letter = FileRef(digest=d(f"wave {self.wave} after {before}"), size=9)
+        return FlowerOrder(
+            ordinal=self.wave,
+            site=site,
+            message_type="train",
+            group=str(self.wave),
+            letter=letter,
+            inputs=(letter.digest,),
+        )
+
+
 class World:
     def __init__(self, seed: int) -> None:
         self.die = random.Random(seed)
@@ -119,6 +173,8 @@ class World:
         for agent in self.agents:
             self._limit(agent)
         self.specs = [self._campaign(name) for name in ("demo", "other")[: self.die.randint(1, 2)]]
+        # dice of its own: what it does moves no other draw
+        self.server_app = ServerApp(random.Random(f"flower {seed}"), tuple(sites)) if seed % 4 == 0 else None
 
     def _limit(self, agent: Agent) -> None:
         """Some sites have GPUs, allocations and windows."""
@@ -175,6 +231,8 @@ class World:
     def _faulty_step(self) -> None:
         die = self.die
         self.coordinator.now += die.choice([0, 1, 1, 1, 5, 5, 20])
+        if self.server_app is not None and self.server_app.die.random() < 0.2:
+            self._do(self.server_app.says(self.coordinator.state, faults=True))
         chance = die.random()
         if chance < 0.55:
             self._turn(die.choice(self.agents))
@@ -204,8 +262,12 @@ class World:
             self._do(cm.SetSite(site=agent.name, status="enrolled", reason="calm"))
         for _ in range(CALM_STEPS):
             self.coordinator.now += 5
-            if all(c.status != "open" for c in self.coordinator.state.campaigns.values()):
+            runs = self.coordinator.state.flower_runs.values()
+            under_way = [*self.coordinator.state.campaigns.values(), *runs]
+            if all(one.status != "open" for one in under_way) and (self.server_app is None or runs):
                 break
+            if self.server_app is not None:
+                self._do(self.server_app.says(self.coordinator.state, faults=False))
             for agent in self.agents:
                 self._turn(agent)
             for what in owed(self.coordinator.state):
@@ -239,9 +301,7 @@ class World:
         for event in happened:
             rules.watch(event, coordinator.now, coordinator.renewed, coordinator.started_at)
         assert coordinator.state == rules.state, "the live state is not what its events tell"
-        assert coordinator.state.index == Index(rules.state.jobs), (
-            "the index is not what the jobs are"
-        )
+        assert coordinator.state.index == Index(rules.state.jobs), "the index is not what the jobs are"
         waiting = [wait.reason for wait in waits(rules.state, coordinator.moment)]
         assert all(reason.strip(": ,") and not reason.endswith(": ") for reason in waiting)
         if happened and isinstance(command, IDEMPOTENT):

@@ -1,4 +1,4 @@
-"""Flower's own strategies on our Grid: unmodified, in any order of arrival, with sites that fail, killed and begun again."""
+"""Flower's own strategies on our Grid, unmodified: any order of arrival, sites that fail, a process that is killed."""
 
 import random
 import sys
