@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKDIR ?=
 SEED ?= 1
+JOBS ?= 2
 
 .PHONY: demo test check format stubs schemas chaos slurm slurm-demo soak benchmarks clean help
 
@@ -14,8 +15,8 @@ help:  ## what there is
 demo: $(VENV)/demo-installed  ## set up, then a whole consortium on this machine: WORKDIR=... SEED=1
 	$(BIN)/sprachbund demo $(if $(WORKDIR),--workdir $(WORKDIR)) --seed $(SEED)
 
-test: $(VENV)/dev-installed check  ## set up, then all checks and tests
-	$(BIN)/python -m pytest
+test: $(VENV)/dev-installed check  ## set up, then all checks and tests, by two processes (JOBS=...)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 check: $(VENV)/dev-installed  ## format, lint, types, import contracts, generated files
 	$(BIN)/ruff format --check .
