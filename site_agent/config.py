@@ -98,7 +98,7 @@ class SiteConfig(Fact):
     )
     ssh: Ssh | None = None  #: the site is driven from outside; then ``text`` has paths of the site
     sync_seconds: Positive = 10.0  #: between Syncs when nothing is new; a lease outlives several
-    lives_max: Count = 3  #: lives in a row without a newer training checkpoint, before an attempt failed
+    lives_max: Count = 3  #: lives in a row that get no further, before an attempt failed
     lives_total_max: Count = 100  #: lives of one attempt at all
     stall_minutes: Positive = 60.0  #: a running job without a new progress line is started again after this
     torch_threads: Count = 1  #: per process of a job; the bits of a CPU job depend on it

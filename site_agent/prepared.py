@@ -21,17 +21,19 @@ def prepare(
     split_seed: int,
     cache: Path,
     beat: Callable[[], None] | None = None,
+    tell: Tell | None = None,
 ) -> Prepared:
     """The prepared text of one language; from the cache if the same text was prepared before.
 
     sources       all of one language, private and public
     encode_texts  makes the tokenizer, when it is needed at all
     beat          called every few seconds of the work; what it raises ends that, and what is done is kept
+    tell          called with how far the language is, after every part that is kept
     Two processes may do this at once: both do the work, one result stays.
     """
     split = Split(heldout_share=heldout_share, seed=split_seed)
     plan = plan_of(sources, words, split, cache)
-    (made,) = prepare_all([plan], encode_texts=encode_texts, beat=beat)
+    (made,) = prepare_all([plan], encode_texts=encode_texts, tell=tell, beat=beat)
     return made
 
 

@@ -1,7 +1,7 @@
 """What an attempt's directory says of its lives: where each began, why it was sent away, how long it is quiet.
 
-lives.jsonl   a line a life: its number, how far the newest training checkpoint was when it was launched, and
-              why the agent sent it away, if it did
+lives.jsonl   a line a life: its number, how far the newest training checkpoint and the text were when it was
+              launched, and why the agent sent it away, if it did
 watch.json    when the agent saw the running life get further last, by the agent's own clock: the modification
               times of a shared file system are another machine's
 """
@@ -15,6 +15,7 @@ from consortium.canonical import Fact, decode, encode, replace
 from consortium.errors import BadInput
 from consortium.files import write_bytes_atomically
 from site_agent.core.facts import Launch, Meant
+from site_agent.trainer.folder import TEXT_FILE, read_text_file
 
 LIVES_FILE = "lives.jsonl"
 _WATCH_FILE = "watch.json"
@@ -44,7 +45,8 @@ def note_launch(directory: Path, life: int) -> None:
     """Write down that ``life`` is about to begin, and from where; once."""
     launches = read_launches(directory)
     if not any(launch.life == life for launch in launches):
-        _write(directory, (*launches, Launch(life=life, step=checkpoint_of(directory)[0])))
+        begun = Launch(life=life, step=checkpoint_of(directory)[0], text_bytes=text_bytes_of(directory))
+        _write(directory, (*launches, begun))
 
 
 def note_sent_away(directory: Path, life: int, why: str, meant: Meant) -> None:
@@ -68,6 +70,11 @@ def checkpoint_of(directory: Path) -> tuple[int, bool]:
     if len(steps) > 1:
         return max(steps), True
     return sum(1 for _ in (directory / "checkpoint").glob("subject-*.json")), False
+
+
+def text_bytes_of(directory: Path) -> int:
+    """How much text the lives have prepared and kept; it only grows. Bytes of the site's files, about."""
+    return sum(read_text_file(directory / TEXT_FILE).values())
 
 
 def quiet_seconds(directory: Path, life: int, now: float | None = None) -> float:

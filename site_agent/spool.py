@@ -163,6 +163,7 @@ class Spool:
             finishing=(place / FINISH).exists(),
             progress=_newest_progress(place / "progress.jsonl"),
             checkpoint=checkpoint,
+            text_bytes=record.text_bytes_of(place) if life else 0,
             has_partial=has_partial,
             can_finish=isinstance(work, Train),
             launches=record.read_launches(place) if life else (),

@@ -52,6 +52,7 @@ class Launch(Fact):
 
     life: int
     step: int = 0  #: ``AttemptFiles.checkpoint`` when it was launched
+    text_bytes: int = 0  #: ``AttemptFiles.text_bytes`` then
     asked: str = ""  #: why it was asked to leave, or killed
     meant: Meant = ""
 
@@ -89,6 +90,7 @@ class AttemptFiles(Fact):
     quiet_seconds: float | None = None  #: since the newest life was first seen running with this progress
     progress: Progress | None = None
     checkpoint: int = 0  #: how far the newest training checkpoint is: its step; of an evaluation, subjects
+    text_bytes: int = 0  #: of text that its lives have prepared and kept
     has_partial: bool = False  #: that checkpoint can be made into a partial result
     can_finish: bool = True  #: its kind of work has partial results at all
     launches: tuple[Launch, ...] = ()  #: by life; those of agents that kept no such record are missing
@@ -109,7 +111,7 @@ class Limits(Fact):
     gpus: int = 0  #: of one job
     public: tuple[Language, ...] = ()  #: languages of which there is text declared public
     apps: tuple[str, ...] = ()  #: Flower ClientApps that may run here
-    lives_max: int  #: lives of one attempt in a row that bring no newer training checkpoint
+    lives_max: int  #: lives of one attempt in a row that get no further
     lives_total_max: int = 100  #: lives of one attempt
     stop_seconds: float = 30.0  #: a trainer sees STOP at its next step; after this it is killed
     save_seconds: float = 600.0  #: the same where the training checkpoint it then writes is wanted

@@ -1,8 +1,9 @@
 """Whether an attempt gets another life, and what a living one is asked for.
 
 A life that the world ended (walltime, preemption, a dead node) is followed by another. What counts against the
-attempt is a life that brought no newer training checkpoint: ``lives_max`` of them in a row end it, and so do
-``lives_total_max`` lives in all. A life that the agent itself sent away for a pause counts only in the latter.
+attempt is a life that got no further: no newer training checkpoint, no more text prepared. ``lives_max`` of them in a
+row end it, and so do ``lives_total_max`` lives in all. A life that the agent itself sent away for a pause counts only
+in the latter.
 """
 
 from consortium.jobs import Outcome
@@ -74,7 +75,7 @@ def after_a_life(
     how = _how(files, sighting, newest)
     fruitless = fruitless_lives(files)
     if fruitless >= limits.lives_max:
-        why = f"{how}, the last of {fruitless} in a row without a newer training checkpoint"
+        why = f"{how}, the last of {fruitless} in a row without a newer training checkpoint or more text"
         return _end(files, Outcome.FAILED, f"{why}; the job's log at the site says more")
     if files.lives >= limits.lives_total_max:
         why = f"{how}, the last of lives_total_max: {limits.lives_total_max}"
@@ -89,12 +90,12 @@ def no_more_lives(files: AttemptFiles, observed: Observation) -> bool:
 
 
 def fruitless_lives(files: AttemptFiles) -> int:
-    """How many lives, counted back from the newest, brought no newer training checkpoint. Pauses do not count."""
+    """How many lives, counted back from the newest, got no further. Pauses do not count."""
     launches = {launch.life: launch for launch in files.launches}
     count = 0
     for life in range(files.lives, 0, -1):
         launch = launches.get(life)  # missing: an older agent's, and nothing speaks for it
-        if launch is not None and launch.step < files.checkpoint:
+        if launch is not None and (launch.step < files.checkpoint or launch.text_bytes < files.text_bytes):
             break
         if launch is None or launch.meant != "pause":
             count += 1

@@ -23,8 +23,8 @@ from site_agent.trainer.folder import (
     FailureReason,
     JobFailed,
     JobFolder,
+    Preparation,
     ProgressLog,
-    beat_of,
     write_contribution,
 )
 
@@ -46,11 +46,11 @@ def train_tokenizer(
         )
     progress = ProgressLog(folder.path, 1)
     progress.report(0, 0, None, now=True)
-    beat = beat_of(folder, progress, is_asked_to_stop)
+    preparation = Preparation(folder, progress, is_asked_to_stop)
     digests: dict[str, Digest] = {}
     texts: list[str] = []
     for language in sorted(set(work.languages)):
-        chosen = _chosen(folder, work, language, beat)
+        chosen = _chosen(folder, work, language, preparation)
         digests[f"{language}.public"] = digest_of_documents(chosen)
         texts += _repeated(chosen, work.bytes_per_language)
     trained = train_bpe(texts, work.vocabulary_size)
@@ -90,7 +90,7 @@ def train_bpe(texts: list[str], vocabulary_size: int) -> str:
 
 
 def _chosen(
-    folder: JobFolder, work: Tokenizer, language: Language, beat: Callable[[], None]
+    folder: JobFolder, work: Tokenizer, language: Language, preparation: Preparation
 ) -> dict[bytes, str]:
     """Public documents to train on, by digest: in the order of digests, until there are bytes enough."""
     sources = [source for source in folder.site.text if source.language == language]
@@ -98,7 +98,12 @@ def _chosen(
     if sources:
         split = Split(heldout_share=folder.site.heldout_share, seed=work.split_seed)
         plan = plan_of(sources, None, split, Path(folder.site.cache) / "choices")
-        work_through([plan], merge=False, beat=beat)
+        work_through(
+            [plan],
+            tell=lambda now: preparation.tell(now.language, now.read_bytes),
+            merge=False,
+            beat=preparation.beat,
+        )
         wanted = _first_public(plan, work.bytes_per_language)
     if not wanted:
         raise JobFailed(
@@ -109,7 +114,7 @@ def _chosen(
     found: dict[bytes, str] = {}
     for unit in plan.units_in("public"):
         for document in UnitReader(unit, None, split, None).documents():
-            beat()
+            preparation.beat()
             digest = document.digest
             if digest in wanted:
                 found[digest] = document.text

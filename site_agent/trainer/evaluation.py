@@ -30,9 +30,9 @@ from site_agent.trainer.folder import (
     FailureReason,
     JobFailed,
     JobFolder,
+    Preparation,
     ProgressLog,
     Stopped,
-    beat_of,
     write_contribution,
 )
 from site_agent.trainer.model import Model, load_model
@@ -59,7 +59,7 @@ def evaluate(folder: JobFolder, work: Evaluate, ranks: Ranks, is_asked_to_stop: 
     Raises Stopped with the languages scored so far on disk, JobFailed, BadInput.
     """
     preparing = ProgressLog(folder.path, len(work.subjects) * len(set(work.languages)), ranks.is_first)
-    heldout = _heldout(folder, work, ranks, beat_of(folder, preparing, is_asked_to_stop))
+    heldout = _heldout(folder, work, ranks, Preparation(folder, preparing, is_asked_to_stop))
     progress = ProgressLog(folder.path, len(work.subjects) * len(heldout), enabled=ranks.is_first)
     progress.report(0, 0, None, now=True)
     scores: dict[str, dict[Language, LanguageScore]] = {}
@@ -168,13 +168,13 @@ def _add_batch(
 
 
 def _heldout(
-    folder: JobFolder, work: Evaluate, ranks: Ranks, beat: Callable[[], None]
+    folder: JobFolder, work: Evaluate, ranks: Ranks, preparation: Preparation
 ) -> dict[Language, Prepared]:
     if not work.subjects:
         raise JobFailed(FailureReason.BAD_INPUT, "the assignment names no model to evaluate")
     model = folder.version(work.subjects[0].version)
     languages = sorted(set(work.languages))
-    prepared = prepared_languages(folder, ranks, languages, work.split_seed, model, beat)
+    prepared = prepared_languages(folder, ranks, languages, work.split_seed, model, preparation)
     found = {language: part for language, part in prepared.items() if part.contents.heldout.documents}
     if not found:
         raise JobFailed(

@@ -5,7 +5,8 @@ In, read only:  job.json (``Assignment``), site.json (``Site``), tokenizer.json,
                 state.bin (the same of a Flower app: its Context.state), inputs/<digest> (its message),
                 for evaluations versions/<digest>/ and inputs/<digest> (deltas), for merges inputs/<digest>
                 (deltas, their token counts, and the outer optimizer's state)
-Out:            progress.jsonl, checkpoint/, then result/ in one rename, or failure.json
+Out:            progress.jsonl, checkpoint/ (training checkpoints; scores of an evaluation; ``TEXT_FILE``), then
+                result/ in one rename, or failure.json
 
 A STOP file, SIGTERM or SIGUSR1 ask for a training checkpoint and exit code 75; CONTINUE is then left beside a
 whole one. A FINISH file asks a training job for its result from the step it has reached. Imports nothing heavy.
@@ -21,15 +22,16 @@ from typing import Literal
 
 from consortium.canonical import Fact, decode, encode
 from consortium.errors import BadInput
-from consortium.files import disk_errors, write_bytes_atomically
+from consortium.files import disk_errors, make_folder, write_bytes_atomically
 from consortium.folders import fresh_folder
-from consortium.ids import Digest, digest_of
+from consortium.ids import Digest, Language, digest_of
 from consortium.jobs import Assignment
 from consortium.manifests import Contribution, FileRef
 from site_agent.config import Flower, Text
 
 STOP = "STOP"  #: the wish that the job leaves with a training checkpoint
 FINISH = "FINISH"  #: the wish that it delivers what it has, from the step it has reached
+TEXT_FILE = "checkpoint/text.json"  #: bytes of text that the job's lives have read and kept, by language
 CONTINUE = "CONTINUE"  #: the trainer's word that it stopped with a whole training checkpoint and may go on
 RESIDUAL = "residual.safetensors"  #: in the job directory and in ``result/``
 STATE = "state.bin"  #: what a Flower app keeps at the site, in the same places
@@ -179,21 +181,47 @@ class ProgressLog:
         self._written_at, self._since = clock, (clock, tokens)
 
 
-def beat_of(
-    folder: JobFolder, progress: ProgressLog, is_asked_to_stop: Callable[[], bool]
-) -> Callable[[], None]:
-    """To be called again and again while text is prepared: says at step 0 that this goes on, or raises Stopped.
+class Preparation:
+    """How a job behaves while it prepares text: it shows that this goes on, and how far it is, and leaves when asked.
 
-    What of the text is done is kept at the site, so that the next life goes on there.
+    What of the text is done is kept at the site, so that the next life goes on there; ``TEXT_FILE`` says to the
+    agent that a life got further, before there is any training checkpoint.
     """
 
-    def beat() -> None:
-        progress.report(0, 0, None)
-        if is_asked_to_stop():
-            folder.say_it_may_go_on()
+    def __init__(
+        self, folder: JobFolder, progress: ProgressLog, is_asked_to_stop: Callable[[], bool]
+    ) -> None:
+        self._folder, self._progress, self._is_asked_to_stop = folder, progress, is_asked_to_stop
+        self._path = folder.path / TEXT_FILE
+        self._done = read_text_file(self._path)
+        self._is_written, self._written_at = True, -PROGRESS_SECONDS
+
+    def tell(self, language: Language, read_bytes: int) -> None:
+        """So much of a language's text is read and kept, by this life and those before it."""
+        if read_bytes > self._done.get(language, 0):
+            self._done[language] = read_bytes
+            self._is_written = False
+
+    def beat(self) -> None:
+        """To be called again and again. Raises Stopped."""
+        self._progress.report(0, 0, None)
+        is_asked = self._is_asked_to_stop()
+        clock = time.monotonic()
+        if not self._is_written and (is_asked or clock - self._written_at >= PROGRESS_SECONDS):
+            make_folder(self._path.parent)
+            write_bytes_atomically(self._path, encode(dict(sorted(self._done.items()))))
+            self._is_written, self._written_at = True, clock
+        if is_asked:
+            self._folder.say_it_may_go_on()
             raise Stopped
 
-    return beat
+
+def read_text_file(path: Path) -> dict[Language, int]:
+    """What ``TEXT_FILE`` says; nothing if it is not there, or cannot be read."""
+    try:
+        return decode(path.read_bytes(), dict[Language, int], str(path))
+    except (FileNotFoundError, BadInput):
+        return {}
 
 
 def _read(path: Path) -> bytes:

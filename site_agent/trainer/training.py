@@ -18,7 +18,7 @@ from site_agent.trainer import saves
 from site_agent.trainer.adamw import AdamW
 from site_agent.trainer.batches import Batches, Stream
 from site_agent.trainer.delivery import deliver, deliver_saved
-from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, ProgressLog, Stopped, beat_of
+from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, Preparation, ProgressLog, Stopped
 from site_agent.trainer.mixture import random_bits
 from site_agent.trainer.model import Model, load_model
 from site_agent.trainer.ranks import Ranks
@@ -56,7 +56,7 @@ def train(
             f"a batch of {work.batch_sequences} sequences cannot be shared by {ranks.world} ranks; start fewer",
         )
     preparing = ProgressLog(folder.path, work.steps, enabled=ranks.is_first)
-    data = batches_of(folder, work, ranks, beat_of(folder, preparing, is_asked_to_stop))
+    data = batches_of(folder, work, ranks, Preparation(folder, preparing, is_asked_to_stop))
     sharding = sharding_of(folder.site.sharding, work.shard, ranks.world)
     # a model that is shared in shards may be larger than one GPU: it comes there block by block
     place = ranks.device if sharding == "none" else torch.device("cpu")
@@ -182,11 +182,11 @@ class _Training:
 
 
 def batches_of(
-    folder: JobFolder, work: Train, ranks: Ranks, beat: Callable[[], None] | None = None
+    folder: JobFolder, work: Train, ranks: Ranks, preparation: Preparation | None = None
 ) -> TrainingData:
-    """All the batches of the job. Raises JobFailed if the site has not the text for it, and what ``beat`` raises."""
+    """All the batches of the job. Raises JobFailed if the site has not the text for it, and Stopped."""
     languages = sorted({*work.languages, *work.public_languages})
-    prepared = prepared_languages(folder, ranks, languages, work.split_seed, folder.base, beat)
+    prepared = prepared_languages(folder, ranks, languages, work.split_seed, folder.base, preparation)
     streams = []
     digests: dict[str, Digest] = {}
     for access, wanted in (("private", work.languages), ("public", work.public_languages)):

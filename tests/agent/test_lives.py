@@ -40,6 +40,12 @@ def lived(*steps: int, checkpoint: int, **changes) -> AttemptFiles:
     return replace(BEGUN, lives=len(steps), launches=launches, checkpoint=checkpoint, **changes)
 
 
+def prepared(*read: int, text_bytes: int) -> AttemptFiles:
+    """An attempt whose lives found so much text prepared, and which is so far now; none has trained."""
+    launches = tuple(Launch(life=number, text_bytes=size) for number, size in enumerate(read, 1))
+    return replace(BEGUN, lives=len(read), launches=launches, text_bytes=text_bytes)
+
+
 def plan(*held: AttemptFiles, seen: Sighting | None = None, limits: Limits = LIMITS, **observed) -> Plan:
     """The coordinator has not been heard, so nothing is unwanted."""
     sightings = {files.attempt: seen for files in held} if seen else {}
@@ -157,11 +163,14 @@ def test_unknown_is_never_finished():
         (lived(0, 10, 10, checkpoint=10), 2),
         (lived(0, 10, 10, checkpoint=20), 0),
         (lived(0, 0, 10, 20, 30, checkpoint=30), 1),
+        (prepared(0, 900, 1800, text_bytes=2700), 0),  # no training checkpoint yet, but more and more text
+        (prepared(0, 900, 1800, 1800, text_bytes=1800), 2),
+        (replace(prepared(0, 900, 1800, text_bytes=1800), checkpoint=10), 0),  # the first steps after it
         (replace(BEGUN, lives=2, launches=()), 2),
         (replace(BEGUN, lives=2, launches=(), checkpoint=7), 2),
     ],
 )
-def test_lives_without_a_newer_checkpoint_are_counted_back_from_the_newest(files, count):
+def test_lives_that_got_no_further_are_counted_back_from_the_newest(files, count):
     assert fruitless_lives(files) == count
 
 
@@ -177,6 +186,7 @@ def test_a_pause_counts_for_nothing():
 def test_a_job_lives_as_often_as_it_gets_further_and_not_for_ever():
     onward = lived(0, 10, 20, 30, 40, checkpoint=50)
     assert only(plan(onward, seen=gone(Cause.TIMED_OUT))).life == 6
+    assert only(plan(prepared(0, 9, 18, 27, text_bytes=36), seen=gone(Cause.TIMED_OUT))).life == 5
     stuck = lived(0, 10, 10, 10, checkpoint=10)
     end = only(plan(stuck, seen=gone(Cause.TIMED_OUT)))
     assert (end.act, end.outcome) == (Act.END, Outcome.FAILED)

@@ -14,6 +14,7 @@ from site_agent.record import (
     note_sent_away,
     quiet_seconds,
     read_launches,
+    text_bytes_of,
 )
 from site_agent.spool import Spool
 
@@ -39,6 +40,17 @@ def test_an_evaluation_gets_further_but_has_no_partial_result(tmp_path):
     for number in range(3):
         (tmp_path / "checkpoint" / f"subject-{number}.json").touch()
     assert checkpoint_of(tmp_path) == (3, False)
+
+
+def test_text_that_was_prepared_is_a_beginning_and_a_torn_note_of_it_is_none(tmp_path):
+    assert text_bytes_of(tmp_path) == 0
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "text.json").write_text('{"et":900,"fi":100}')
+    note_launch(tmp_path, 1)
+    assert read_launches(tmp_path) == (Launch(life=1, text_bytes=1000),)
+    assert checkpoint_of(tmp_path) == (0, False)
+    (tmp_path / "checkpoint" / "text.json").write_text('{"et":90')
+    assert text_bytes_of(tmp_path) == 0
 
 
 def test_a_launch_is_noted_once_from_where_it_began(tmp_path):

@@ -10,6 +10,10 @@ import pytest
 import torch
 from trainer_samples import make_job, tokenizer_work, train_work
 
+from consortium.ids import AttemptId
+from site_agent.core.facts import AttemptFiles
+from site_agent.core.lives import fruitless_lives
+from site_agent.record import note_launch, read_launches, text_bytes_of
 from site_agent.trainer import folder as trainer_folder
 from site_agent.trainer import training
 from site_agent.trainer.bpe import train_tokenizer
@@ -45,13 +49,38 @@ def test_a_job_that_prepares_text_is_neither_hung_nor_deaf(
         train(JobFolder(folder), WORK, alone, after(3))
     assert steps_of(folder) == [0, 0, 0, 0]
     assert (folder / "CONTINUE").exists()
-    assert not (folder / "checkpoint").exists()
+    assert not list((folder / "checkpoint").glob("step-*"))
     kept = sorted(Path(fresh.cache).glob("preparing/*/*.segment"))
     assert kept
     train(JobFolder(folder), WORK, alone, lambda: False)
     assert (folder / "result").is_dir()
     train(JobFolder(make_job(tmp_path / "again", fresh, WORK, base)), WORK, alone, lambda: False)
     assert steps_of(tmp_path / "again").count(0) == 1  # nothing is left to prepare
+
+
+def test_lives_that_only_prepare_get_further_and_say_so(
+    tmp_path: Path, fresh: Site, base: Path, alone: Ranks
+) -> None:
+    """More of them than ``lives_max`` would allow if they brought nothing."""
+    folder = make_job(tmp_path / "job", fresh, WORK, base)
+    fruitless = [0]
+    for life in range(1, 50):
+        note_launch(folder, life)
+        try:  # asked to leave after one part of the text; a language's merge is done in one life, or again
+            train(JobFolder(folder), WORK, alone, after(5 if fruitless[-1] else 1))
+        except Stopped:
+            files = AttemptFiles(
+                attempt=AttemptId("demo_r1-train-north.a1"),
+                lives=life,
+                launches=read_launches(folder),
+                text_bytes=text_bytes_of(folder),
+            )
+            fruitless.append(fruitless_lives(files))
+        else:
+            break
+    assert (folder / "result").is_dir()
+    assert fruitless.count(0) > 4
+    assert max(fruitless) == 1
 
 
 @pytest.mark.parametrize("beats", [1, 5, 40])
