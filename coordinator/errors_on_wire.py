@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from consortium.errors import Broken, SprachbundError
+from consortium.errors import BadInput, Broken, SprachbundError
 from consortium.wire_errors import to_status
 
 _log = logging.getLogger(__name__)
 
+_Parse = Callable[[bytes], Any]
 _Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]]
 
 
@@ -25,19 +27,27 @@ class ErrorsOnWire(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ca
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
+        parse = handler.request_deserializer
+        handler = handler._replace(
+            request_deserializer=None
+        )  # gRPC calls what it cannot parse an internal error
         for kind in ("unary_unary", "stream_unary", "unary_stream", "stream_stream"):
             behaviour = getattr(handler, kind)
             if inspect.iscoroutinefunction(behaviour):
-                return handler._replace(**{kind: _guarded(behaviour, handler_call_details.method)})
+                return handler._replace(**{kind: _guarded(behaviour, handler_call_details.method, parse)})
             if inspect.isasyncgenfunction(behaviour):
-                return handler._replace(**{kind: _guarded_stream(behaviour, handler_call_details.method)})
+                return handler._replace(
+                    **{kind: _guarded_stream(behaviour, handler_call_details.method, parse)}
+                )
         return handler
 
 
-def _guarded(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+def _guarded(
+    behaviour: Callable[..., Awaitable[Any]], method: str, parse: _Parse
+) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
-            return await behaviour(request, context)
+            return await behaviour(_parsed(request, parse), context)
         except Exception as error:
             await _abort(context, error, method)
 
@@ -45,16 +55,31 @@ def _guarded(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[
 
 
 def _guarded_stream(
-    behaviour: Callable[..., AsyncIterator[Any]], method: str
+    behaviour: Callable[..., AsyncIterator[Any]], method: str, parse: _Parse
 ) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         try:
-            async for response in behaviour(request, context):
+            async for response in behaviour(_parsed(request, parse), context):
                 yield response
         except Exception as error:
             await _abort(context, error, method)
 
     return call
+
+
+def _parsed(request: Any, parse: _Parse) -> Any:
+    """A message, or a stream of them, of the bytes that came. Raises BadInput."""
+    if hasattr(request, "__aiter__"):
+        return _each_parsed(request, parse)
+    try:
+        return parse(request)
+    except DecodeError as error:
+        raise BadInput(f"what was sent is no message of this call ({error}); send one of protos/") from error
+
+
+async def _each_parsed(requests: AsyncIterator[bytes], parse: _Parse) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _parsed(request, parse)
 
 
 async def _abort(context: grpc.aio.ServicerContext, error: Exception, method: str) -> None:
