@@ -8,12 +8,16 @@ from coordinator.core.state import CampaignState, Round, Site, State
 
 def participants(state: State, campaign: CampaignState) -> tuple[Site, ...]:
     """Sites that can train a specialist: enrolled, invited, holding own text of the campaign's languages."""
+    return tuple(site for site in holders(state, campaign) if not site.draining)
+
+
+def holders(state: State, campaign: CampaignState) -> tuple[Site, ...]:
+    """The same with those that take no work now."""
     spec = campaign.spec
     return tuple(
         site
         for name, site in sorted(state.sites.items())
         if site.status == "enrolled"
-        and not site.draining
         and (not spec.sites or name in spec.sites)
         and own_languages(site, campaign)
     )

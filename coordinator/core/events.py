@@ -260,6 +260,7 @@ class RoundCollected(Event):
     jobs: tuple[JobId, ...]
     merged_by: Literal["coordinator", "site"] = "coordinator"  #: a site by a job of its own
     left: tuple[JobId, ...] = ()  #: still at it; the next round takes them over
+    left_out: dict[JobId, str] = {}  #: admitted, and not merged: why
     reason: str
 
 

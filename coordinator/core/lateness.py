@@ -21,10 +21,16 @@ def overdue(campaign: CampaignState, job: Job, now: float, since: float | None =
         if now > began + quorum.deadline_hours * HOUR:
             return f"deadline of {quorum.deadline_hours:g} h after its start passed"
         return None
-    hours = quorum.deadline_hours if quorum.queue_hours_max is None else quorum.queue_hours_max
+    hours = hours_to_begin(campaign)
     if now > (job.planned_at if since is None else since) + hours * HOUR:
         return f"it did not start within {hours:g} h"
     return None
+
+
+def hours_to_begin(campaign: CampaignState) -> float:
+    """How long a job that does not begin is waited for, in hours."""
+    quorum = campaign.spec.quorum
+    return quorum.deadline_hours if quorum.queue_hours_max is None else quorum.queue_hours_max
 
 
 def given_up(

@@ -207,12 +207,14 @@ def _collect(state: State, campaign: CampaignState, round_: Round, moment: Momen
         )
         return
     reason += "".join(f"; {j.id}: {_told(campaign, j)}" for j in jobs if j.checks)
+    unused = {j.id: left_out(campaign, j) or _lack(j) for j in jobs if j.id in {*done} - {*mergeable}}
     merged_by, why = where_to_merge(state, campaign)
     yield ev.RoundCollected(
         campaign=campaign.spec.campaign,
         round=round_.number,
         jobs=mergeable,
         left=tuple(sorted(left)),
+        left_out=dict(sorted(unused.items())),
         merged_by=merged_by,
         reason=reason + why,
     )

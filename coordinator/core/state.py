@@ -613,6 +613,8 @@ def _(event: ev.RoundCollected, state: State, at: float) -> None:
     round_ = state.campaigns[event.campaign].rounds[event.round]
     round_.state, round_.collected, round_.reason = RoundState.MERGING, event.jobs, event.reason
     round_.merged_by, round_.left = event.merged_by, event.left
+    for name, why in event.left_out.items():
+        state.jobs[name].reason = f"left out of the merge of round {event.round}: {why}"
 
 
 @apply.register

@@ -74,6 +74,9 @@ def _concerned(event: ev.AnyEvent, state: State, holders: Mapping[str, str]) -> 
             names.update(state.jobs[job].sites)
     if (holder := holders.get(str(said["attempt"]))) is not None:
         names.add(holder)
+    if isinstance(event, ev.RoundCollected):  # whose delta is not merged is told so
+        names.update(job for job in event.left_out)
+        names.update(site for job in event.left_out if (site := state.jobs[job].site) is not None)
     if isinstance(event, ev.VersionMade):
         names.add(event.name)
         if event.merged_by is not None:
@@ -177,7 +180,8 @@ def sentence(event: ev.AnyEvent) -> str:
         case ev.JobCancelled():
             return f"{event.job} cancelled: {event.reason}"
         case ev.RoundCollected():
-            return f"round {event.round} collected {len(event.jobs)} contribution(s): {event.reason}"
+            unused = "".join(f"; {job} is left out: {why}" for job, why in event.left_out.items())
+            return f"round {event.round} collected {len(event.jobs)} contribution(s): {event.reason}{unused}"
         case ev.RoundFailed():
             return f"round {event.round} failed: {event.reason}"
         case ev.GateJudged():

@@ -2,8 +2,16 @@
 
 from consortium.canonical import Fact
 from consortium.ids import CampaignId
-from coordinator.core.able import holders_of_public_text, merging_sites, participants, why_no_merge
+from coordinator.core.able import (
+    holders,
+    holders_of_public_text,
+    merging_sites,
+    participants,
+    why_no_merge,
+)
+from coordinator.core.charging import unpayable
 from coordinator.core.decide import Moment
+from coordinator.core.lateness import hours_to_begin
 from coordinator.core.owed import owed
 from coordinator.core.plan import next_round
 from coordinator.core.rounds import too_few_can_pay
@@ -34,11 +42,17 @@ def _waits_for(state: State, campaign: CampaignState, moment: Moment | None) -> 
     if last is not None and _waits_for_a_merger(last):
         why = "; ".join(filter(None, map(why_no_merge, merging_sites(state, campaign))))
         return f"a site that can merge round {last.number}: {why or 'none of its merge_sites is enrolled'}"
+    open_jobs = [job for job in state.open_jobs() if job.campaign == campaign.spec.campaign]
+    for job in open_jobs:
+        if moment is not None and (unpaid := unpayable(state, job, moment.now)) is not None:
+            hours = hours_to_begin(campaign)
+            return f"an allocation that can pay for {job.id}, for {hours:g} h from its planning: {unpaid}"
     able = [s.name for s in participants(state, campaign)]
-    if len(able) < campaign.spec.sites_expected:
+    if len(able) < campaign.spec.sites_expected and not open_jobs:
+        away = [f"; {s.name} is draining" for s in holders(state, campaign) if s.draining]
         return (
             f"{len(able)} of the {campaign.spec.sites_expected} expected sites are enrolled and hold text "
-            f"of its languages ({', '.join(able) or 'none'})"
+            f"of its languages ({', '.join(able) or 'none'}){''.join(away)}"
         )
     if campaign.tokenizer is None:
         if campaign.tokenizer_job is None and not holders_of_public_text(state, campaign):
@@ -53,9 +67,9 @@ def _waits_for(state: State, campaign: CampaignState, moment: Moment | None) -> 
     if moment is not None and closed and following is not None:
         if (unpaid := too_few_can_pay(state, campaign, following, moment)) is not None:
             return f"allocations that can pay for round {following}: {unpaid}"
-    open_jobs = [j.id for j in state.open_jobs() if j.campaign == campaign.spec.campaign]
     if open_jobs:
-        return f"{len(open_jobs)} job(s): {', '.join(open_jobs[:4])}{' …' if len(open_jobs) > 4 else ''}"
+        named = ", ".join(job.id for job in open_jobs[:4])
+        return f"{len(open_jobs)} job(s): {named}{' …' if len(open_jobs) > 4 else ''}"
     return "the coordinator's worker: " + ", ".join(
         type(w).__name__.lower()
         for w in owed(state)

@@ -283,6 +283,24 @@ def test_a_round_waits_until_as_many_can_pay_as_its_quorum_needs() -> None:
     assert coordinator.state.campaigns[DEMO].rounds[1].jobs == ("demo_r1-train-north", "demo_r1-train-west")
 
 
+def test_a_job_that_nobody_can_pay_for_says_so_while_it_is_waited_for() -> None:
+    coordinator = consortium(slots=0)
+    coordinator.do(cm.SubmitCampaign(campaign=campaign(quorum=Quorum(deadline_hours=9))))
+    for name in OWN:
+        assert [wait.reason for wait in waits(coordinator.state, coordinator.moment)] == [
+            "the tokenizer is being trained"
+        ]
+        coordinator.sync(name, slots=0, gpus=4, allocations=(replace(GRANT, gpu_hours=0.0001),))
+    [wait] = waits(coordinator.state, coordinator.moment)
+    assert wait.reason.startswith(
+        "an allocation that can pay for demo_tokenizer, for 9 h from its planning: north has not the"
+    )
+    coordinator.sync("west", slots=1, gpus=4, allocations=(GRANT,))  # its operator got more
+    assert coordinator.job("demo_tokenizer").site == "west"
+    [wait] = waits(coordinator.state, coordinator.moment)
+    assert wait.reason == "the tokenizer is being trained"
+
+
 # --- windows ---------------------------------------------------------------------------------------
 
 NIGHT = Window(cron="0 20 * * *", seconds=10 * HOUR)  # UTC; the coordinator's clock begins at 00:16:40

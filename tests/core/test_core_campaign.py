@@ -40,6 +40,11 @@ def test_from_a_tokenizer_to_a_promoted_model() -> None:
     assert [w.reason for w in waits(coordinator.state)] == [
         "2 of the 3 expected sites are enrolled and hold text of its languages (north, south)"
     ]
+    coordinator.sync("south", draining=True)
+    assert [w.reason for w in waits(coordinator.state)] == [
+        "1 of the 3 expected sites are enrolled and hold text of its languages (north); south is draining"
+    ]
+    coordinator.sync("south")
     assert coordinator.enrol("west") == [
         "SiteDescribed west",
         "JobPlanned demo_tokenizer",

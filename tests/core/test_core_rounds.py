@@ -156,6 +156,9 @@ def test_a_partial_delta_counts_if_it_saw_enough() -> None:
     deliver_partly(coordinator, "south", 3)
     assert deliver_partly(coordinator, "west", 10)[-1] == "RoundCollected demo/r1"
     assert first(coordinator).collected == ("demo_r1-train-south", "demo_r1-train-west")
+    assert coordinator.job("demo_r1-train-north").reason == (
+        "left out of the merge of round 1: only 2 of 10 steps"
+    )
 
 
 def test_a_partial_delta_makes_no_quorum() -> None:

@@ -8,6 +8,7 @@ from consortium_in_facts import (
     GIVEN,
     OWN,
     Coordinator,
+    admitted,
     campaign,
     consortium,
     d,
@@ -50,6 +51,17 @@ def coordinator() -> Coordinator:
     for site in OWN:
         made.sync(site)
     return made
+
+
+def test_whose_delta_is_left_out_is_told_so(coordinator: Coordinator) -> None:
+    for site, steps in (("north", 1), ("south", 10), ("west", 10)):
+        coordinator.sync(site, success(f"demo_r1-train-{site}.a1"))
+        coordinator.do(admitted(coordinator.job(f"demo_r1-train-{site}"), steps))
+    left_out = "; demo_r1-train-north is left out: only 1 of 10 steps"
+    assert any(line.endswith(left_out) for line in told(coordinator, "north"))
+    assert not any(line.endswith(left_out) for line in told(coordinator, "west"))
+    assert told(coordinator, JOB)[-2].endswith(left_out)
+    assert told(coordinator, JOB)[-1] == "now: done: left out of the merge of round 1: only 1 of 10 steps"
 
 
 def test_the_life_of_a_job(coordinator: Coordinator) -> None:
