@@ -1,7 +1,6 @@
 """Which ServerApp is to run and which ClientApp belongs to it: a Flower app's folder, or a module's attribute."""
 
 import importlib
-import random
 import sys
 import tomllib
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 
 from consortium.errors import BadInput
 from consortium.files import disk_errors
-from consortium.flower.runs import Config, ConfigValue, FlowerRun, app_reference, run_number
+from consortium.flower.runs import Config, ConfigValue, app_reference
 
 _PROJECT = "pyproject.toml"
 
@@ -100,14 +99,3 @@ def load_server_app(app: AppFiles) -> Any:
     if not isinstance(found, ServerApp):
         raise BadInput(f"{app.server} is a {type(found).__name__}, no Flower ServerApp")
     return found
-
-
-def seed(run: FlowerRun) -> None:
-    """Give Python's, NumPy's and torch's random numbers the run's own start: Flower samples nodes with the first."""
-    import numpy as np
-
-    number = run_number(run.run) % (1 << 32)
-    random.seed(number)
-    np.random.seed(number)
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(number)

@@ -9,7 +9,6 @@ as the app is deterministic otherwise.
 import contextlib
 import importlib
 import os
-import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from consortium.canonical import encode, replace
 from consortium.errors import BadInput
 from consortium.files import write_bytes_atomically
+from consortium.flower.dice import seed
 from consortium.flower.letters import ARRAYS, LETTER, LETTER_BYTES_MAX, read_letter
 from consortium.flower.runs import run_number
 from consortium.ids import digest_of
@@ -59,7 +59,6 @@ def answer(folder: JobFolder, work: FlowerMessage, wish: Callable[[], bool]) -> 
         node, run = work.node, run_number(folder.job.campaign)
         compat.be(run, node)
         app = load(work.app)
-        seed(folder.job.job)  # once more: it may have loaded torch
         letter = read_letter(_limited(folder.input(work.letter.digest)), f"letter {work.letter.digest}")
         message = compat.instruction(
             carrying.unpack(letter, lambda ref: folder.input(ref.digest)),
@@ -133,17 +132,6 @@ def load(reference: str) -> Any:
     if not isinstance(found, ClientApp):
         raise BadInput(f"{reference} is a {type(found).__name__}, no Flower ClientApp")
     return found
-
-
-def seed(name: str) -> None:
-    """Seed Python's, NumPy's and, where it is loaded, torch's random numbers by a name."""
-    import numpy as np
-
-    number = int(digest_of(name.encode())[:8], 16)
-    random.seed(number)
-    np.random.seed(number)
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(number)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ import pytest
 
 from consortium.canonical import replace
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
-from consortium.jobs import ANY_SITE, Assignment, Evaluate, Optimizer, Purpose, Train
+from consortium.jobs import ANY_SITE, Assignment, Evaluate, FlowerMessage, Optimizer, Purpose, Train
+from consortium.manifests import FileRef
 from site_agent.config import Consent
 from site_agent.core.consent import refusal, slots
 
@@ -100,3 +101,26 @@ def test_the_replayed_public_text_of_the_site_is_under_its_languages_too():
 )
 def test_fewer_jobs_at_once_keep_within_the_gpus(wanted, gpus_max, gpus, at_once):
     assert slots(wanted, Consent(gpus_max=gpus_max), gpus) == at_once
+
+
+MESSAGE = FlowerMessage(
+    app="app.client:app",
+    run_config={},
+    message_type="train",
+    group="1",
+    node=7,
+    letter=FileRef(digest=DIGEST, size=1),
+)
+
+
+def test_other_peoples_code_runs_only_where_it_is_named():
+    """The list left out allows none: the other way round than in ``consent``."""
+    asked = assignment(work=MESSAGE, purpose=Purpose.FLOWER)
+    assert refusal(asked, Consent()) == (
+        "this site does not run the Flower app app.client:app: its flower.apps names none"
+    )
+    assert "names another:app" in refusal(asked, Consent(), apps=("another:app",))
+    assert refusal(asked, Consent(), apps=("another:app", "app.client:app")) == ""
+    # and what consent says counts all the same
+    assert "allows only round" in refusal(asked, Consent(purposes=(Purpose.ROUND,)), apps=("app.client:app",))
+    assert refusal(asked, Consent(languages=(Language("fi"),)), apps=("app.client:app",)) == ""

@@ -87,6 +87,7 @@ def test_killing_coordinator_and_server_app_changes_nothing(flowers: FlowerConso
     assert {name: job.attempts for name, job in jobs.items()} == dict.fromkeys(jobs, 1), "repeated work"
 
 
+@pytest.mark.soak
 def test_a_killed_trainer_costs_one_life(flowers: FlowerConsortium, calm: str) -> None:
     """And an app that is killed in mid-message leaves nothing half done: same state, same model."""
     slow = {**SETTINGS, "seconds_per_epoch": 1.0}

@@ -19,9 +19,10 @@ from quickstart import task
 from quickstart.client_app import app as client_app
 
 from consortium.errors import BadInput
+from consortium.flower.dice import seed
 from consortium.flower.runs import node_of
 from consortium.ids import digest_of
-from coordinator.flower.apps import find_app, overridden, seed
+from coordinator.flower.apps import find_app, overridden
 from coordinator.flower.driving import drive
 from coordinator.flower.grid import NO_REPLY, JobGrid
 
@@ -45,7 +46,7 @@ class Killed(Exception):
 def started(post: PostHere, make: Callable[[], Any], rounds: int = 3) -> str:
     """Strategy.start from its beginning on a fresh Grid; the digest of the arrays that it ends with."""
     run = a_run(run_config={"local-epochs": 1, "learning-rate": 0.5, "seconds-per-epoch": 0.0})
-    seed(run)
+    seed(run.run)
     grid = JobGrid(post.open_run(run), post)
     result = make().start(grid=grid, initial_arrays=ArrayRecord(task.new_model()), num_rounds=rounds)
     return digest_of(b"".join(array.tobytes() for array in result.arrays.to_numpy_ndarrays()))

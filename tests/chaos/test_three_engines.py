@@ -1,0 +1,38 @@
+"""One campaign on several engines gives one version digest: real processes over gRPC, and Flower's own simulation."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kill_anything import Outcome, lay_out, shorten
+
+from console.demo import CAMPAIGN, consortium_at
+from consortium.ids import CampaignId
+from coordinator.driver import replay
+from coordinator.ledger import Ledger
+from coordinator.verification import verify
+
+pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(600)]
+SEED = 1  # as the calm run's
+
+
+def test_flowers_own_simulation_makes_the_version_of_the_real_processes(
+    calm: tuple[Outcome, Path], tmp_path: Path
+) -> None:
+    """Two clients at a time, in whatever order Ray likes; a process of its own, because Ray warns of much."""
+    outcome, _ = calm
+    workdir = tmp_path / "flower"
+    lay_out(consortium_at(workdir), SEED, shorten)
+    done = subprocess.run(
+        [sys.executable, "-m", "simulation.flower.app"],
+        env={**os.environ, "SPRACHBUND_CAMPAIGN": str(workdir)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    with Ledger(workdir / "coordinator" / "ledger.sqlite", read_only=True) as ledger:
+        campaign = replay(ledger).campaigns[CampaignId(CAMPAIGN)]
+    assert campaign.head == outcome.version
+    assert verify(workdir / "coordinator", rebuild=False).problems == ()
