@@ -68,6 +68,8 @@ def init(config: Config, as_json: Json = False) -> None:
 
     from coordinator.config import load_coordinator_config
     from coordinator.founding import found
+    from coordinator.ledgers import shown
+    from coordinator.stores import places_in
 
     loaded = load_coordinator_config(config)
     keys = found(loaded, time.time())
@@ -75,7 +77,7 @@ def init(config: Config, as_json: Json = False) -> None:
     places = {
         "authority": home / "authority",
         "admin": home / "admin",
-        "ledger": Path(loaded.ledger or home / "ledger.sqlite"),
+        "ledger": shown(places_in(loaded).ledger),
         "home": home,
     }
     told = {name: str(place) for name, place in places.items()}

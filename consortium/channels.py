@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import grpc
 
 from consortium.errors import Refused
+from consortium.failover import Failover, addresses
 from consortium.identity import Credentials, Identity, identity_of
 from consortium.proxies import proxy_for
 
@@ -63,12 +64,16 @@ def open_channel(
     proxy: str | None = None,
     program: str = "",
 ) -> grpc.aio.Channel:
-    """A channel to the coordinator at ``host:port``; it reconnects by itself.
+    """A channel to the coordinator at ``target``; it reconnects by itself.
 
+    target   ``host:port``, or several of them with commas between: those that take turns in leading
     proxy    the operator's setting, see ``proxies.proxy_for``; None: whatever the environment says
     program  what every call names as its user agent: program, release, incarnation
     Raises BadInput for a proxy that gRPC would silently pass by.
     """
+    several = addresses(target)
+    if len(several) > 1:
+        return Failover(several, lambda one: open_channel(one, authority, own, proxy=proxy, program=program))
     through = proxy_for(target, proxy, os.environ)
     joined: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
     joined.append(("grpc.http_proxy", through) if through else ("grpc.enable_http_proxy", 0))

@@ -13,13 +13,13 @@ import grpc
 from sprachbund.v1 import artifact_pb2, artifact_pb2_grpc
 
 from consortium import ids
+from consortium.blobs import Blobs
 from consortium.channels import CHUNK_BYTES, UPLOAD_ACCEPTED
 from consortium.errors import BadInput, Refused, Unavailable
 from consortium.files import disk_errors
 from consortium.identity import Identity
 from consortium.ids import Digest
 from consortium.roles import Role
-from consortium.store import BlobStore
 
 PARTIALS_PER_OWNER = 8  # the oldest goes when a ninth is begun: abandoned uploads cannot fill the disk
 
@@ -35,7 +35,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
 
     def __init__(
         self,
-        store: BlobStore,
+        store: Blobs,
         identify: Identify,
         may_read: MayRead,
         may_write: MayWrite,
@@ -97,7 +97,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         allowed, reason = self._may_read(caller, digest)
         if not allowed:
             raise Refused(f"blob {digest}: {reason}")
-        path = self._store.path(digest)
+        path = await asyncio.to_thread(self._store.path, digest)  # may have to be fetched from a bucket first
         with disk_errors(path), open(path, "rb") as file:
             size, offset = os.fstat(file.fileno()).st_size, request.offset
             if offset > size:

@@ -9,7 +9,20 @@ from msgspec import Meta
 from consortium.canonical import Fact, replace
 from consortium.ids import consortium_name
 from consortium.loading import Problems, read
-from policies.ranges import Count, Port, Positive
+from policies.ranges import Address, Count, Port, Positive
+
+_POSTGRES = ("postgresql://", "postgres://", "service=")
+_BUCKET = "s3://"
+
+
+def is_postgres(ledger: object) -> bool:
+    """Whether a ledger's place is an address of PostgreSQL rather than a file."""
+    return isinstance(ledger, str) and ledger.startswith(_POSTGRES)
+
+
+def is_bucket(store: object) -> bool:
+    """Whether a store's place is a bucket rather than a folder."""
+    return isinstance(store, str) and store.startswith(_BUCKET)
 
 
 class CoordinatorConfig(Fact):
@@ -18,12 +31,22 @@ class CoordinatorConfig(Fact):
     consortium: Annotated[str, Meta(min_length=1, max_length=80)]  #: its name, for people and certificates
     home: str  #: ledger, store and keys lie below it
     ledger: str | None = (
-        None  #: SQLite file; always set once loaded, to ledger.sqlite in ``home`` if left out
+        None  #: SQLite file, postgresql://user@host/name or service=name; ledger.sqlite in ``home`` if left out
     )
+    store: str | None = (
+        None  #: folder of all artifacts, or s3://bucket/prefix; ``store`` in ``home`` if left out
+    )
+    s3_endpoint: str | None = None  #: of a bucket that is not Amazon's, such as https://lumidata.eu
+    s3_region: str | None = None  #: of the bucket, where the storage has regions
+    s3_cache_bytes: Count = 200 << 30  #: of blobs kept on this machine's disk while they lie in a bucket
     listen: str = "0.0.0.0"  #: address of both ports
     port: Port = 7443  #: for enrolled sites, admins and auditors (mTLS)
     enrolment_port: Port = 7444  #: for those who hold a one-time token
     names: tuple[str, ...] = ("localhost", "127.0.0.1")  #: host names and addresses in its certificate
+    addresses: tuple[
+        Address, ...
+    ] = ()  #: host:port of all coordinators on one ledger, as sites dial them; left out: the first name and ``port``
+    enrolment_addresses: tuple[Address, ...] = ()  #: the same, for those who hold a token
     tick_seconds: Positive = 1.0  #: between looks at leases and deadlines
     token_hours: Positive = 72.0  #: an enrolment token's life
     calls_per_second: Positive = (
@@ -50,12 +73,23 @@ def load_coordinator_config(path: str | Path) -> CoordinatorConfig:
         problems.add(
             ("names",), "no name is given; write those that sites dial, such as coordinator.example.eu"
         )
+    if len(config.addresses) != len(config.enrolment_addresses):
+        problems.add(
+            ("addresses",),
+            f"{len(config.addresses)} addresses, {len(config.enrolment_addresses)} enrolment_addresses; "
+            "each coordinator has one of both",
+        )
     problems.raise_if_any()
     home = document.beside(config.home)
     return replace(
         config,
         home=home,
-        ledger=document.beside(config.ledger or os.path.join(home, "ledger.sqlite")),
+        ledger=config.ledger
+        if is_postgres(config.ledger)
+        else document.beside(config.ledger or os.path.join(home, "ledger.sqlite")),
+        store=config.store
+        if is_bucket(config.store)
+        else document.beside(config.store or os.path.join(home, "store")),
         membership=config.membership and document.beside(config.membership),
         languages=config.languages and document.beside(config.languages),
     )

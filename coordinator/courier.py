@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from sprachbund.v1 import admin_pb2, enrolment_pb2, site_pb2
 
 from consortium import ids
+from consortium.blobs import Blobs
 from consortium.bundles import Head, sign_head
 from consortium.canonical import Fact, decode, encode, replace
 from consortium.courier import (
@@ -39,7 +40,6 @@ from consortium.ids import AttemptId, Digest, SiteName, digest_of
 from consortium.manifests import FileRef
 from consortium.roles import Role
 from consortium.signing import key_of_certificate
-from consortium.store import BlobStore
 from coordinator.config import CoordinatorConfig
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
@@ -72,7 +72,7 @@ class Courier:
         driver: Driver,
         keys: Keys,
         config: CoordinatorConfig,
-        store: BlobStore,
+        store: Blobs,
         sites: SiteService,
         enrolments: EnrolmentService,
     ) -> None:

@@ -33,6 +33,7 @@ from consortium.files import write_bytes_atomically
 from consortium.identity import Identity
 from consortium.ids import Digest
 from coordinator.artifacts import ArtifactService
+from coordinator.chain import AnyLedger
 from coordinator.config import CoordinatorConfig
 from coordinator.core.access import may_read, may_write
 from coordinator.core.commands import Tick
@@ -42,12 +43,13 @@ from coordinator.errors_on_wire import ErrorsOnWire
 from coordinator.founding import PORTS_FILE, Keys, tell_people
 from coordinator.guard import Guard, caller
 from coordinator.health import Health
-from coordinator.ledger import Ledger
+from coordinator.leading import Listen, WhileLeading, take_the_lead, until_lost
 from coordinator.services.admin import AdminService
 from coordinator.services.audit import AuditService, ReleaseService
 from coordinator.services.enrolment import EnrolmentService
 from coordinator.services.flower import FlowerService
 from coordinator.services.site import SiteService
+from coordinator.stores import open_store, places_in
 from coordinator.worker import Worker
 from coordinator.workshop import Workshop
 from policies.membership import load_membership
@@ -58,70 +60,97 @@ _GRACE_SECONDS = 0.5  # for calls in flight when we are asked to stop: agents re
 
 
 async def serve(config: CoordinatorConfig) -> None:
-    """Run until SIGTERM or SIGINT. Writes the ports it got to ``home/ports.json`` once it answers."""
+    """Run until SIGTERM or SIGINT; where several coordinators share a ledger, lead or stand by.
+
+    Writes the ports it got to ``home/ports.json`` once it answers.
+    """
     home = Path(config.home)
     keys = Keys.load(home, config.names, time.time())
-    with Ledger(Path(config.ledger or home / "ledger.sqlite")) as ledger:
-        driver = Driver(ledger, keys.ledger)
-        workshop = Workshop.at(home)
-        membership = load_membership(config.membership) if config.membership else load_membership()
-        sites = SiteService(driver, keys, config)
-        enrolments = EnrolmentService(driver, keys, config)
-        courier = Courier(driver, keys, config, workshop.store, sites, enrolments)
-        admin = AdminService(driver, membership, config, courier.carry)
-        main = main_server(driver, config, workshop, sites, admin, courier)
-        enrolment = grpc.aio.server(
-            interceptors=[ErrorsOnWire()],
-            options=ENROLMENT_OPTIONS,
-            maximum_concurrent_rpcs=_STRANGERS_MAX,
-        )
-        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolments, enrolment)
-        ports = {
-            "port": _listen(
-                main, config.listen, config.port, server_credentials(keys.authority.pem, keys.server)
-            ),
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+    def listen(main: grpc.aio.Server, enrolment: grpc.aio.Server) -> dict[str, int]:
+        both_ways = server_credentials(keys.authority.pem, keys.server)
+        return {
+            "port": _listen(main, config.listen, config.port, both_ways),
             "enrolment_port": _listen(
                 enrolment, config.listen, config.enrolment_port, enrolment_credentials(keys.server)
             ),
         }
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
 
-        async def tick() -> (
-            None
-        ):  # a plain function would run in a thread, and the driver belongs to this one
-            driver.execute(Tick())
+    while not stop.is_set():
+        ledger = await take_the_lead(places_in(config).ledger, stop, listen)
+        if ledger is not None:
+            with ledger:
+                await _lead(config, keys, ledger, stop, listen)
 
-        scheduler = AsyncIOScheduler(timezone="UTC")
-        scheduler.add_job(
-            tick,
-            "interval",
-            seconds=config.tick_seconds,
-            max_instances=1,
-            coalesce=True,
-        )
-        await main.start()
-        await enrolment.start()
-        scheduler.start()
-        stopping = asyncio.create_task(stop.wait())
-        worker = asyncio.create_task(Worker(driver, workshop).run())
-        try:
-            driver.execute(Tick())
-            write_bytes_atomically(home / PORTS_FILE, json.dumps(ports, sort_keys=True).encode())
-            tell_people(config)
-            _log.info("coordinator of %s is ready", driver.state.consortium, extra={"ports": ports})
-            await asyncio.wait({stopping, worker}, return_when=asyncio.FIRST_COMPLETED)
-            if worker.done():  # it never ends by itself; without it rounds would stand still, so fail aloud
-                await worker
-        finally:
-            scheduler.shutdown(wait=False)
-            stopping.cancel()
-            worker.cancel()
-            ends = worker, main.stop(_GRACE_SECONDS), enrolment.stop(_GRACE_SECONDS)
-            await asyncio.gather(*ends, return_exceptions=True)
-            _log.info("stopped; the ledger ends at %d", driver.sequence)
+
+async def _lead(
+    config: CoordinatorConfig, keys: Keys, ledger: AnyLedger, stop: asyncio.Event, listen: Listen
+) -> None:
+    """Be the coordinator until ``stop`` is set, or the ledger is another's."""
+    home = Path(config.home)
+    driver = Driver(ledger, keys.ledger)
+    workshop = Workshop.at(home, open_store(places_in(config)))
+    membership = load_membership(config.membership) if config.membership else load_membership()
+    sites = SiteService(driver, keys, config)
+    enrolments = EnrolmentService(driver, keys, config)
+    courier = Courier(driver, keys, config, workshop.store, sites, enrolments)
+    admin = AdminService(driver, membership, config, courier.carry)
+    main = main_server(driver, config, workshop, sites, admin, courier)
+    enrolment = grpc.aio.server(
+        interceptors=[ErrorsOnWire(), WhileLeading(driver.still_leads)],
+        options=ENROLMENT_OPTIONS,
+        maximum_concurrent_rpcs=_STRANGERS_MAX,
+    )
+    enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolments, enrolment)
+    ports = listen(main, enrolment)
+
+    async def tick() -> None:  # a plain function would run in a thread, and the driver belongs to this one
+        driver.execute(Tick())
+
+    scheduler = AsyncIOScheduler(timezone="UTC")
+    scheduler.add_job(
+        tick,
+        "interval",
+        seconds=config.tick_seconds,
+        max_instances=1,
+        coalesce=True,
+    )
+    await main.start()
+    await enrolment.start()
+    scheduler.start()
+    stopping = asyncio.create_task(stop.wait())
+    losing = asyncio.create_task(until_lost(driver.still_leads))
+    worker = asyncio.create_task(Worker(driver, workshop).run())
+    try:
+        driver.execute(Tick())
+        write_bytes_atomically(home / PORTS_FILE, json.dumps(ports, sort_keys=True).encode())
+        tell_people(config)
+        _log.info("coordinator of %s is ready", driver.state.consortium, extra={"ports": ports})
+        await asyncio.wait({stopping, losing, worker}, return_when=asyncio.FIRST_COMPLETED)
+        if worker.done():  # it never ends by itself; without it rounds would stand still, so fail aloud
+            await worker
+    except Unavailable:
+        if not losing.done() and _leads(driver):
+            raise
+    finally:
+        scheduler.shutdown(wait=False)
+        stopping.cancel()
+        losing.cancel()
+        worker.cancel()
+        ends = worker, main.stop(_GRACE_SECONDS), enrolment.stop(_GRACE_SECONDS)
+        await asyncio.gather(*ends, return_exceptions=True)
+        _log.info("stopped; the ledger ends at %d", driver.sequence)
+
+
+def _leads(driver: Driver) -> bool:
+    try:
+        driver.still_leads()
+    except Unavailable:
+        return False
+    return True
 
 
 def main_server(
@@ -147,7 +176,12 @@ def main_server(
         return verdict.allowed, verdict.reason
 
     server = make_server(
-        interceptors=[ErrorsOnWire(), Guard(driver, config.calls_per_second)], options=SERVER_OPTIONS
+        interceptors=[
+            ErrorsOnWire(),
+            WhileLeading(driver.still_leads),
+            Guard(driver, config.calls_per_second),
+        ],
+        options=SERVER_OPTIONS,
     )
     site_pb2_grpc.add_SiteServiceServicer_to_server(sites, server)
     artifacts = ArtifactService(

@@ -18,6 +18,7 @@ from consortium.errors import BadInput, Refused, SprachbundError, Superseded, Un
 from consortium.ids import AttemptId, SiteName
 from consortium.signing import Checkpoint, sign_checkpoint
 from consortium.views import ConsortiumView, Releases
+from coordinator.chain import AnyLedger, Recorded
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.concerned import Standing, concerned, standing
@@ -27,7 +28,6 @@ from coordinator.core.state import State, apply, restore
 from coordinator.core.story import Line, sentence, tell
 from coordinator.core.transitions import JobState
 from coordinator.core.view import Sight, releases, view
-from coordinator.ledger import Ledger, Recorded
 from policies.windows import Openings, opening
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def decode_event(recorded: Recorded) -> ev.AnyEvent:
     return event
 
 
-def replay(ledger: Ledger, *, from_snapshot: bool = True) -> State:
+def replay(ledger: AnyLedger, *, from_snapshot: bool = True) -> State:
     """The state that the ledger tells: its snapshot, if there is a whole one, and everything since."""
     state, seq = State(), 0
     if from_snapshot and (snapshot := ledger.snapshot()):
@@ -98,7 +98,7 @@ class Driver:
     """State, ledger and presence, and the only way to change them."""
 
     def __init__(
-        self, ledger: Ledger, key: ed25519.Ed25519PrivateKey, clock: Callable[[], float] = time.time
+        self, ledger: AnyLedger, key: ed25519.Ed25519PrivateKey, clock: Callable[[], float] = time.time
     ) -> None:
         self._ledger = ledger
         self._key = key
@@ -246,6 +246,10 @@ class Driver:
         known = self._incarnations.get(site, [])
         if incarnation in known[:-1]:
             raise Superseded(f"another, newer agent of site {site} has taken over; stop this one")
+
+    def still_leads(self) -> None:
+        """Raise Unavailable if another coordinator may write to the ledger by now."""
+        self._ledger.still_mine()
 
     @property
     def sequence(self) -> int:

@@ -25,9 +25,10 @@ from consortium.identity import COORDINATOR_DAYS, DAY_SECONDS, PEOPLE, Authority
 from consortium.ids import Digest, digest_of
 from consortium.roles import Role
 from consortium.signing import load_ledger_key, new_ledger_key, save_key
-from coordinator.config import CoordinatorConfig
+from coordinator.config import CoordinatorConfig, is_postgres
 from coordinator.core.events import ConsortiumFounded
-from coordinator.ledger import Ledger
+from coordinator.ledgers import open_ledger, shown
+from coordinator.stores import places_in
 
 PORTS_FILE = "ports.json"  #: below home; the ports that the running, or last, coordinator got
 
@@ -62,9 +63,9 @@ class Keys:
 def found(config: CoordinatorConfig, now: float) -> Keys:
     """Make a consortium in the config's home. Refused where there is one already; a half-made one is finished."""
     home = Path(config.home)
-    ledger_path = Path(config.ledger or home / "ledger.sqlite")
-    if ledger_path.exists():
-        raise Refused(f"{ledger_path}: a consortium lives here already; choose another home")
+    place = places_in(config).ledger
+    if _is_taken(place):
+        raise Refused(f"{shown(place)}: a consortium lives here already; choose another home")
     make_folder(home)
     authority = Authority.create(config.consortium, now)
     authority.save(home / "authority")
@@ -74,7 +75,7 @@ def found(config: CoordinatorConfig, now: float) -> Keys:
     save_key(home / "ledger.key", key)
     issue_person(home, authority, Role.ADMIN, "admin", now)
     tell_people(config)
-    with Ledger(ledger_path) as ledger:
+    with open_ledger(place) as ledger:
         ledger.append(
             [
                 ConsortiumFounded(
@@ -87,6 +88,14 @@ def found(config: CoordinatorConfig, now: float) -> Keys:
             now,
         )
     return Keys(authority, server, key)
+
+
+def _is_taken(place: str) -> bool:
+    """Whether something was written down there. A file that is there was: nobody else makes one."""
+    if not is_postgres(place):
+        return Path(place).exists()
+    with open_ledger(place) as ledger:  # as a writer: it also tells whether one may write
+        return ledger.head.seq > 0
 
 
 def policies_in_force() -> dict[str, Digest]:
@@ -123,8 +132,8 @@ def tell_people(config: CoordinatorConfig) -> None:
     host = f"[{config.names[0]}]" if ":" in config.names[0] else config.names[0]
     connection = Connection(
         consortium=config.consortium,
-        coordinator=f"{host}:{ports['port']}",
-        enrolment=f"{host}:{ports['enrolment_port']}",
+        coordinator=",".join(config.addresses) or f"{host}:{ports['port']}",
+        enrolment=",".join(config.enrolment_addresses) or f"{host}:{ports['enrolment_port']}",
     )
     for role in PEOPLE:
         if (home / role.value).is_dir():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from consortium.admission import inspect
+from consortium.blobs import Blobs
 from consortium.canonical import decode, digest_of_fact
 from consortium.codecs.names import is_coded
 from consortium.errors import BadInput, Corrupt, Unavailable
@@ -21,7 +22,6 @@ from consortium.jobs import Evaluate, FlowerMessage, Merge, Tokenizer, Train
 from consortium.manifests import Contribution, FileRef, Scores, VersionManifest
 from consortium.merging.operands import read_row_counts
 from consortium.signing import CONTRIBUTION, key_of_certificate, open_envelope
-from consortium.store import BlobStore
 from consortium.tensors import Checkpoint
 from coordinator.core.commands import ReportInspection
 from coordinator.core.events import ScoreSummary
@@ -51,7 +51,7 @@ class Delivery:
     known_deltas: frozenset[Digest] = frozenset()  #: of earlier rounds
 
 
-def inspect_delivery(delivery: Delivery, store: BlobStore) -> ReportInspection:
+def inspect_delivery(delivery: Delivery, store: Blobs) -> ReportInspection:
     """Admit or refuse. Raises Unavailable only if the world is not ready; bad bytes are a refusal."""
     job = delivery.job
     assert job.attempt is not None and job.envelope is not None and job.site is not None
@@ -176,7 +176,7 @@ def _counts(contribution: Contribution, work: Train) -> None:
         )
 
 
-def _bytes_are_there(contribution: Contribution, job: Job, store: BlobStore) -> None:
+def _bytes_are_there(contribution: Contribution, job: Job, store: Blobs) -> None:
     for name, ref in sorted(contribution.artifacts.items()):
         # A merge hands on its base's config and tokenizer as they are; nobody sends what both sides have.
         if not (isinstance(job.work, Merge) and ref.digest in job.inputs):
@@ -187,13 +187,13 @@ def _bytes_are_there(contribution: Contribution, job: Job, store: BlobStore) -> 
             )
 
 
-def _was_sent(what: str, digest: Digest, site: SiteName, store: BlobStore) -> None:
+def _was_sent(what: str, digest: Digest, site: SiteName, store: Blobs) -> None:
     """That the site itself sent these bytes: the digest of somebody else's work is no work."""
     if not store.delivered(digest, site):
         raise BadInput(f"{what} {digest} was never uploaded by {site}; upload it before reporting")
 
 
-def _delta(delivery: Delivery, contribution: Contribution, store: BlobStore) -> dict[str, float]:
+def _delta(delivery: Delivery, contribution: Contribution, store: Blobs) -> dict[str, float]:
     limits, ref, work = delivery.limits, contribution.artifacts["delta"], delivery.job.work
     assert isinstance(work, Train)
     if ref.digest in delivery.known_deltas:
@@ -223,7 +223,7 @@ def _delta(delivery: Delivery, contribution: Contribution, store: BlobStore) -> 
     return {"norm": found.norm, "base_norm": found.base_norm}
 
 
-def _token_counts(work: Train, contribution: Contribution, store: BlobStore) -> None:
+def _token_counts(work: Train, contribution: Contribution, store: Blobs) -> None:
     """They weigh rows of embeddings, so they are held to the steps; their length is the merge's to check."""
     ref = contribution.artifacts["token_counts"]
     if ref.size > _COUNTS_BYTES_MAX:
@@ -238,7 +238,7 @@ def _token_counts(work: Train, contribution: Contribution, store: BlobStore) -> 
         )
 
 
-def _reply(contribution: Contribution, store: BlobStore) -> str:
+def _reply(contribution: Contribution, store: Blobs) -> str:
     """A letter that can be read, and the arrays that it names; what they mean is for the ServerApp to say."""
     ref = contribution.artifacts.get(LETTER)
     if ref is None:
@@ -266,7 +266,7 @@ def _feedback(contribution: Contribution, work: Train) -> str:
 
 
 def _scores(
-    work: Evaluate, contribution: Contribution, store: BlobStore
+    work: Evaluate, contribution: Contribution, store: Blobs
 ) -> dict[str, dict[Language, ScoreSummary]]:
     scores = load_scores(contribution.artifacts["scores"], store)
     if scores.site != contribution.site:
@@ -298,11 +298,11 @@ def _scores(
     return summaries
 
 
-def load_scores(ref: FileRef, store: BlobStore) -> Scores:
+def load_scores(ref: FileRef, store: Blobs) -> Scores:
     return decode(store.read_bytes(ref.digest, _SCORES_BYTES_MAX), Scores, "scores")
 
 
-def _tokenizer(work: Tokenizer, contribution: Contribution, store: BlobStore) -> dict[str, float]:
+def _tokenizer(work: Tokenizer, contribution: Contribution, store: Blobs) -> dict[str, float]:
     data = store.read_bytes(contribution.artifacts["tokenizer"].digest, _TOKENIZER_BYTES_MAX)
     try:
         model = json.loads(data)["model"]

@@ -7,6 +7,7 @@ returns. A session that breaks is not mended: whoever leads no longer knows that
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, LiteralString
 
@@ -28,6 +29,7 @@ from coordinator.chain import (
 )
 from coordinator.postgres import (
     BEAT_SECONDS,
+    SILENCE_SECONDS,
     STRUCTURE,
     WANTED,
     Deposed,
@@ -58,6 +60,7 @@ class PostgresLedger:
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._lost: str | None = None
+        self._beaten = _now()
         self._db = connect(address, read_only)
         try:
             if not read_only:
@@ -90,9 +93,15 @@ class PostgresLedger:
         self.close()
 
     def still_mine(self) -> None:
-        """Raise Unavailable if another leads by now, or the session in which this process led is gone."""
+        """Raise Unavailable if another leads by now, or may: the session is gone, or was silent for too long."""
         if self._lost is not None:
             raise Unavailable(self._lost)
+        silent = _now() - self._beaten
+        if self.epoch and silent > SILENCE_SECONDS:
+            raise Unavailable(
+                f"{self._place}: nothing was heard from the database for {silent:.1f} s, so another coordinator may "
+                "lead by now; ask again"
+            )
 
     # ---- events
 
@@ -189,8 +198,10 @@ class PostgresLedger:
                 with self._lock, postgres_errors(self._place):
                     if self._closed.is_set():
                         return
+                    now = _now()  # before it is sent: the server waits from when it hears it, which is later
                     with self._db.transaction():
                         require_epoch(self._db, self._place, self.epoch)
+                    self._beaten = now
             except Unavailable as error:
                 if isinstance(error, Deposed) or self._db.closed:
                     self._lost = str(error)
@@ -202,6 +213,11 @@ class PostgresLedger:
     def _last(self) -> Head:
         row = self._db.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         return Head(seq=row[0], hash=row[1]) if row else Head(seq=0, hash=GENESIS)
+
+
+def _now() -> float:
+    """Seconds that also pass while this process, or this machine, is stopped."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class PostgresEvidence:

@@ -8,15 +8,9 @@ ledger: service=sprachbund                             a section of pg_service.c
 from pathlib import Path
 
 from coordinator.chain import AnyLedger, Evidence
+from coordinator.config import is_postgres
 from coordinator.ledger import Ledger
 from coordinator.ledger_file import SqliteEvidence
-
-_POSTGRES = ("postgresql://", "postgres://", "service=")
-
-
-def is_postgres(where: Path | str) -> bool:
-    """Whether this is an address of PostgreSQL rather than a file."""
-    return isinstance(where, str) and where.startswith(_POSTGRES)
 
 
 def open_ledger(where: Path | str, read_only: bool = False) -> AnyLedger:

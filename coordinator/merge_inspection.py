@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from consortium.blobs import Blobs
 from consortium.canonical import decode, digest_of_fact, replace
 from consortium.errors import BadInput, Corrupt
 from consortium.ids import SiteName, short
@@ -19,7 +20,7 @@ from consortium.jobs import Merge
 from consortium.manifests import Contribution, FileRef, VersionManifest
 from consortium.merging.checksums import CHECKSUMS_FILE, Checksums, checked_pieces, read_checksums
 from consortium.merging.job import ingredients_of, outer_files
-from consortium.store import BlobStore, ref_of
+from consortium.store import ref_of
 from consortium.tensor_writer import copy_companions, plan_shards
 from consortium.tensors import INDEX_FILE, SINGLE_FILE, Checkpoint, DType, TensorFile, Tensors
 from consortium.versions import VERSION, lay_out, model_file
@@ -46,7 +47,7 @@ class MergeCheck:
 
 
 def inspect_version(
-    work: Merge, contribution: Contribution, store: BlobStore, check: MergeCheck
+    work: Merge, contribution: Contribution, store: Blobs, check: MergeCheck
 ) -> VersionManifest:
     """The manifest of a version that may be accepted. Raises BadInput with the sentence for ``why``."""
     named = contribution.artifacts.get(VERSION)
@@ -118,7 +119,7 @@ def _same(manifest: VersionManifest, again: VersionManifest, site: SiteName) -> 
 # --- without merging again ---------------------------------------------------------------------------
 
 
-def _believable(manifest: VersionManifest, work: Merge, store: BlobStore, check: MergeCheck) -> None:
+def _believable(manifest: VersionManifest, work: Merge, store: Blobs, check: MergeCheck) -> None:
     dtype = _DTYPES[work.recipe.dtype]
     base_dir = check.base_dir()
     with Checkpoint(base_dir) as base:

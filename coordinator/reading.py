@@ -7,12 +7,13 @@ from consortium.views import ConsortiumView
 from coordinator.core.story import Line, tell
 from coordinator.core.view import view
 from coordinator.driver import decode_event, openings, replay
-from coordinator.ledger import Ledger
+from coordinator.ledgers import open_ledger
+from coordinator.stores import places_of
 
 
 def view_of(home: Path) -> ConsortiumView:
-    """The consortium as it stood at the last event below ``home``."""
-    with Ledger(home / "ledger.sqlite", read_only=True) as ledger:
+    """The consortium as it stood at the last event of the coordinator whose home, or config, this is."""
+    with open_ledger(places_of(home).ledger, read_only=True) as ledger:
         last = max((recorded.at for recorded in ledger.read(ledger.head.seq)), default=0.0)
         state = replay(ledger)
         return view(
@@ -28,7 +29,7 @@ def view_of(home: Path) -> ConsortiumView:
 
 def story_of(home: Path, subject: str) -> tuple[Line, ...]:
     """One subject's life, as ``sprachbund why`` tells it. Raises BadInput if no event speaks of it."""
-    with Ledger(home / "ledger.sqlite", read_only=True) as ledger:
+    with open_ledger(places_of(home).ledger, read_only=True) as ledger:
         happened = ((recorded.seq, recorded.at, decode_event(recorded)) for recorded in ledger.read())
         lines = tell(happened, replay(ledger), subject)
     if not lines:

@@ -11,6 +11,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from consortium.blobs import Blobs
 from consortium.canonical import Fact, encode
 from consortium.errors import Corrupt, SprachbundError
 from consortium.identity import identity_of
@@ -18,14 +19,15 @@ from consortium.ids import CampaignId, JobId, short
 from consortium.jobs import Evaluate, Purpose
 from consortium.manifests import FileRef, VersionManifest
 from consortium.roles import Role
-from consortium.store import BlobStore
 from consortium.versions import manifest_of, verify_directory
 from consortium.witnesses import Seen, Witnesses
+from coordinator.config import is_postgres
 from coordinator.core.decide import BY_HAND
 from coordinator.core.state import CampaignState, Job, Site, State, Version, apply, growth, is_current
 from coordinator.driver import decode_event
-from coordinator.ledger import Ledger
 from coordinator.ledger_check import verify_chain
+from coordinator.ledgers import open_ledger, shown
+from coordinator.stores import open_store, places_of
 from coordinator.workshop import Workshop, initial_version, inspect_job, judge_round, merged_version
 
 Progress = Callable[[str], None]
@@ -66,21 +68,24 @@ def verify(
     progress: Progress = lambda text: None,
     seen: Sequence[Seen] = (),
 ) -> Report:
-    """Check everything below a coordinator's ``home``.
+    """Check everything that a coordinator keeps.
+
+    home     a coordinator's home, or its config, where ledger or artifacts lie elsewhere
 
     rebuild  also make every merged version again from its contributions (minutes for large models)
     model    a Hugging Face folder that should be one of the versions
     seen     signed heads that sites have kept
     """
     found = _Findings(progress)
-    ledger = home / "ledger.sqlite"
+    places = places_of(home)
+    ledger, name = places.ledger, _name(places.ledger)
     progress("ledger: chain, checkpoints, snapshot")
     for problem in verify_chain(ledger):
-        found.problems.append(f"ledger {ledger.name}, entry {problem.sequence}: {problem.what}")
+        found.problems.append(f"ledger {name}, entry {problem.sequence}: {problem.what}")
     state = _replayed(ledger, found, seen)
     if state is None:
         return _report(found)
-    store = BlobStore(home / "store")
+    store = open_store(places)
     for digest in store.digests():
         found.check("blob", short(digest), lambda d=digest: store.verify(d))  # type: ignore[misc]
     for site in state.sites.values():
@@ -105,6 +110,11 @@ def verify(
     return _report(found)
 
 
+def _name(ledger: str) -> str:
+    """How a ledger is called in a report."""
+    return shown(ledger).rpartition("/")[2] if not is_postgres(ledger) else shown(ledger)
+
+
 def _report(found: _Findings) -> Report:
     return Report(
         ok=not found.problems,
@@ -119,13 +129,13 @@ def _agrees(state: State, snapshot: bytes) -> bool:
     return not is_current(snapshot) or state.snapshot() == snapshot
 
 
-def _replayed(path: Path, found: _Findings, seen: Sequence[Seen]) -> State | None:
+def _replayed(ledger: str, found: _Findings, seen: Sequence[Seen]) -> State | None:
     """The state as the events alone tell it; a snapshot must agree with it byte for byte."""
     state, witnesses = State(), Witnesses(seen)
     try:
-        with Ledger(path, read_only=True) as ledger:
-            snapshot = ledger.snapshot()
-            for recorded in ledger.read():
+        with open_ledger(ledger, read_only=True) as opened:
+            snapshot = opened.snapshot()
+            for recorded in opened.read():
                 apply(decode_event(recorded), state, recorded.at)
                 if snapshot and recorded.seq == snapshot.seq and not _agrees(state, snapshot.state):
                     found.problems.append(
@@ -140,8 +150,8 @@ def _replayed(path: Path, found: _Findings, seen: Sequence[Seen]) -> State | Non
     if seen:
         found.checked["witnessed head"] = witnesses.num_heads
         found.problems.extend(witnesses.problems(key))
-    for fault in verify_chain(path, key):
-        text = f"ledger {path.name}, entry {fault.sequence}: {fault.what}"
+    for fault in verify_chain(ledger, key):
+        text = f"ledger {_name(ledger)}, entry {fault.sequence}: {fault.what}"
         if text not in found.problems:
             found.problems.append(text)
     return state
@@ -190,12 +200,12 @@ def _contribution(state: State, job: Job, workshop: Workshop) -> None:
                 )
 
 
-def _same_bytes(name: str, ref: FileRef, store: BlobStore) -> None:
+def _same_bytes(name: str, ref: FileRef, store: Blobs) -> None:
     if store.size(ref.digest) != ref.size:
         raise Corrupt(f"{name} has {store.size(ref.digest)} bytes, the manifest says {ref.size}")
 
 
-def _is_stored(version: Version, store: BlobStore) -> None:
+def _is_stored(version: Version, store: Blobs) -> None:
     stored = store.read_bytes(version.digest, 64 << 20)
     if stored != encode(version.manifest):
         raise Corrupt("the stored manifest is not the one in the ledger")

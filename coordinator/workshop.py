@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from consortium.blobs import Blobs
 from consortium.canonical import decode, digest_of_fact, encode, replace
 from consortium.errors import BadInput, Corrupt, Refused, Unavailable
 from consortium.files import make_folder, write_bytes_atomically
@@ -39,13 +40,14 @@ from policies.campaign import Admission, Campaign
 class Workshop:
     """The store, and a folder for laid-out versions and work in progress."""
 
-    store: BlobStore
+    store: Blobs
     folder: Path
     _laying_out: threading.Lock = field(init=False, repr=False, compare=False, default_factory=threading.Lock)
 
     @classmethod
-    def at(cls, home: Path) -> "Workshop":
-        return cls(BlobStore(home / "store"), home / "work")
+    def at(cls, home: Path, store: Blobs | None = None) -> "Workshop":
+        """Below a coordinator's home; ``store`` in place of the folder there."""
+        return cls(store or BlobStore(home / "store"), home / "work")
 
     def version_dir(self, version: Digest, manifest: VersionManifest) -> Path:
         """The model laid out from the store by hard links; made once."""
@@ -164,7 +166,7 @@ def make_base(campaign: CampaignState, workshop: Workshop) -> cm.ReportBase:
     return cm.ReportBase(campaign=spec.campaign, manifest=manifest)
 
 
-def initial_version(spec: Campaign, tokenizer: Digest, store: BlobStore, folder: Path) -> VersionManifest:
+def initial_version(spec: Campaign, tokenizer: Digest, store: Blobs, folder: Path) -> VersionManifest:
     """Make the model in ``folder``. Torch is imported by a process of its own, never by the coordinator."""
     assert spec.model.config is not None
     config = folder.with_name(folder.name + "-config.json")

@@ -24,7 +24,8 @@ Address = Annotated[
 AddressOrCourier = Annotated[
     str,
     Meta(
-        pattern=f"^({COURIER}|{_ADDRESS})$",
-        description="host:port, such as coordinator.example.eu:7443; or courier, where bundles carry everything",
+        pattern=f"^({COURIER}|{_ADDRESS}(,{_ADDRESS}){{0,9}})$",
+        description="host:port, such as coordinator.example.eu:7443; several with commas between, where coordinators "
+        "take turns; or courier, where bundles carry everything",
     ),
 ]

@@ -9,7 +9,8 @@ import grpc
 from sprachbund.v1 import enrolment_pb2, enrolment_pb2_grpc
 
 from consortium.channels import open_channel
-from consortium.errors import BadInput, Refused
+from consortium.errors import BadInput, Refused, Unavailable
+from consortium.failover import addresses
 from consortium.identity import signing_request
 from consortium.invitation import Invitation
 from consortium.loading import read
@@ -56,12 +57,15 @@ async def ask(config: SiteConfig, invitation: Invitation, home: Path) -> SiteIde
     key = next_key(home)
     signed = signing_request(config.site, key)
     request = enrolment_pb2.EnrolRequest(token=invitation.token, signing_request=signed)
-    async with open_channel(invitation.enrolment, invitation.authority.encode()) as channel:
-        stub: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
+    *others, last = addresses(invitation.enrolment)
+    for target in others:  # coordinators that take turns
         try:
-            answer = await stub.Enrol(request, timeout=_CALL_SECONDS)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            answer = await _enrol(target, invitation, request)
+            break
+        except Unavailable:
+            continue
+    else:
+        answer = await _enrol(last, invitation, request)
     if answer.authority.strip() != invitation.authority.encode().strip():
         raise Refused(
             f"{invitation.enrolment}: its authority is not the invitation's; ask the admin which is right"
@@ -75,3 +79,12 @@ async def ask(config: SiteConfig, invitation: Invitation, home: Path) -> SiteIde
     identity = SiteIdentity(trust, key, answer.certificate)
     identity.check()
     return identity
+
+
+async def _enrol(target: str, invitation: Invitation, request: enrolment_pb2.EnrolRequest) -> Any:
+    async with open_channel(target, invitation.authority.encode()) as channel:
+        stub: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
+        try:
+            return await stub.Enrol(request, timeout=_CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from consortium.channels import CLOCK, open_channel, user_agent
 from consortium.errors import Refused, Unavailable
+from consortium.failover import addresses
 from consortium.proxies import proxy_for, without_password
 from consortium.wire_errors import from_rpc_error
 from site_agent.config import SiteConfig
@@ -46,7 +47,7 @@ def network_checks(config: SiteConfig) -> Iterator[Check]:
 
 
 def _proxy(config: SiteConfig) -> str:
-    found = proxy_for(config.coordinator, config.proxy_setting, os.environ)
+    found = proxy_for(addresses(config.coordinator)[0], config.proxy_setting, os.environ)
     return f"through {without_password(found)}" if found else "none, straight to the coordinator"
 
 
