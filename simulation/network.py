@@ -263,14 +263,14 @@ class _Call:
         except grpc.aio.AbortError:
             assert self.status is not None
             self.leave(self.status)
-        except asyncio.CancelledError:
-            self.leave(Ended(grpc.StatusCode.CANCELLED, "cancelled"))
+        except asyncio.CancelledError:  # whoever cancels it, or lost it, knows
+            raise
         except Exception as error:  # as gRPC shows what no interceptor has caught
             self.leave(Ended(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error)}: {error}"))
 
     def decoded(self, handler: Any, data: bytes) -> Any:
         try:
-            request = handler.request_deserializer(data)
+            request = _parsed(handler, data)
         except Exception as error:
             raise _Undecodable from error
         self.network.served(self.channel.wire.place, self.method, request)
@@ -313,6 +313,11 @@ class _Undecodable(Exception):
     pass
 
 
+def _parsed(handler: Any, data: bytes) -> Any:
+    """As gRPC hands a request over: parsed, or as bytes to a handler that parses them itself."""
+    return handler.request_deserializer(data) if handler.request_deserializer is not None else data
+
+
 class _Unary(_Call):
     def __init__(self, channel: Channel, method: str, deserialize: Any) -> None:
         super().__init__(channel, method)
@@ -347,7 +352,7 @@ class _Unary(_Call):
 
     async def _serve_for_nobody(self, handler: Any) -> None:
         try:
-            await handler.unary_unary(handler.request_deserializer(self._request), _Context(self))
+            await handler.unary_unary(_parsed(handler, self._request), _Context(self))
         except Exception:  # nobody hears it
             return
 
@@ -450,7 +455,7 @@ class _Upload(_Call):
                 data = self._pieces.popleft()
                 if data is None:
                     return
-                yield handler.request_deserializer(data)
+                yield _parsed(handler, data)
 
         response = await handler.stream_unary(messages(), _Context(self))
         data = handler.response_serializer(response)
