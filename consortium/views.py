@@ -135,6 +135,19 @@ class CampaignView(Fact):
     models: tuple[ModelView, ...]
 
 
+class FlowerRunView(Fact):
+    """A Flower app under way, or over."""
+
+    run: str
+    app: str  #: of the ClientApp
+    status: str  #: open, completed, stopped
+    reason: str
+    sites: tuple[str, ...]
+    messages: int  #: sent by its ServerApp so far
+    answered: int
+    given_up: int  #: for which there will be no reply
+
+
 class ConsortiumView(Fact):
     consortium: str
     sequence: int  #: last event in the ledger
@@ -144,3 +157,4 @@ class ConsortiumView(Fact):
     campaigns: tuple[CampaignView, ...]
     jobs: tuple[JobView, ...]
     attempts: tuple[AttemptView, ...]
+    flower_runs: tuple[FlowerRunView, ...] = ()

@@ -41,7 +41,11 @@ def status(view: ConsortiumView, width: int = 100) -> RenderableType:
                     "jobs: " + ", ".join(f"{states[word]} {word}" for word in sorted(states)), "bright_black"
                 )
             )
-    if not view.campaigns:
+    for run in view.flower_runs:
+        given_up = f", {run.given_up} without a reply" if run.given_up else ""
+        said = f"Flower run {run.run} of {run.app}: {run.status}, {run.answered} of {run.messages} messages answered"
+        parts += [Text(), Text(said + given_up, overflow="fold")]
+    if not view.campaigns and not view.flower_runs:
         parts += [
             Text(),
             Text("No campaign has been submitted; try: sprachbund submit examples/…", style="yellow"),

@@ -76,7 +76,7 @@ def _(command: cm.PushFlowerMessages, state: State, moment: Moment) -> list[ev.A
                     work=work,
                     inputs=order.inputs,
                     tokenizer=None,
-                    reason=f"the ServerApp sends {order.site} a {order.message_type} message",
+                    reason=f"the ServerApp sends {order.site} a message: {order.message_type}",
                 )
             )
     return events

@@ -12,7 +12,7 @@ from coordinator.core.accounting import held_back
 from coordinator.core.decide import Moment
 from coordinator.core.estimates import HOUR, queue_seconds
 from coordinator.core.place import best_prospect, waiting
-from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State, Version
+from coordinator.core.state import CampaignState, FlowerRunState, Job, Round, RoundState, Site, State, Version
 from coordinator.core.transitions import JobState
 from coordinator.core.waits import Waiting, waits
 
@@ -55,6 +55,7 @@ def view(
             for _, job in sorted(state.jobs.items())
             if job.state is JobState.LEASED and job.attempt is not None
         ),
+        flower_runs=tuple(_flower_run(state, run) for _, run in sorted(state.flower_runs.items())),
     )
 
 
@@ -110,6 +111,21 @@ def _site(state: State, site: Site, moment: Moment, seen: Mapping[SiteName, floa
         is_open=opening.is_open,
         changes_at=opening.until,
         queue_seconds=queue.value if queue.is_measured else None,
+    )
+
+
+def _flower_run(state: State, run: FlowerRunState) -> vw.FlowerRunView:
+    jobs = [job for job in state.jobs.values() if job.campaign == run.spec.run]
+    answered = sum(job.state is JobState.DONE for job in jobs)
+    return vw.FlowerRunView(
+        run=run.spec.run,
+        app=run.spec.app,
+        status=run.status,
+        reason=run.reason,
+        sites=run.spec.sites,
+        messages=len(jobs),
+        answered=answered,
+        given_up=sum(job.is_final for job in jobs) - answered,
     )
 
 

@@ -232,9 +232,10 @@ def test_it_is_told_and_shown_and_survives_a_crash() -> None:
     events = [(n, at, round_trip(event)) for n, (event, at) in enumerate(_events(coordinator), 1)]
     told = [line.text for line in tell(events, coordinator.state, RUN)]
     assert told[0] == "Flower run quick of app.client:app opened at north, south, west"
-    assert told[1] == "quick_m1-train-north planned: the ServerApp sends north a train message"
+    assert told[1] == "quick_m1-train-north planned: the ServerApp sends north a message: train"
     shown = view(coordinator.state, sequence=1, head="", now=coordinator.now, seen={}, sights={})
     assert [job.purpose for job in shown.jobs] == ["flower"]
+    assert [(run.status, run.messages, run.answered) for run in shown.flower_runs] == [("open", 1, 0)]
     assert coordinator.deliver("quick_m1-train-north")[-1] == "ContributionAdmitted quick_m1-train-north.a1"
 
 

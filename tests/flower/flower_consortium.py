@@ -25,11 +25,20 @@ SITES = tuple(
 class FlowerConsortium:
     """Started, with every agent at work; ``with`` it."""
 
-    def __init__(self, workdir: Path, apps: dict[str, list[str]] | None = None) -> None:
-        """apps  of sites, what their operators let run; left out: the example"""
+    def __init__(
+        self, workdir: Path, apps: dict[str, list[str]] | None = None, slurm: dict[str, Any] | None = None
+    ) -> None:
+        """apps  of sites, what their operators let run; left out: the example
+        slurm    of sites that launch through it: their profile
+        """
         workdir.mkdir(parents=True)
         self.here = LocalConsortium(
-            workdir=workdir.resolve(), name="flowers", sites=SITES, text=workdir, sync_seconds=0.5
+            workdir=workdir.resolve(),
+            name="flowers",
+            sites=SITES,
+            text=workdir,
+            sync_seconds=0.5,
+            slurm=slurm or {},
         )
         self._apps = apps or {}
         # the operators have installed the app at their sites
