@@ -121,7 +121,7 @@ def _allocation(config: SiteConfig) -> Check:
 def _text(text: Text) -> str:
     files = files_of(text)
     size = sum(path.stat().st_size for path, _ in files)
-    return f"{len(files)} files, {size / 1e6:.1f} MB"
+    return f"{text.access}: {len(files)} file{'' if len(files) == 1 else 's'}, {size / 1e6:.1f} MB"
 
 
 def _manifest(config: SiteConfig) -> Iterator[Check]:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -102,7 +103,16 @@ def _test_only(profile: SiteProfile, commands: Commands, folder: str) -> str:
     words = " ".join((said.err.strip() or said.out.strip()).split())
     if said.rc != 0:
         raise BadInput(f"{words[:300]} (asked: {shlex.join(options)[:300]})")
-    return words[:200] or "sbatch would take it"
+    return _dated(words[:200]) or "sbatch would take it"
+
+
+def _dated(words: str) -> str:
+    """With a date where Slurm was asked for epoch seconds."""
+    return re.sub(r"(?<=start at )[0-9]{9,11}\b", lambda found: _date(int(found[0])), words)
+
+
+def _date(at: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
 def _ask(commands: Commands, words: list[str]) -> Completed:

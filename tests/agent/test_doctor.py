@@ -24,7 +24,9 @@ OK = {
     "squeue": Completed(rc=0, out="", err=""),
     "sinfo -h -o %P|%a|%l|%D": Completed(rc=0, out="gpu*|up|1-00:00:00|63\n", err=""),
     "sinfo -h -o %G": Completed(rc=0, out="gpu:a100:4(S:0-1)\n(null)\n", err=""),
-    "sbatch --test-only": Completed(rc=0, out="", err="sbatch: Job 5 to start at 2026-11-22T11:00:00\n"),
+    "sbatch --test-only": Completed(
+        rc=0, out="", err="sbatch: Job 5 to start at 1795345200 using 1 processors\n"
+    ),
 }
 
 
@@ -53,7 +55,9 @@ def test_a_slurm_that_takes_our_jobs():
     assert "24.11.5" in checks["slurm"].detail
     assert "63 nodes" in checks["partition"].detail
     assert "a job takes 4 on each of 2 nodes" in checks["gpus"].detail
-    assert "to start at" in checks["submit"].detail
+    assert (
+        "to start at 2026-11-22 11:00:00 UTC using" in checks["submit"].detail
+    )  # asked for as epoch seconds
     test = next(line for line in slurm.lines if "--test-only" in line)
     assert "--account=p1" in test and "--partition=gpu" in test and "--nodes=2" in test
     assert slurm.stdin.startswith(b"#!/bin/bash")
