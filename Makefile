@@ -7,7 +7,7 @@ WORKDIR ?=
 SEED ?= 1
 JOBS ?= 2
 
-.PHONY: demo test check format stubs schemas chaos slurm slurm-demo soak benchmarks clean help
+.PHONY: demo test check format stubs schemas chaos slurm slurm-demo slurm-release soak benchmarks clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -40,6 +40,9 @@ chaos: $(VENV)/dev-installed  ## kill the demo's processes at ten random moments
 
 slurm: $(VENV)/dev-installed  ## the launcher on a real Slurm of its own, as root with its packages (minutes): .ci/run installs them
 	SPRACHBUND_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m '' tests/slurm
+
+slurm-release: $(VENV)/dev-installed  ## the launcher on the Slurm of another Debian release, unpacked for it: RELEASE=trixie has 24.11
+	$(BIN)/python tests/slurm/other_release.py $(or $(RELEASE),trixie)
 
 soak: $(VENV)/dev-installed  ## the tests that take minutes each: Slurm through faults, the demo on it, many ranks
 	$(BIN)/python -m pytest -m soak
