@@ -20,10 +20,11 @@ from consortium.errors import BadInput, Corrupt, DiskFull, Unavailable
 from consortium.files import disk_errors, make_folder, move_into_place, sync_folder, write_bytes_atomically
 from consortium.folders import fresh_folder
 from site_agent.ssh import scripts
-from site_agent.ssh.connection import Answer, Connection
+from site_agent.ssh.connection import Connection
 from site_agent.ssh.errands import Errands, Progress
 from site_agent.ssh.frames import Frame, frames
 from site_agent.ssh.moves import Sent, digest_of_file, fetch, send
+from site_agent.ssh.session import Answer
 
 #: Files and folders that staging lays out, and the agent's notes. Everything else in a job directory is the job's.
 _INPUTS = (

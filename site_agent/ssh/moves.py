@@ -17,8 +17,9 @@ from typing import IO
 from consortium.canonical import Fact
 from consortium.errors import Broken, Corrupt, Unavailable
 from consortium.files import disk_errors, make_folder, move_into_place
-from site_agent.ssh.connection import Connection, Session
+from site_agent.ssh.connection import Connection
 from site_agent.ssh.scripts import BLOCK, FETCH, SEAL, SEND
+from site_agent.ssh.session import Session
 
 _CHUNK = 1 << 18
 _STALLED_SECONDS = 300.0  # after the last byte is written: for the site's disk to take it

@@ -61,13 +61,11 @@ def sockets():
 def site(shared_sshd, tmp_path, sockets):
     site = site_of(shared_sshd, tmp_path, sockets)
     yield site
-    site.connect().close()
-    site.wire.close()
+    site.close()
 
 
 @pytest.fixture
 def own_site(own_sshd, tmp_path, sockets):
     site = site_of(own_sshd, tmp_path, sockets)
     yield site
-    site.connect().close()
-    site.wire.close()
+    site.close()

@@ -98,6 +98,10 @@ class LoopbackSite:
         """Another process's view of the same connection."""
         return Connection(self.settings, folder=self.sockets, **changes)
 
+    def close(self) -> None:
+        self.connect().close()
+        self.wire.close()
+
     def another_line(self) -> "LoopbackSite":
         """Another way to the same machine, with a connection of its own."""
         wire = Wire(self.sshd.port)

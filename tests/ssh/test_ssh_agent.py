@@ -48,7 +48,7 @@ def slurm(tmp_path):
 
 @pytest.fixture
 def config(site, slurm, coordinator, tmp_path, monkeypatch):
-    monkeypatch.setattr("site_agent.ssh.connection._socket_folder", lambda: site.sockets)
+    monkeypatch.setattr("site_agent.ssh.master._socket_folder", lambda: site.sockets)
     return SiteConfig(
         site=NORTH,
         coordinator=f"127.0.0.1:{coordinator.port}",
@@ -144,7 +144,7 @@ async def test_an_agent_whose_host_is_lost_is_replaced(
 async def test_a_line_that_breaks_again_and_again_costs_nothing_but_time(
     config, coordinator, identity, site, slurm, program, monkeypatch
 ):
-    monkeypatch.setattr("site_agent.ssh.connection.wait_seconds", lambda trouble: 0.1)
+    monkeypatch.setattr("site_agent.ssh.master.wait_seconds", lambda trouble: 0.1)
 
     async def breaker():
         for seconds in (0.5, 1.0, 2.0, 3.0, 4.0, 5.0):

@@ -108,7 +108,7 @@ def test_a_socket_without_a_master_is_healed(site, commands):
     commands.run(["true"])
     socket = site.connect().socket
     os.kill(master_of(site), signal.SIGKILL)
-    until(lambda: site.connect()._answers() is False)
+    until(lambda: site.connect()._master._answers() is False)
     assert socket.exists()  # a killed master leaves it behind
     assert commands.run(["echo", "again"]).out == "again\n"
 
@@ -131,7 +131,7 @@ def test_a_session_that_finds_no_master_never_dials(site, commands):
 
 
 def test_a_frozen_line_is_given_up_after_the_timeout_and_left_behind(site, commands, monkeypatch):
-    monkeypatch.setattr("site_agent.ssh.connection._CHECK_SECONDS", 3.0)
+    monkeypatch.setattr("site_agent.ssh.connection.CHECK_SECONDS", 3.0)
     commands.run(["true"])
     old = master_of(site)
     site.wire.freeze()

@@ -31,7 +31,7 @@ from site_agent.transfers import Died
 
 @pytest.fixture
 def config(site, tmp_path, monkeypatch):
-    monkeypatch.setattr("site_agent.ssh.connection._socket_folder", lambda: site.sockets)
+    monkeypatch.setattr("site_agent.ssh.master._socket_folder", lambda: site.sockets)
     text = tmp_path / "texts of the site" / "finnish.txt"
     text.parent.mkdir()
     text.write_text("\n\n".join(f"Lause numero {number}." for number in range(40)))
