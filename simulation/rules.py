@@ -10,7 +10,7 @@ import msgspec
 
 from consortium.canonical import encode
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, SiteName, attempt_of
-from consortium.jobs import FlowerMessage, Merge, Outcome, Purpose
+from consortium.jobs import FlowerMessage, Merge, Outcome, Purpose, Train
 from coordinator.core import events as ev
 from coordinator.core.state import CampaignState, RoundState, State, apply
 from coordinator.core.transitions import JobState
@@ -152,6 +152,7 @@ class Rules:
             assert behind == 0 or (
                 campaign.spec.quorum.late == "next_round" and 0 < behind <= campaign.spec.quorum.staleness_max
             ), "too stale"
+            assert isinstance(job.work, Train)
             assert job.contribution.base == job.work.base == campaign.rounds[job.round].base
             assert job.contribution.site == job.site
             assert job.contribution.attempt == job.attempt
