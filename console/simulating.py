@@ -35,6 +35,10 @@ def simulate(
             help="So many sites together: those that the plan names, and others of its `generate:`.",
         ),
     ] = None,
+    campaign: Annotated[
+        Path | None,
+        typer.Option("--campaign", metavar="CAMPAIGN.yaml", help="In place of the plan's: another policy."),
+    ] = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="Another seed is another fate of the same sites.")
     ] = 0,
@@ -83,7 +87,7 @@ def simulate(
         raise BadInput(f"--hours-max {hours_max:g}: write hours above 0, such as 500")
     if out is not None and out.exists():
         raise BadInput(f"--out {out}: exists already; choose another name or remove it")
-    read = load_plan(file, sites)
+    read = load_plan(file, sites, campaign)
     plan = faster(read.plan, speed) if speed != 1.0 else read.plan
     plan = replace(plan, hours_max=hours_max) if hours_max is not None else plan
     found = report(plan, _run(plan, seed, chosen, as_json), read.notes)

@@ -24,18 +24,23 @@ class PlanFile(Fact):
     notes: tuple[str, ...] = ()
 
 
-def load_plan(path: str | Path, num_sites: int | None = None, languages: Languages | None = None) -> PlanFile:
+def load_plan(
+    path: str | Path,
+    num_sites: int | None = None,
+    campaign_file: str | Path | None = None,
+    languages: Languages | None = None,
+) -> PlanFile:
     """The plan in the YAML file ``path``. Raises BadInput with every ``file:line`` that is wrong.
 
-    num_sites  all sites together: those that the file names, and as many of its family as are missing
+    num_sites      all sites together: those that the file names, and as many of its family as are missing
+    campaign_file  in place of the plan's own
     """
     document = read(path)
     written = document.convert(PlanInFile)
     known = languages or load_languages()
     problems = Problems(document)
-    found = problems.attempt(
-        ("campaign",), lambda name: load_campaign(document.beside(name), known), written.campaign
-    )
+    file = document.beside(written.campaign) if campaign_file is None else str(campaign_file)
+    found = problems.attempt(("campaign",), lambda name: load_campaign(name, known), file)
     public = _held(written.public, ("public",), problems, known)
     sites = tuple(
         _checked(site, public, ("sites", index), problems, known) for index, site in enumerate(written.sites)
