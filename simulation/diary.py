@@ -100,7 +100,7 @@ def endings(state: State) -> tuple[Ending, ...]:
     )
 
 
-def versions(state: State) -> tuple[Made, ...]:
+def versions_of(state: State) -> tuple[Made, ...]:
     return tuple(
         Made(name=version.name, digest=version.digest, status=version.status, round=version.round)
         for _, campaign in sorted(state.campaigns.items())

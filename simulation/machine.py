@@ -115,7 +115,8 @@ def _clock(machine: Machine) -> _StandIn:
     def sleep(seconds: float) -> None:
         raise AssertionError("a shell sleeps in the only thread there is")
 
-    return _StandIn(time, time=lambda: machine.host.clock(), monotonic=monotonic, sleep=sleep)
+    now = {"monotonic": monotonic, "perf_counter": monotonic}
+    return _StandIn(time, time=lambda: machine.host.clock(), sleep=sleep, **now)
 
 
 def _random(machine: Machine) -> _StandIn:

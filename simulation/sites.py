@@ -132,7 +132,7 @@ class SiteHost:
                 except SprachbundError as error:
                     self._moment("not enrolled", str(error))
                     await asyncio.sleep(_ENROL_AGAIN_SECONDS)
-            launcher = SimulatedLauncher(self.cluster, self.config.sync_seconds)
+            launcher = SimulatedLauncher(self.cluster, 2.0 * self.config.sync_seconds)
             agent = Agent(self.config, SiteIdentity.load(home), launcher)
             self.cluster.stirred = agent.look_now
             await agent.run()

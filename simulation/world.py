@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import grpc
 from sprachbund.v1 import admin_pb2, admin_pb2_grpc
 
 from consortium.canonical import digest_of_fact, encode
-from consortium.errors import SprachbundError
+from consortium.errors import SprachbundError, Unavailable
 from consortium.identity import Credentials
 from consortium.invitation import Invitation
 from consortium.wire_errors import from_rpc_error
@@ -20,7 +23,7 @@ from policies.membership import Group, Membership
 from simulation.checkers import Referee
 from simulation.cluster import Cluster
 from simulation.coordinators import ENROLMENT, MAIN, CoordinatorHost, run_here
-from simulation.diary import Diary, endings, merged_tokens, versions
+from simulation.diary import Diary, endings, merged_tokens, versions_of
 from simulation.draws import lognormal
 from simulation.faults import Faults
 from simulation.hostile import Stranger
@@ -61,7 +64,7 @@ class World:
         """Everything, from founding to the verdict of the referee."""
         asyncio.set_event_loop(self.loop)
         try:
-            with inhabited(self._machine, *self._stand_ins()):
+            with inhabited(self._machine, *self._stand_ins()), _silence():
                 return self.loop.run_until_complete(self._story(rebuild, progress))
         finally:
             asyncio.set_event_loop(None)
@@ -79,6 +82,7 @@ class World:
 
     def _stand_ins(self) -> list[tuple[str, str, Any]]:
         self.network = Network(self.loop)
+        release = version("sprachbund")  # once: reading it costs as much as a Sync
         manifests = {str(site.name): manifest_of_site(site) for site in self.plan.sites}
         return [
             ("coordinator.workshop", "_run", run_here(self.plan.campaign.languages)),
@@ -88,6 +92,11 @@ class World:
             ("consortium.transfer", "CHUNK_BYTES", _CHUNK_BYTES),
             ("site_agent.carry", "CHUNK_BYTES", _CHUNK_BYTES),
             ("site_agent.carry", "salvage", self._salvage),
+            ("site_agent.presence", "SEEN_SECONDS", 86400.0),  # a file that nobody reads here
+            *(
+                (module, "version", lambda name: release)
+                for module in ("site_agent.agent", "site_agent.link")
+            ),
             ("site_agent.agent", "Description", lambda config: Told(manifests, config)),
             ("site_agent.link", "open_channel", self.network.open_channel),
             ("site_agent.enrol", "open_channel", self.network.open_channel),
@@ -176,7 +185,7 @@ class World:
         )
         host = self._host("admin", 0.0)
         self.network.wires["admin"] = Wire("admin", self.seed, PRESETS["calm"], 10.0, 1000.0, 1000.0)
-        Process("admin", host).spawn(self._administer())
+        Process("admin", host).spawn(self._administered())
         clears = self.weather.clears_after_hours
         if clears is not None:
             self.loop.call_later(clears * 3600.0, self._clear_up, context=self.loop.outside)
@@ -189,6 +198,14 @@ class World:
         for site in self.sites:
             site.host.disk_is_full = False
             site.cluster.weather = PRESETS["calm"]
+
+    async def _administered(self) -> None:
+        try:
+            await self._administer()
+        except SprachbundError as error:
+            self.referee.blame(f"the campaign cannot be submitted: {error}")
+            self._over = True
+            self._ended.set()
 
     async def _administer(self) -> None:
         """Invite every site, then submit the campaign; again and again until it is done."""
@@ -304,7 +321,7 @@ class World:
             head=self.referee.head,
             events=self.referee.sequence,
             steps=self.loop.steps,
-            versions=versions(state),
+            versions=versions_of(state),
             happenings=self.diary.told(),
             tokens=dict(sorted(tokens.items())),
             costs={
@@ -324,13 +341,27 @@ class World:
         )
 
 
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """What the programs log is what the weather makes them say; it would cost a fifth of the time."""
+    loggers = [logging.getLogger(name) for name in ("consortium", "coordinator", "site_agent", "policies")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
 async def _insist(ask: Any, request: Any) -> Any:
-    """The answer, however long it takes."""
+    """The answer, however long it takes. Raises what trying again cannot help."""
     while True:
         try:
             return await ask(request, timeout=60.0)
-        except Exception as error:
-            try:
-                raise from_rpc_error(error) from error  # type: ignore[arg-type]
-            except SprachbundError:
-                await asyncio.sleep(_TRY_AGAIN_SECONDS)
+        except grpc.RpcError as error:
+            refused = from_rpc_error(error)
+            if not isinstance(refused, Unavailable):
+                raise refused from error
+            await asyncio.sleep(_TRY_AGAIN_SECONDS)
