@@ -62,6 +62,26 @@ def shorten(plan: dict[str, Any]) -> None:
     plan["train"] |= {"steps": 16, "checkpoint_steps": 4, "batch_sequences": 4, "sequence_tokens": 64}
 
 
+def lay_out(here: LocalConsortium, seed: int, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The consortium's files, and the demo's campaign as changed; returns the campaign's."""
+    here.workdir.mkdir(parents=True)
+    campaign = prepare(here, seed)
+    plan = yaml.safe_load(campaign.read_text())
+    change(plan)
+    campaign.write_text(yaml.safe_dump(plan, sort_keys=False))
+    return campaign
+
+
+def outcome_of(view: ConsortiumView, seconds: float, what: str) -> Outcome:
+    """Of the last view. Raises AssertionError if the campaign was not completed, or left out a round."""
+    state = next(c for c in view.campaigns if c.campaign == CAMPAIGN)
+    if state.status != "completed":
+        raise AssertionError(f"{what}: the campaign {state.status}: {state.reason}")
+    if empty := [round_.reason for round_ in state.rounds if round_.candidate is None]:
+        raise AssertionError(f"{what}: a round without a candidate: {empty[0]}")
+    return Outcome(state.head, seconds, what)
+
+
 def run(
     workdir: Path,
     seed: int,
@@ -74,11 +94,7 @@ def run(
     change  of the demo's campaign, before it is submitted
     """
     here = consortium_at(workdir)
-    workdir.mkdir(parents=True)
-    campaign = prepare(here, seed)
-    plan = yaml.safe_load(campaign.read_text())
-    change(plan)
-    campaign.write_text(yaml.safe_dump(plan, sort_keys=False))
+    campaign = lay_out(here, seed, change)
     began = time.monotonic()
     what = [UNDISTURBED]
     strike: threading.Thread | None = None
@@ -93,10 +109,7 @@ def run(
         if strike is not None:
             strike.join(30)
             here.stop()  # what the blow started again meanwhile
-    state = next(c for c in view.campaigns if c.campaign == CAMPAIGN)
-    if state.status != "completed":
-        raise AssertionError(f"{what[0]}: the campaign {state.status}: {state.reason}")
-    return Outcome(state.head, time.monotonic() - began, what[0])
+    return outcome_of(view, time.monotonic() - began, what[0])
 
 
 def struck(

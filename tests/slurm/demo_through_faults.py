@@ -24,16 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 HERE = Path(__file__).parent
 sys.path += [str(HERE), str(HERE.parent / "chaos")]
 
 from cluster import Cluster, free_ports, what_is_missing  # noqa: E402
 from cluster_settings import Settings  # noqa: E402
-from kill_anything import Outcome, run, without_rivals  # noqa: E402
+from kill_anything import Outcome, lay_out, outcome_of, run, without_rivals  # noqa: E402
 
-from console.demo import CAMPAIGN, consortium_at, prepare, slurm_of_sites, start, views  # noqa: E402
+from console.demo import consortium_at, slurm_of_sites, start, views  # noqa: E402
 from console.local import LocalConsortium  # noqa: E402
 
 FAULTS = ("walltime cut", "node failure", "preemption", "controller restart", "agent kill")
@@ -149,11 +147,7 @@ def through_slurm(
         *("south:account=south", "south:partition=south", "south:sbatch_extra=[--exclude=node3]"),
     ]
     here = consortium_at(workdir, slurm_of_sites(profile))
-    workdir.mkdir(parents=True)
-    campaign = prepare(here, seed)
-    plan = yaml.safe_load(campaign.read_text())
-    change(plan)
-    campaign.write_text(yaml.safe_dump(plan, sort_keys=False))
+    campaign = lay_out(here, seed, change)
     story, failed = Story(), []
 
     def strikes() -> None:
@@ -174,12 +168,7 @@ def through_slurm(
         here.stop()
     if failed:
         raise failed[0]
-    state = next(c for c in last.campaigns if c.campaign == CAMPAIGN)
-    if state.status != "completed":
-        raise AssertionError(f"the campaign {state.status}: {state.reason}")
-    if empty := [round_.reason for round_ in state.rounds if round_.candidate is None]:
-        raise AssertionError(f"a round without a candidate: {empty[0]}")
-    return Outcome(state.head, time.monotonic() - story.began, "through Slurm"), story
+    return outcome_of(last, time.monotonic() - story.began, "through Slurm"), story
 
 
 def states(cluster: Cluster) -> dict[str, int]:
