@@ -24,15 +24,8 @@ PACKAGES = (
     "slurm-wlm-basic-plugins",
     "slurmdbd",
     "mariadb-server",
-    # of the interpreter, wherever it was built
     "ca-certificates",
-    "libbz2-1.0",
-    "libffi8",
-    "liblzma5",
-    "libsqlite3-0",
-    "libssl3",
-    "libgomp1",
-    "zlib1g",
+    "python3",  # brings the libraries that this interpreter wants, whatever the release calls them
 )
 TESTS = ("tests/slurm/test_contract_on_slurm.py", "tests/slurm/test_launcher_on_slurm.py")
 REPOSITORY = Path(__file__).resolve().parents[2]
