@@ -32,12 +32,13 @@ from policies.windows import Openings, opening
 
 _log = logging.getLogger(__name__)
 
-#: After these, a snapshot and a signed checkpoint: a replay never has to go back further than one round.
+#: After these a signed checkpoint, and a snapshot if the last one is old.
 _MILESTONES = (ev.VersionPromoted, ev.VersionRejected, ev.RoundFailed, ev.CampaignEnded)
 
-_PAUSE_SECONDS = (
-    0.01  # after an event, for others to come: whom they concern is looked up once for all of them
-)
+#: A snapshot when so many of all events have happened since the last: it costs the more the more there are, and a start
+#: has so many to read again. For years that is at every milestone.
+_SNAPSHOT_SHARE = 0.02
+_PAUSE_SECONDS = 0.01  # after an event, for others to come: whom they concern is looked up once for all
 _PAUSE_SHARE = 4.0  # and no sooner again than after so many times what the last look took
 
 _INCARNATIONS_MAX = 1000  # of one site; an agent from cron is a new one every few minutes
@@ -104,6 +105,7 @@ class Driver:
         self._key = key
         self.clock = clock
         self._state: State | None = replay(ledger)
+        self._kept = 0  # the sequence of the newest snapshot that this process kept
         self.started_at = clock()
         self.renewed: dict[AttemptId, float] = {}
         self.seen: dict[SiteName, float] = {}
@@ -144,7 +146,7 @@ class Driver:
         self._forget()
         self.announce()
         if any(isinstance(event, _MILESTONES) for event in decision.events):
-            self._keep()
+            self._keep(_SNAPSHOT_SHARE * self.sequence)
         return decision
 
     def _moment(self, state: State, now: float, command: cm.Command | None = None) -> Moment:
@@ -168,10 +170,12 @@ class Driver:
         for attempt in self.sights.keys() - live:
             del self.sights[attempt]
 
-    def _keep(self) -> None:
-        """A snapshot and a signed checkpoint. What has happened stands without them, too."""
+    def _keep(self, events: float) -> None:
+        """A signed checkpoint, and a snapshot if there were so many events since the last. The past stands without."""
         try:
-            self._ledger.save_snapshot(self.state.snapshot(), self._ledger.head)
+            if self.sequence - self._kept >= events:
+                self._ledger.save_snapshot(self.state.snapshot(), self._ledger.head)
+                self._kept = self.sequence
             self._ledger.save_checkpoint(self.checkpoint())
         except Unavailable as error:
             _log.warning("no snapshot and no checkpoint at %d: %s", self.sequence, error)

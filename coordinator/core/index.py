@@ -4,26 +4,29 @@ Derived from the state's jobs and kept up with them, so it is neither written do
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from consortium.ids import CampaignId, JobId, SiteName
-from consortium.jobs import Purpose, Train
+from consortium.jobs import Purpose
 from coordinator.core.transitions import JobState
 
 if TYPE_CHECKING:
+    from coordinator.core.resting import Brief, Jobs
     from coordinator.core.state import Job
+
+_TRAINING = (Purpose.SEED, Purpose.ROUND, Purpose.RIVAL)
 
 
 class Index:
-    def __init__(self, jobs: Mapping[JobId, "Job"]) -> None:
+    def __init__(self, jobs: "Jobs") -> None:
         self._jobs = jobs
         self._open: list[JobId] = []  # sorted
         self._holder: dict[JobId, SiteName] = {}
         self._held: dict[SiteName, list[JobId]] = {}  # leased, sorted
         self._open_jobs: tuple[Job, ...] | None = None  # asked for many times between two changes
         self._admitted: dict[tuple[str, ...], list[tuple[float, JobId]]] = {}
-        for _, job in sorted(jobs.items()):
+        for job in jobs.briefs():
             self.note(job)
             if job.contribution is not None:
                 self.admit(job)
@@ -40,7 +43,7 @@ class Index:
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
-    def note(self, job: "Job") -> None:
+    def note(self, job: "Job | Brief") -> None:
         """It is new, or has changed its state."""
         place = bisect_left(self._open, job.id)
         is_known = place < len(self._open) and self._open[place] == job.id
@@ -61,7 +64,7 @@ class Index:
             if before != holder:
                 insort(self._held.setdefault(holder, []), job.id)
 
-    def admit(self, job: "Job") -> None:
+    def admit(self, job: "Job | Brief") -> None:
         """Its result was admitted just now."""
         for key in _keys(job):
             insort(self._admitted.setdefault(key, []), (job.admitted_at, job.id))
@@ -88,11 +91,11 @@ class Index:
         return (self._jobs[name] for _, name in reversed(self._admitted.get(key, [])))
 
 
-def _keys(job: "Job") -> Iterable[tuple[str, ...]]:
+def _keys(job: "Job | Brief") -> Iterable[tuple[str, ...]]:
     assert job.contribution is not None
     site = job.contribution.site
     yield (job.purpose,)
     yield (job.purpose, site)
-    if isinstance(job.work, Train):
+    if job.purpose in _TRAINING:
         yield (site, "trained")
         yield (site, "trained", job.campaign)

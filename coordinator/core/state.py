@@ -8,6 +8,7 @@ import enum
 import math
 from collections.abc import Iterable, Mapping
 from functools import singledispatch
+from typing import get_type_hints
 
 import msgspec
 
@@ -20,6 +21,7 @@ from consortium.manifests import Contribution, Holding, VersionManifest
 from coordinator.core import events as ev
 from coordinator.core.gate import GateVerdict
 from coordinator.core.index import Index
+from coordinator.core.resting import Jobs
 from coordinator.core.transitions import FINAL, JobState, step
 from policies.campaign import Campaign
 
@@ -248,7 +250,7 @@ class State(msgspec.Struct, dict=True):
     sites: dict[SiteName, Site] = {}
     campaigns: dict[CampaignId, CampaignState] = {}
     flower_runs: dict[CampaignId, FlowerRunState] = {}
-    jobs: dict[JobId, Job] = {}
+    jobs: Jobs = msgspec.field(default_factory=lambda: Jobs({}, Job))
     revoked: dict[str, str] = {}  #: people whose certificates are refused, as ``admin/ada``, and why
     layout: int = LAYOUT
 
@@ -273,11 +275,25 @@ class State(msgspec.Struct, dict=True):
         return self.index.live(site)
 
     def snapshot(self) -> bytes:
-        return encode(self)
+        """The state in canonical JSON. Jobs that are over rest as what stands there, see ``Jobs``."""
+        parts = {name: encode(getattr(self, name)) for name in self.__struct_fields__ if name != "jobs"}
+        parts["jobs"] = msgspec.json.encode(self.jobs.written(), order="sorted")
+        return msgspec.json.encode({name: msgspec.Raw(part) for name, part in parts.items()}, order="sorted")
 
 
 class _Layout(msgspec.Struct):
     layout: int = 1  #: the first had no name
+
+
+#: A state whose jobs are not read yet.
+_Written = msgspec.defstruct(
+    "_Written",
+    [
+        (name, dict[JobId, msgspec.Raw] if name == "jobs" else kind, msgspec.field(default=None))
+        for name, kind in get_type_hints(State).items()
+        if name in State.__struct_fields__
+    ],
+)
 
 
 def is_current(snapshot: bytes) -> bool:
@@ -289,7 +305,9 @@ def restore(snapshot: bytes) -> State:
     """The state that ``snapshot`` spells. Raises msgspec.ValidationError if another release wrote it."""
     if not is_current(snapshot):
         raise msgspec.ValidationError("the snapshot was written by another release")
-    return msgspec.json.decode(snapshot, type=State)
+    written = msgspec.json.decode(snapshot, type=_Written)
+    fields = {name: getattr(written, name) for name in State.__struct_fields__}
+    return State(**{**fields, "jobs": Jobs(fields["jobs"], Job)})
 
 
 def fold(state: State, happened: Iterable[tuple[ev.AnyEvent, float]]) -> State:

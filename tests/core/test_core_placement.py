@@ -1,7 +1,7 @@
 """Stories of who gets which job, with how many steps, and until when it is waited for; each with its reason."""
 
 import math
-from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from collections.abc import Callable, Iterator
 
 import pytest
 from consortium_in_facts import (
@@ -30,6 +30,7 @@ from coordinator.core.late import weights
 from coordinator.core.orders import merge_order
 from coordinator.core.pace import Runner, share_out
 from coordinator.core.place import waiting
+from coordinator.core.resting import Jobs
 from coordinator.core.state import Job, RoundState, restore
 from coordinator.core.transitions import JobState
 from policies.campaign import Quorum
@@ -164,7 +165,7 @@ def test_where_nothing_is_measured_whoever_asks_gets_it() -> None:
     assert coordinator.sync("west") == ["JobLeased demo_r0-seed.a1 west"]
 
 
-class Pile(dict[JobId, Job]):
+class Pile(Jobs):
     """Of jobs, too high to be looked through."""
 
     is_high = False
@@ -173,11 +174,11 @@ class Pile(dict[JobId, Job]):
         assert not self.is_high
         return super().__iter__()
 
-    def items(self) -> ItemsView[JobId, Job]:
+    def items(self) -> Iterator[tuple[JobId, Job]]:
         assert not self.is_high
         return super().items()
 
-    def values(self) -> ValuesView[Job]:
+    def values(self) -> Iterator[Job]:
         assert not self.is_high
         return super().values()
 
@@ -185,7 +186,7 @@ class Pile(dict[JobId, Job]):
 def test_a_sync_does_not_look_through_all_jobs_there_ever_were() -> None:
     coordinator = second_campaign()
     coordinator.state = restore(coordinator.state.snapshot())
-    coordinator.state.jobs = pile = Pile(coordinator.state.jobs)
+    coordinator.state.jobs = pile = Pile(coordinator.state.jobs, Job)
     assert coordinator.state.index
     pile.is_high = True
     coordinator.sync("west", slots=0)
