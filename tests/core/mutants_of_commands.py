@@ -79,7 +79,11 @@ MUTANTS = (
     ),
     *in_file(
         "core/access.py",
-        ("any certificate of the site will do", "if fingerprint not in site.since_enrolment:", "if False:"),
+        (
+            "any certificate of the site will do",
+            "if fingerprint != state.sites[SiteName(name)].fingerprint and",
+            "if False and",
+        ),
         (
             "sites read everything",
             'if role is not Role.SITE:\n        return Verdict(True, f"{role.value} {name} reads',
