@@ -9,9 +9,8 @@ from consortium.canonical import encode
 from consortium.flower import carrying, compat
 from consortium.flower.letters import read_letter
 from consortium.flower.runs import FlowerOrder, FlowerRun, job_part, node_of, run_number
-from consortium.ids import CampaignId, JobId, SiteName, job_named
+from consortium.ids import CampaignId, JobId, SiteName, digest_of, job_named
 from consortium.manifests import FileRef
-from consortium.store import BlobStore
 from coordinator.flower.post import Reply
 
 SITES = tuple(SiteName(name) for name in ("north", "south", "west"))
@@ -33,7 +32,8 @@ class PostHere:
     def __init__(
         self, folder: Path, app: Any, *, failing: Sequence[str] = (), dice: random.Random | None = None
     ) -> None:
-        self._store = BlobStore(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder  # plain files: the store's fsync of each would be most of the test
         self._scratch = folder / "parcel"
         self._app = app
         self._failing = failing
@@ -66,20 +66,22 @@ class PostHere:
         self.ended = reason
 
     def keep(self, path: Path) -> FileRef:
-        return self._store.put_file(path)
+        return self.keep_bytes(path.read_bytes())
 
     def keep_bytes(self, data: bytes) -> FileRef:
-        return self._store.put_bytes(data)
+        ref = FileRef(digest=digest_of(data), size=len(data))
+        self.find(ref).write_bytes(data)
+        return ref
 
     def find(self, ref: FileRef) -> Path:
-        return self._store.path(ref.digest)
+        return self._folder / ref.digest
 
     def _answer(self, job: JobId, order: FlowerOrder) -> Reply:
         if order.site in self._failing:
             return Reply(job=job, letter=None, reason=f"{order.site} is away")
         self.executions += 1
         run, node = run_number(self._run.run), node_of(order.site)
-        letter = read_letter(self._store.path(order.letter.digest).read_bytes())
+        letter = read_letter(self.find(order.letter).read_bytes())
         message = compat.instruction(
             carrying.unpack(letter, self.find),
             run=run,
