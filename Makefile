@@ -7,7 +7,7 @@ WORKDIR ?=
 SEED ?= 1
 JOBS ?= 2
 
-.PHONY: demo test check format stubs schemas chaos slurm slurm-demo slurm-release soak benchmarks clean help
+.PHONY: demo test check format stubs schemas chaos slurm slurm-demo slurm-release soak benchmarks sbom audit clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -53,8 +53,16 @@ slurm-demo: $(VENV)/dev-installed  ## the demo through a real Slurm on which fiv
 benchmarks: $(VENV)/dev-installed  ## merging beside a plain copy and mergekit; 30 GB and an hour on a quiet machine: WORKDIR=...
 	$(BIN)/python benchmarks/merging.py --workdir $(or $(WORKDIR),benchmark-run) --mergekit-python $(BIN)/python --markdown docs/merging-results.md
 
+sbom: $(VENV)/dev-installed  ## a bill of materials of what is installed, CycloneDX 1.6: sbom.cdx.json
+	$(BIN)/python -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible --spec-version 1.6 --output-format JSON --output-file sbom.cdx.json $(BIN)/python
+
+audit:  ## ask the network's database of known vulnerabilities about every pin; in an environment of its own
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --no-deps --requirement constraints.txt
+
 clean:  ## remove the virtual environment, the demo and the benchmark's models
-	rm -rf $(VENV) demo-run demo-run-[0-9]* benchmark-run
+	rm -rf $(VENV) $(VENV)-audit sbom.cdx.json demo-run demo-run-[0-9]* benchmark-run
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -124,7 +124,11 @@ def _from_transformers(folder: Path, device: torch.device, place: torch.device) 
     loader, backend = _loader(device)
     try:
         network = loader.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,  # a .bin is a pickle
+            trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise BadInput(
