@@ -125,6 +125,7 @@ def test_a_suspended_site_loses_its_leases_and_its_voice() -> None:
 def test_a_suspended_site_may_be_invited_anew() -> None:
     coordinator = consortium()
     coordinator.do(set_site("suspended"))
+    coordinator.now += 1  # an invitation of the same moment may have been given before
     coordinator.invite("north")
     coordinator.do(enrolment("north"))
     assert coordinator.sync("north") == []
