@@ -99,11 +99,11 @@ class Driver:
     """State, ledger and presence, and the only way to change them."""
 
     def __init__(
-        self, ledger: AnyLedger, key: ed25519.Ed25519PrivateKey, clock: Callable[[], float] = time.time
+        self, ledger: AnyLedger, key: ed25519.Ed25519PrivateKey, clock: Callable[[], float] | None = None
     ) -> None:
         self._ledger = ledger
         self._key = key
-        self.clock = clock
+        self.clock: Callable[[], float] = clock or time.time
         self._state: State | None = replay(ledger)
         self._kept = 0  # the sequence of the newest snapshot that this process kept
         self.started_at = clock()
