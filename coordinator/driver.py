@@ -106,7 +106,7 @@ class Driver:
         self.clock: Callable[[], float] = clock or time.time
         self._state: State | None = replay(ledger)
         self._kept = 0  # the sequence of the newest snapshot that this process kept
-        self.started_at = clock()
+        self.started_at = self.clock()
         self.renewed: dict[AttemptId, float] = {}
         self.seen: dict[SiteName, float] = {}
         self.sights: dict[AttemptId, Sight] = {}
