@@ -7,7 +7,7 @@ WORKDIR ?=
 SEED ?= 1
 JOBS ?= 2
 
-.PHONY: demo test check format stubs schemas chaos slurm slurm-demo slurm-release soak benchmarks sbom audit clean help
+.PHONY: mutation demo test check format stubs schemas chaos slurm slurm-demo slurm-release soak benchmarks sbom audit clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -43,6 +43,9 @@ slurm: $(VENV)/dev-installed  ## the launcher on a real Slurm of its own, as roo
 
 slurm-release: $(VENV)/dev-installed  ## the launcher on the Slurm of another Debian release, unpacked for it: RELEASE=trixie has 24.11
 	$(BIN)/python tests/slurm/other_release.py $(or $(RELEASE),trixie)
+
+mutation: $(VENV)/dev-installed  ## breaks the core in many ways, one at a time; the simulation has to see nine of ten
+	$(BIN)/python tests/simulation/mutation.py
 
 soak: $(VENV)/dev-installed  ## the tests that take minutes each: Slurm through faults, the demo on it, many ranks
 	$(BIN)/python -m pytest -m soak

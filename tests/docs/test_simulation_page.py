@@ -1,9 +1,11 @@
 """What the page on simulation says of a plan's keys, held to the code."""
 
 import msgspec
-from test_documents import EMPTY, in_words, rows
+from test_documents import EMPTY, PICTURES, in_words, rows
 
-from consortium.canonical import Fact
+from console.screens.timeline import timeline
+from consortium.canonical import Fact, decode
+from simulation.outcome import Outcome
 from simulation.plan import PlanInFile, SiteFamily, SitePlan, Spread
 
 
@@ -32,3 +34,8 @@ def check_flat(table: dict[str, list[str]], kind: type[Fact], together: tuple[st
         default = "required" if fields[key].required else fields[key].default
         empty = default in (None, (), "", {}, msgspec.NODEFAULT)
         assert cells[0] in EMPTY if empty else cells[0] == in_words(default), (key, cells[0], default)
+
+
+def test_the_picture_is_what_the_program_draws_today() -> None:
+    found = decode((PICTURES / "simulation.json").read_bytes(), Outcome)
+    assert (PICTURES / "simulation.svg").read_text(encoding="utf-8") == timeline(found)
