@@ -48,7 +48,7 @@ def _waits_for(state: State, campaign: CampaignState, moment: Moment | None) -> 
             hours = hours_to_begin(campaign)
             return f"an allocation that can pay for {job.id}, for {hours:g} h from its planning: {unpaid}"
     able = [s.name for s in participants(state, campaign)]
-    if len(able) < campaign.spec.sites_expected and not open_jobs:
+    if len(able) < campaign.spec.sites_expected and _is_next_to_begin(campaign, last):
         away = [f"; {s.name} is draining" for s in holders(state, campaign) if s.draining]
         return (
             f"{len(able)} of the {campaign.spec.sites_expected} expected sites are enrolled and hold text "
@@ -75,6 +75,13 @@ def _waits_for(state: State, campaign: CampaignState, moment: Moment | None) -> 
         for w in owed(state)
         if getattr(w, "campaign", None) == campaign.spec.campaign
     )
+
+
+def _is_next_to_begin(campaign: CampaignState, last: Round | None) -> bool:
+    """Whether what comes next is the tokenizer's job or a round, which begin only with enough sites."""
+    if campaign.tokenizer is None:
+        return campaign.tokenizer_job is None
+    return next_round(campaign) is not None and (last is None or last.state is RoundState.CLOSED)
 
 
 def _waits_for_a_merger(round_: Round) -> bool:
