@@ -212,6 +212,7 @@ class Cluster:
                 return _TOKENIZER_SECONDS
             case Merge():
                 return _MERGE_SECONDS + self._model_bytes * (len(work.parts) + 2) / _MERGED_BYTES_PER_SECOND
+        raise AssertionError(f"nobody simulates {type(work).__name__}")
 
     def _step(self, job: _Job) -> int:
         """How far a running job is."""

@@ -163,7 +163,7 @@ class CoordinatorHost:
 
     def _watch(self, ledger: Ledger, driver: Driver) -> None:
         """Every append passes the referee, between two moments at which the process may die."""
-        append, snapshot, checkpoint = ledger.append, ledger.save_snapshot, ledger.save_checkpoint
+        append, keep_snapshot, keep_checkpoint = ledger.append, ledger.save_snapshot, ledger.save_checkpoint
         machine, referee = self._machine, self._referee
 
         def appended(events: Any, at: float) -> list[Recorded]:
@@ -177,12 +177,12 @@ class CoordinatorHost:
         def kept_snapshot(state: bytes, at: Any) -> None:
             with disk_errors(self.home):
                 machine.write()
-            snapshot(state, at)
+            keep_snapshot(state, at)
 
-        def kept_checkpoint(signed: Any) -> None:
+        def kept_checkpoint(checkpoint: Any) -> None:
             with disk_errors(self.home):
                 machine.write()
-            checkpoint(signed)
+            keep_checkpoint(checkpoint)
 
         ledger.append = appended  # type: ignore[method-assign]
         ledger.save_snapshot = kept_snapshot  # type: ignore[method-assign]

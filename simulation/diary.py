@@ -7,7 +7,7 @@ from coordinator.core import events as ev
 from coordinator.core.state import CampaignState, State
 from simulation.outcome import Ending, Happening, Made
 
-_SPANS = {
+_SPANS: dict[int, str] = {
     site_pb2.ATTEMPT_PHASE_STAGING: "staging",
     site_pb2.ATTEMPT_PHASE_UPLOADING: "uploading",
 }

@@ -37,7 +37,7 @@ def drawn_plan(seed: int) -> Plan:
     names = _NAMES[: 2 + int(dice.random() * 2)]
     sites = tuple(_site(seed, name, language) for name, language in zip(names, _LANGUAGES, strict=False))
     return Plan(
-        campaign=_campaign(seed, len(sites)),
+        campaign=_campaign(seed, sites),
         sites=tuple(sorted(sites, key=lambda site: site.name)),
         hours_max=_HOURS_MAX,
         model_bytes=2_000_000_000,
@@ -62,12 +62,15 @@ def drawn_weather(name: str = "rough") -> Weather:
     )
 
 
-def _campaign(seed: int, sites: int) -> Campaign:
-    dice = stream(seed, "campaign")
+def _campaign(seed: int, among: tuple[SitePlan, ...]) -> Campaign:
+    dice, sites = stream(seed, "campaign"), len(among)
+    needed = 1 + int(dice.random() * 2)
+    if any(site.allocation for site in among):  # else it would wait, rightly, until people grant more
+        needed = 1
     steps = 400
     expected = 1 + int(dice.random() * sites)
     late: Any = dice.choice(["refuse", "next_round"])
-    encodings = ["bf16", "bf16", "int8", "topk"] if late == "refuse" else ["bf16"]
+    encodings: list[Any] = ["bf16", "bf16", "int8", "topk"] if late == "refuse" else ["bf16"]
     merge_at: Any = dice.choice(["coordinator", "coordinator", "site", "any"])
     return Campaign(
         campaign=CampaignId("drawn"),
@@ -90,7 +93,7 @@ def _campaign(seed: int, sites: int) -> Campaign:
         merge_at=merge_at,
         quorum=Quorum(
             share=dice.choice([0.5, 1.0]),
-            minimum=1 + int(dice.random() * min(2, expected)),
+            minimum=min(needed, expected),
             deadline_hours=dice.choice([4.0, 12.0]),
             queue_hours_max=dice.choice([None, 8.0]),
             grace_hours=dice.choice([0.0, 0.5]),
@@ -107,7 +110,10 @@ def _campaign(seed: int, sites: int) -> Campaign:
 def _site(seed: int, name: str, language: Language) -> SitePlan:
     dice = stream(seed, "site", name)
     windows = (OpenHours(cron="0 6 * * *", hours=16.0),) if dice.random() < 0.2 else ()
-    allocation = Granted(gpu_hours=dice.choice([3.0, 30.0]), name="grant") if dice.random() < 0.3 else None
+    may_end = name != _NAMES[0]  # somebody can always pay
+    allocation = (
+        Granted(gpu_hours=dice.choice([3.0, 30.0]), name="grant") if dice.random() < 0.4 and may_end else None
+    )
     return SitePlan(
         name=SiteName(name),
         organisation=name,

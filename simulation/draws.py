@@ -5,7 +5,8 @@ from random import Random
 
 def lognormal(dice: Random, median: float, sigma: float) -> float:
     """Rounded to milliseconds, so that no mathematical library's last bit can show."""
-    return round(median * 2.0 ** (1.442695 * sigma * normal(dice)), 3)
+    factor: float = 2.0 ** (1.442695 * sigma * normal(dice))
+    return round(median * factor, 3)
 
 
 def normal(dice: Random) -> float:

@@ -69,8 +69,8 @@ class Stranger:
             request = site_pb2.SyncRequest(site=release, incarnation=dice.randbytes(4).hex() * 30, **fields)
             return lambda: sites.Sync(request, timeout=60.0)
 
-        attempts = [site_pb2.AttemptReport(attempt="../../etc/passwd", phase=1)]
-        odd = [site_pb2.AttemptReport(attempt="a_b.a1", phase=99)]
+        attempts = _odd("../../etc/passwd", 1)
+        odd = _odd("a_b.a1", 99)
         stop = admin_pb2.StopCampaignRequest(campaign="any", reason="because")
 
         async def read() -> None:
@@ -94,6 +94,10 @@ class Stranger:
             ("an upload without header", write),
             ("a bad digest", lambda: blobs.Stat(artifact_pb2.StatRequest(digest="../.."), timeout=60.0)),
         ]
+
+
+def _odd(attempt: str, phase: Any) -> list[site_pb2.AttemptReport]:
+    return [site_pb2.AttemptReport(attempt=attempt, phase=phase)]
 
 
 def _doubled() -> site_pb2.SyncRequest:

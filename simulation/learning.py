@@ -81,9 +81,9 @@ class Pupil:
             gains[self._rows[language]] += np.float32(_PUBLIC_GAIN * work.replay_share * share)
         for language in work.languages:
             gains[self._rows[language]] += np.float32(_OWN_GAIN * share / len(work.languages))
-        weights[SKILL] = weights[SKILL] + gains[:, None]
+        weights[SKILL] = (weights[SKILL] + gains[:, None]).astype(np.float32)
         noise = np.frombuffer(stream(work.seed, "noise").randbytes(_ROWS * 2), np.uint8).astype(np.float32)
-        weights[ROWS] = weights[ROWS] + ((noise - 128) / 65536).reshape(_ROWS, 2)
+        weights[ROWS] = weights[ROWS] + ((noise - np.float32(128)) / np.float32(65536)).reshape(_ROWS, 2)
         if spoilt:
             weights[SKILL] = weights[SKILL] + np.float32(1e6)
         account = Account(step=steps, updates=steps, seconds=round(seconds, 3))

@@ -87,24 +87,26 @@ class VirtualLoop(base_events.BaseEventLoop):
 
     # ---- scheduling
 
-    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> events.Handle:
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: Context | None = None
+    ) -> events.Handle:
         handle = events.Handle(callback, args, self, context)
         owner = handle._context.get(_PROCESS)  # type: ignore[attr-defined]
         if owner is not None and not owner.alive:
             self._graves.append(handle)
-            handle._cancelled = True  # type: ignore[attr-defined]
+            handle._cancelled = True
             return handle
         self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
 
-    call_soon_threadsafe = call_soon
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self, delay: float, callback: Any, *args: Any, context: Context | None = None
     ) -> events.TimerHandle:
         return self.call_at(self._now + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> events.TimerHandle:
         timer = events.TimerHandle(when, callback, args, self, context)
@@ -119,14 +121,14 @@ class VirtualLoop(base_events.BaseEventLoop):
         ready: Any = self._ready  # type: ignore[attr-defined]
         if not ready and not self._stopping:  # type: ignore[attr-defined]
             timers = self._timers
-            while timers and timers[0][2]._cancelled:  # type: ignore[attr-defined]
+            while timers and timers[0][2]._cancelled:
                 heapq.heappop(timers)
             if not timers:
                 raise RuntimeError("the simulated world stands still: nothing is going to happen any more")
             self._now = max(self._now, timers[0][0])
             while timers and timers[0][0] <= self._now:
                 handle = heapq.heappop(timers)[2]
-                if not handle._cancelled:  # type: ignore[attr-defined]
+                if not handle._cancelled:
                     ready.append(handle)
         for _ in range(len(ready)):
             handle = ready.popleft()
@@ -177,7 +179,9 @@ class VirtualLoop(base_events.BaseEventLoop):
 
     # ---- what asyncio expects of a loop that has a system below it
 
-    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
+    def add_signal_handler(  # type: ignore[override]
+        self, sig: int, callback: Any, *args: Any
+    ) -> None:
         pass  # no process of this world is sent a signal that it could hear
 
     def _write_to_self(self) -> None:

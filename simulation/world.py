@@ -18,6 +18,7 @@ from consortium.invitation import Invitation
 from consortium.wire_errors import from_rpc_error
 from coordinator.config import CoordinatorConfig
 from coordinator.core import events as ev
+from coordinator.core.decide import Moment
 from coordinator.core.waits import waits
 from policies.membership import Group, Membership
 from simulation.checkers import Referee
@@ -296,7 +297,8 @@ class World:
         if driver is not None and self.coordinator.process is not None and self.coordinator.process.alive:
             self.referee.settled(driver)
         if self.weather.clears_after_hours is not None:
-            self.referee.ended(lambda: [wait.reason for wait in waits(self.referee.state)])
+            moment = Moment(now=self.coordinator.true_time)
+            self.referee.ended(lambda: [wait.reason for wait in waits(self.referee.state, moment)])
         for site in self.sites:
             site.stop()
         self.coordinator.stop()
