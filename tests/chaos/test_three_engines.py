@@ -14,7 +14,7 @@ from coordinator.driver import replay
 from coordinator.ledger import Ledger
 from coordinator.verification import verify
 
-pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.demo, pytest.mark.timeout(1200)]
 SEED = 1  # as the calm run's
 
 
