@@ -150,3 +150,62 @@ def person(
         [f"{role} {name} needs these four files, in one folder:", *(f"  {x}" for x in places.values())]
     )
     answer(as_json, {**places, "name": name, "role": role}, text)
+
+
+@command(
+    "move", "sprachbund coordinator move coordinator.yaml --ledger service=sprachbund", under=coordinator
+)
+def move(
+    config: Config,
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            "--ledger", metavar="PLACE", help="A file, postgresql://user@host/name or service=name."
+        ),
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="PLACE", help="A folder, or s3://bucket/prefix.")
+    ] = None,
+    s3_endpoint: Annotated[
+        str | None, typer.Option("--s3-endpoint", metavar="URL", help="Of a bucket that is not Amazon's.")
+    ] = None,
+    s3_region: Annotated[str | None, typer.Option("--s3-region", help="Of the new bucket.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy ledger or artifacts from where CONFIG.yaml has them to another place, and check the copy.
+
+    The coordinator must not be running. The old ones stay; then write the new places into the config.
+    """
+    from rich.progress import Progress
+
+    from console.output import screen
+    from consortium.canonical import replace
+    from coordinator.config import load_coordinator_config
+    from coordinator.moving import move_blobs, move_ledger
+    from coordinator.stores import open_store, places_in
+
+    if ledger is None and store is None:
+        raise BadInput("say what to move where: --ledger PLACE, --store PLACE, or both")
+    places = places_in(load_coordinator_config(config))
+    told: dict[str, object] = {}
+    lines = []
+    console = screen(stderr=True)
+    with Progress(console=console, disable=as_json or not console.is_terminal) as bars:
+        if store is not None:
+            bar = bars.add_task("blobs")
+            there = replace(places, store=store, s3_endpoint=s3_endpoint, s3_region=s3_region)
+            told["blobs"] = move_blobs(
+                open_store(places),
+                open_store(there),
+                lambda done, all_: bars.update(bar, completed=done, total=all_),
+            )
+            lines.append(f"{told['blobs']} blobs are in {store}")
+        if ledger is not None:
+            line = bars.add_task("entries")
+            moved = move_ledger(
+                places.ledger, ledger, lambda done, all_: bars.update(line, completed=done, total=all_)
+            )
+            told["ledger"] = moved
+            lines.append(f"{moved.ledger} has {moved.sequence} entries, head {moved.head}, as before")
+    lines.append(f"Now write the new places into {config}; the old ones are as they were.")
+    answer(as_json, told, "\n".join(lines))

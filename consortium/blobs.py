@@ -71,6 +71,14 @@ class Blobs(Protocol):
         """Whether the blob is whole here and this owner sent every byte of it."""
         ...
 
+    def deliveries(self) -> list[tuple[Digest, str]]:
+        """Who sent every byte of which blob, sorted."""
+        ...
+
+    def note_delivery(self, digest: Digest, owner: str) -> None:
+        """Note that this owner once sent every byte of the blob; for who moves a store."""
+        ...
+
     def append(self, digest: Digest, owner: str, offset: int, data: bytes) -> int:
         """Add ``data`` at ``offset``, which must be where the partial ends; returns where it ends now."""
         ...

@@ -172,6 +172,14 @@ class BlobStore:
         """Whether the blob is whole here and this owner sent every byte of it."""
         return self._own(self._deliveries, digest, owner).is_file() and self.has(digest)
 
+    def deliveries(self) -> list[tuple[Digest, str]]:
+        """Who sent every byte of which blob, sorted."""
+        return sorted((Digest(mark.name), mark.parent.name) for mark in self._deliveries.glob("*/*"))
+
+    def note_delivery(self, digest: Digest, owner: str) -> None:
+        """Note that this owner once sent every byte of the blob; for who moves a store."""
+        write_bytes_atomically(self._own(self._deliveries, digest, owner), b"")
+
     def append(self, digest: Digest, owner: str, offset: int, data: bytes) -> int:
         """Add ``data`` at ``offset``, which must be where the partial ends; returns where it ends now.
 
@@ -218,7 +226,7 @@ class BlobStore:
                         f"blob {digest}: expected {size} bytes with this sha256, got {held} bytes with "
                         f"{got}; the upload was deleted, send it again from the start"
                     )
-                write_bytes_atomically(self._own(self._deliveries, digest, owner), b"")
+                self.note_delivery(digest, owner)
                 if not self._renewed(target):
                     os.fchmod(file, _READ_ONLY)
                     os.fsync(file)

@@ -120,6 +120,13 @@ class S3BlobStore:
     def delivered(self, digest: Digest, owner: str) -> bool:
         return self._bucket.find(_delivery(digest, owner)) is not None and self.has(digest)
 
+    def deliveries(self) -> list[tuple[Digest, str]]:
+        marks = (mark.split("/") for mark in self._bucket.names("deliveries"))
+        return sorted((ids.digest(digest), owner) for owner, digest in marks)
+
+    def note_delivery(self, digest: Digest, owner: str) -> None:
+        self._bucket.put(_delivery(digest, owner), b"")
+
     def append(self, digest: Digest, owner: str, offset: int, data: bytes) -> int:
         return self._local.append(digest, owner, offset, data)
 
@@ -129,7 +136,7 @@ class S3BlobStore:
             self._local.discard(digest, owner)
             return FileRef(digest=digest, size=size)
         ref = self._keep(self._local.finish(digest, owner, size))
-        self._bucket.put(_delivery(digest, owner), b"")
+        self.note_delivery(digest, owner)
         return ref
 
     def discard(self, digest: Digest, owner: str) -> None:

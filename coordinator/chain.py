@@ -78,6 +78,10 @@ class AnyLedger(Protocol):
         """
         ...
 
+    def adopt(self, recorded: Sequence[Recorded]) -> None:
+        """Write down entries of another ledger, byte for byte, all or none; Broken if they do not follow the head."""
+        ...
+
     def read(self, from_seq: int = 1) -> Iterator[Recorded]:
         """All entries from ``from_seq`` on, each checked against the chain. Broken names a bad one."""
         ...
@@ -160,6 +164,15 @@ def check_row(row: Row, seq: int, before: str, place: str) -> Recorded:
     if entry is None or problems:
         raise Broken(f"{place}: entry {seq}: {problems[0]}; run `sprachbund verify`")
     return Recorded(seq=seq, at=entry.at, event=entry.event, entry=row[3], hash=row[4])
+
+
+def check_succession(head: Head, recorded: Iterable[Recorded], place: str) -> None:
+    """Raise Broken unless the entries follow ``head``, one after the other."""
+    seq, before = head.seq, head.hash
+    for entry in recorded:
+        seq += 1
+        check_row(row_of(entry), seq, before, place)
+        before = entry.hash
 
 
 def other_writer(place: str, mine: Head, found: Head) -> Broken:

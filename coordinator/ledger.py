@@ -21,6 +21,7 @@ from coordinator.chain import (
     Snapshot,
     chain,
     check_row,
+    check_succession,
     checkpoint_of,
     examine,
     other_writer,
@@ -87,16 +88,16 @@ class Ledger:
         at      seconds since the epoch
         Raises DiskFull or Unavailable (nothing was written), Broken if somebody else wrote meanwhile.
         """
-        with self._lock, sqlite_errors(self._path):
-            with transaction(self._db):
-                head = self._last()
-                if head != self.head:
-                    raise other_writer(self.place, self.head, head)
-                recorded = write_down(head, events, at)
-                self._db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", map(row_of, recorded))
-            if recorded:
-                self.head = Head(seq=recorded[-1].seq, hash=recorded[-1].hash)
+        with self._lock:
+            recorded = write_down(self.head, events, at)
+            self._write(recorded)
         return recorded
+
+    def adopt(self, recorded: Sequence[Recorded]) -> None:
+        """Write down entries of another ledger, byte for byte, all or none; Broken if they do not follow the head."""
+        with self._lock:
+            check_succession(self.head, recorded, self.place)
+            self._write(recorded)
 
     def read(self, from_seq: int = 1) -> Iterator[Recorded]:
         """All entries from ``from_seq`` on, each checked against the chain. Broken names a bad one."""
@@ -150,6 +151,15 @@ class Ledger:
         return [checkpoint_of(row) for row in rows]
 
     # ---- inside
+
+    def _write(self, recorded: Sequence[Recorded]) -> None:
+        with sqlite_errors(self._path), transaction(self._db):
+            head = self._last()
+            if head != self.head:
+                raise other_writer(self.place, self.head, head)
+            self._db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", map(row_of, recorded))
+        if recorded:
+            self.head = Head(seq=recorded[-1].seq, hash=recorded[-1].hash)
 
     def _rows(self, query: str, *values: int) -> list[Any]:
         with self._lock, sqlite_errors(self._path):

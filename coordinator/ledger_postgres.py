@@ -22,6 +22,7 @@ from coordinator.chain import (
     Row,
     Snapshot,
     check_row,
+    check_succession,
     checkpoint_of,
     other_writer,
     row_of,
@@ -44,6 +45,7 @@ from coordinator.postgres import (
 
 _PAGE = 500
 _SELECT_EVENTS: LiteralString = "SELECT seq, at, kind, entry, hash FROM events"
+_INSERT_EVENT: LiteralString = "INSERT INTO events VALUES (%s, %s, %s, %s, %s)"
 
 
 class PostgresLedger:
@@ -109,18 +111,14 @@ class PostgresLedger:
         """See ``chain.AnyLedger``. Unavailable also if another coordinator leads by now: nothing was written."""
         with self._lock:
             recorded = write_down(self.head, events, at)  # before the transaction, which others wait for
-            with self._writing():
-                head = self._last()
-                if head != self.head:
-                    raise other_writer(self._place, self.head, head)
-                with self._db.cursor() as cursor:
-                    cursor.executemany(
-                        "INSERT INTO events VALUES (%s, %s, %s, %s, %s)",
-                        [row_of(entry) for entry in recorded],
-                    )
-            if recorded:
-                self.head = Head(seq=recorded[-1].seq, hash=recorded[-1].hash)
+            self._write(recorded)
         return recorded
+
+    def adopt(self, recorded: Sequence[Recorded]) -> None:
+        """Write down entries of another ledger, byte for byte, all or none; Broken if they do not follow the head."""
+        with self._lock:
+            check_succession(self.head, recorded, self._place)
+            self._write(recorded)
 
     def read(self, from_seq: int = 1) -> Iterator[Recorded]:
         """All entries from ``from_seq`` on, each checked against the chain. Broken names a bad one."""
@@ -173,6 +171,16 @@ class PostgresLedger:
         return [checkpoint_of(row) for row in rows]
 
     # ---- inside
+
+    def _write(self, recorded: Sequence[Recorded]) -> None:
+        with self._writing():
+            head = self._last()
+            if head != self.head:
+                raise other_writer(self._place, self.head, head)
+            with self._db.cursor() as cursor:
+                cursor.executemany(_INSERT_EVENT, [row_of(entry) for entry in recorded])
+        if recorded:
+            self.head = Head(seq=recorded[-1].seq, hash=recorded[-1].hash)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

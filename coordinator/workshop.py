@@ -249,7 +249,7 @@ def judge_round(state: State, campaign: CampaignState, round_: Round, workshop: 
     return cm.ReportVerdict(campaign=campaign.spec.campaign, round=round_.number, verdict=verdict)
 
 
-def gate_scores(state: State, campaign: CampaignState, round_: Round, store: BlobStore) -> Sequence[Scores]:
+def gate_scores(state: State, campaign: CampaignState, round_: Round, store: Blobs) -> Sequence[Scores]:
     """Admitted score artifacts that speak of a round's candidate or base.
 
     None of later rounds: an auditor, who judges again, must hear what the gate heard.
