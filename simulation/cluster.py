@@ -15,7 +15,7 @@ from consortium.errors import BadInput, SprachbundError, Unavailable
 from consortium.files import make_folder, write_bytes_atomically
 from consortium.jobs import Evaluate, Merge, Tokenizer, Train, Work
 from simulation.draws import gap_seconds, lognormal
-from simulation.learning import Pupil, size_of_order
+from simulation.learning import Trainer, size_of_order
 from simulation.loop import VirtualLoop
 from simulation.machine import Host
 from simulation.outcome import Happening
@@ -65,12 +65,13 @@ class Cluster:
         seed: int,
         host: Host,
         loop: VirtualLoop,
-        pupil: Pupil,
+        pupil: Trainer,
         model_bytes: int,
         happened: Callable[[Happening], None],
     ) -> None:
         self.plan, self.weather, self.host, self.loop, self.pupil = plan, weather, host, loop, pupil
         self.stirred: Callable[[], None] = lambda: None
+        self.blame: Callable[[str], None] = lambda sentence: None
         self.gpu_hours = 0.0
         self.joules = 0.0
         self.is_out = False  #: for maintenance
@@ -91,6 +92,7 @@ class Cluster:
         if known is not None and known.life >= life:
             return self._native_id(known)
         if known is not None and known.state is not _State.GONE:
+            self.blame(f"invariant 3: {directory.name} was to live a second time while it lived")
             raise Unavailable(f"{directory.name}: an earlier life is still there")
         self._count += 1
         job = _Job(directory, life, self.loop.time())

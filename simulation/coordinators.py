@@ -50,11 +50,20 @@ _INSPECTION_SECONDS, _JUDGING_SECONDS, _BASE_SECONDS, _MERGE_SECONDS = 30.0, 20.
 _BYTES_PER_SECOND = 4e8
 
 
-def run_here(languages: tuple[Language, ...]) -> Callable[..., bytes]:
-    """In place of the workshop's processes: a merge by the very function that they call, and a base of our size."""
+_run_apart = workshops._run
+
+
+def run_here(languages: tuple[Language, ...] | None) -> Callable[..., bytes]:
+    """In place of the workshop's processes: a merge by the very function that they call, and a base of our size.
+
+    languages  of the campaign; None: its base is the real one, made by a program of its own
+    """
 
     def run(arguments: Sequence[str], order: bytes = b"") -> bytes:
+        if arguments[1] == "consortium.models" and languages is None:
+            return _run_apart(arguments, order)
         if arguments[1] == "consortium.models":
+            assert languages is not None
             options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
             with fresh_folder(Path(options["--out"])) as folder:
                 for name, data in base_files(languages).items():

@@ -72,6 +72,8 @@ def _campaign(seed: int, among: tuple[SitePlan, ...]) -> Campaign:
     late: Any = dice.choice(["refuse", "next_round"])
     encodings: list[Any] = ["bf16", "bf16", "int8", "topk"] if late == "refuse" else ["bf16"]
     merge_at: Any = dice.choice(["coordinator", "coordinator", "site", "any"])
+    if merge_at == "site" and not any(site.merges for site in among):  # it would wait for one for ever
+        merge_at = "any"
     return Campaign(
         campaign=CampaignId("drawn"),
         languages=tuple(_LANGUAGES[:sites]),
@@ -102,7 +104,7 @@ def _campaign(seed: int, among: tuple[SitePlan, ...]) -> Campaign:
         gate=Gate(resamples=100, documents_min=10, unscored=dice.choice(["reject", "allow"])),
         rivals=Rivals(public_only=dice.random() < 0.2, specialists=dice.random() < 0.1),
         attempts_max=2 + int(dice.random() * 2),
-        lease_seconds=dice.choice([1800.0, 3600.0]),
+        lease_seconds=dice.choice([3600.0, 7200.0]),
         seed=seed,
     )
 

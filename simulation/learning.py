@@ -7,6 +7,7 @@ function of the order alone: base, languages, steps, seed. It says nothing about
 
 import json
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,13 @@ def base_files(languages: tuple[Language, ...]) -> dict[str, bytes]:
         "config.json": json.dumps(config, sort_keys=True).encode(),
         "model.safetensors": save(weights, {"format": "pt"}),
     }
+
+
+class Trainer(Protocol):
+    """Whoever does a site's orders."""
+
+    def finish(self, folder: JobFolder, steps: int, seconds: float, spoilt: bool = False) -> None:
+        """Write ``result/`` as of ``steps``; raises SprachbundError if it cannot."""
 
 
 class Pupil:

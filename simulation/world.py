@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ import grpc
 from sprachbund.v1 import admin_pb2, admin_pb2_grpc
 
 from consortium.canonical import digest_of_fact, encode
+from consortium.channels import CHUNK_BYTES
 from consortium.errors import SprachbundError, Unavailable
 from consortium.identity import Credentials
+from consortium.ids import SiteName
 from consortium.invitation import Invitation
 from consortium.wire_errors import from_rpc_error
 from coordinator.config import CoordinatorConfig
@@ -28,20 +30,23 @@ from simulation.diary import Diary, endings, merged_tokens, versions_of
 from simulation.draws import lognormal
 from simulation.faults import Faults
 from simulation.hostile import Stranger
-from simulation.learning import Pupil, base_files
+from simulation.learning import Pupil, Trainer, base_files
 from simulation.loop import Process, VirtualLoop
 from simulation.machine import Host, Machine, inhabited
 from simulation.network import Network
 from simulation.outcome import Cost, Happening, Outcome
 from simulation.plan import Plan, SitePlan
+from simulation.real import RealTrainer, at_work
 from simulation.sites import SiteHost, Told, config_of, manifest_of_site
 from simulation.streams import stream
 from simulation.weather import PRESETS, Weather
 from simulation.wires import Wire
+from site_agent.config import SiteConfig
+from site_agent.describing import Describing
 
 _CHUNK_BYTES = 512  # of the real ones, so that even a tiny file goes in pieces and can be cut in between
 _REST_SECONDS, _REST_SIGMA = 60.0, 1.0  # until a service manager has an agent running again
-_SETTLING_SECONDS = 4 * 3600.0  # after the last campaign's end: agents tell, are settled, tidy up
+_SETTLING_SECONDS = 2 * 3600.0  # after the last campaign's end: agents tell, are settled, tidy up
 _TELL_SECONDS = 3600.0  # simulated, between two calls of ``progress``
 _TRY_AGAIN_SECONDS = 30.0
 
@@ -49,7 +54,17 @@ Progress = Callable[[float, float], None]  #: hours simulated, and at most
 
 
 class World:
-    def __init__(self, plan: Plan, seed: int, weather: Weather, home: Path) -> None:
+    """real: configs of sites whose text is really there; then their jobs are done by the real trainer"""
+
+    def __init__(
+        self,
+        plan: Plan,
+        seed: int,
+        weather: Weather,
+        home: Path,
+        real: Mapping[SiteName, SiteConfig] | None = None,
+    ) -> None:
+        self._real = real or {}
         self.plan, self.seed, self.weather = plan, seed, weather
         self.loop = VirtualLoop()
         self._home = home
@@ -85,14 +100,16 @@ class World:
         self.network = Network(self.loop)
         release = version("sprachbund")  # once: reading it costs as much as a Sync
         manifests = {str(site.name): manifest_of_site(site) for site in self.plan.sites}
+        manifests |= {str(name): Describing(config).run() for name, config in sorted(self._real.items())}
+        run = run_here(None if self._real else self.plan.campaign.languages)
+        chunks = ("coordinator.artifacts", "consortium.transfer", "site_agent.carry")
         return [
-            ("coordinator.workshop", "_run", run_here(self.plan.campaign.languages)),
+            ("coordinator.workshop", "_run", run),
+            *((module, "CHUNK_BYTES", CHUNK_BYTES if self._real else _CHUNK_BYTES) for module in chunks),
             ("coordinator.services.site", "_WAIT_SECONDS_MAX", 1e9),
             ("coordinator.worker", "_LOOK_SECONDS", 3600.0),
-            ("coordinator.artifacts", "CHUNK_BYTES", _CHUNK_BYTES),
-            ("consortium.transfer", "CHUNK_BYTES", _CHUNK_BYTES),
-            ("site_agent.carry", "CHUNK_BYTES", _CHUNK_BYTES),
             ("site_agent.carry", "salvage", self._salvage),
+            ("tempfile", "tempdir", str(self._home)),  # in memory, as everything else
             ("site_agent.presence", "SEEN_SECONDS", 86400.0),  # a file that nobody reads here
             *(
                 (module, "version", lambda name: release)
@@ -154,14 +171,17 @@ class World:
         self.network.wires[plan.name] = Wire(
             plan.name, self.seed, self.weather, plan.latency_ms, plan.up_mbps, plan.down_mbps
         )
-        pupil = Pupil(plan, self.seed, self.plan.campaign.languages)
+        config = config_of(plan, self._home / plan.name, sync_seconds)
+        pupil: Trainer = Pupil(plan, self.seed, self.plan.campaign.languages)
+        if plan.name in self._real:
+            config, pupil = at_work(self._real[plan.name], config), RealTrainer()
         cluster = Cluster(
             plan, self.weather, self.seed, host, self.loop, pupil, self.plan.model_bytes, self.diary.note
         )
         rests = stream(self.seed, "rests", plan.name)
         return SiteHost(
             plan,
-            config_of(plan, self._home / plan.name, sync_seconds),
+            config,
             host,
             self.loop,
             self.network,
@@ -270,7 +290,7 @@ class World:
 
     def _weight(self, digest: str) -> float:
         """How many bytes of the simulated world one byte of a blob stands for."""
-        return self._weights.get(digest, 1.0)
+        return 1.0 if self._real else self._weights.get(digest, 1.0)
 
     def _heard(self, place: str, method: str, request: bytes, response: bytes) -> None:
         if place != "admin":
