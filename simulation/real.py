@@ -6,14 +6,19 @@ network and failures are simulated.
 
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 from consortium.canonical import replace
 from consortium.errors import BadInput
 from consortium.ids import SiteName
 from policies.campaign import Campaign
+from policies.reading import load_campaign
 from simulation.learning import size_of_order
+from simulation.outcome import Outcome
 from simulation.plan import Plan, SitePlan
-from site_agent.config import SiteConfig
+from simulation.weather import PRESETS
+from site_agent.config import SiteConfig, load_site_config
 from site_agent.launchers.local import trainer_of
 from site_agent.trainer.folder import JobFolder
 
@@ -78,3 +83,20 @@ def plan_of(campaign: Campaign, sites: dict[SiteName, SiteConfig], model_bytes: 
         training="real",
         model_bytes=model_bytes,
     )
+
+
+def simulate_folder(workdir: Path, seed: int = 1) -> Outcome:
+    """Simulate ``campaign.yaml`` and ``sites/*.yaml`` below ``workdir``, in calm weather, with the real trainer."""
+    from simulation.run import simulate  # which imports this module
+
+    campaign = load_campaign(workdir / "campaign.yaml").campaign
+    configs = [load_site_config(path) for path in sorted((workdir / "sites").glob("*.yaml"))]
+    sites = {config.site: config for config in configs}
+    return simulate(plan_of(campaign, sites), seed, PRESETS["calm"], real=sites)
+
+
+if __name__ == "__main__":
+    found = simulate_folder(Path(sys.argv[1]))
+    for version in found.versions:
+        print(version.name, version.digest, version.status)
+    print("\n".join(found.violations) or "every invariant held")
