@@ -7,7 +7,7 @@ WORKDIR ?=
 SEED ?= 1
 JOBS ?= 2
 
-.PHONY: mutation demo test check format stubs schemas chaos slurm slurm-demo slurm-release soak benchmarks sbom audit clean help
+.PHONY: seeds mutation demo test check format stubs schemas chaos slurm slurm-demo slurm-release soak benchmarks sbom audit clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -43,6 +43,9 @@ slurm: $(VENV)/dev-installed  ## the launcher on a real Slurm of its own, as roo
 
 slurm-release: $(VENV)/dev-installed  ## the launcher on the Slurm of another Debian release, unpacked for it: RELEASE=trixie has 24.11
 	$(BIN)/python tests/slurm/other_release.py $(or $(RELEASE),trixie)
+
+seeds: $(VENV)/dev-installed  ## simulated consortia in bad weather, each from another seed: FROM=0 HOURS=1
+	$(BIN)/python -m simulation.seeds $(or $(FROM),0) --hours $(or $(HOURS),1)
 
 mutation: $(VENV)/dev-installed  ## breaks the core in many ways, one at a time; the simulation has to see nine of ten
 	$(BIN)/python tests/simulation/mutation.py
