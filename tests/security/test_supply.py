@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
@@ -58,6 +59,7 @@ def test_everything_that_we_stand_on_is_pinned() -> None:
     assert len(found) > 80 and not wrong, f"installed, and what constraints.txt says of it: {wrong}"
 
 
+@pytest.mark.soak
 def test_the_bill_of_materials_is_a_valid_one_and_names_what_we_stand_on(tmp_path: Path) -> None:
     """As ``make sbom`` makes it."""
     command = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "cyclonedx_py" in line)
