@@ -1,4 +1,4 @@
-"""How fast time passes in a simulation: ``python benchmarks/simulation.py`` prints hours per minute of one core.
+"""How fast time passes in a simulation: ``python benchmarks/simulated_hours.py`` prints hours per minute of one core.
 
 Calm weather, twenty sites, and an agent that is heard of three times a lease; ``--lease`` in place of the plan's.
 """
