@@ -5,6 +5,7 @@ which is stored, sent and merged; the *pseudo-gradient* is base - trained, which
 descends.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,6 +27,9 @@ from consortium.tensors import CHUNK, Checkpoint, F32Array, Tensors
 _Float = TypeVar("_Float", bound=np.floating[Any])
 _SPECIALIST_SHARD_BYTES = 4 << 30
 
+#: Tensor -> which of its rows (of the first dimension) are said not to have moved, whatever training did to them.
+StillRows = Mapping[str, npt.NDArray[np.bool_]]
+
 
 def pseudo_gradient(delta: npt.NDArray[_Float]) -> npt.NDArray[_Float]:
     """The gradient that the outer optimizer sees: base minus trained."""
@@ -37,10 +41,12 @@ def write_delta(
     trained: Mapping[str, npt.NDArray[Any]],
     path: Path,
     dtype: Literal["bf16", "fp32"] = "bf16",
+    still: StillRows | None = None,
 ) -> FileRef:
     """Write trained - base, computed in float32, then stored as ``dtype``; returns digest and size.
 
     trained  exactly the base's tensors, any float dtype; where weights are tied, under the base's name only
+    still    rows that are exactly zero in the delta
     Raises BadInput for a missing, extra or misshapen tensor and for one that is not finite.
     """
     label = "the trained model"
@@ -48,6 +54,8 @@ def write_delta(
     with TensorWriter(path, base.shapes, DTYPES[dtype]) as writer:
         for name, start, after, piece in _pairs(base, trained, label):
             np.subtract(after, piece, out=piece)
+            if (unmoved := _unmoved(still, base, name, start, piece.size)) is not None:
+                piece[unmoved] = 0.0
             writer.write(name, start, piece)
     return ref_of(path)
 
@@ -60,12 +68,15 @@ def write_coded_delta(
     residual: Tensors | None,
     residual_path: Path,
     density: float = DENSITY,
+    still: StillRows | None = None,
 ) -> tuple[FileRef, FileRef]:
     """Write what can be said of (trained - base) + residual, and beside it, in float32, what could not.
 
     residual       what the delta before left unsaid, the base's shapes; None: nothing
     residual_path  where the new residual goes
     density        share of the elements that top-k keeps
+    still          rows that are exactly zero in the delta. Their residual stays as it was: what was learned of
+                   them before is still to be said, and what training did to them now never will be
     Returns digests and sizes of delta and residual. Raises as ``write_delta``.
     """
     label = "the trained model"
@@ -83,7 +94,13 @@ def write_coded_delta(
                 left.fill(0.0)
             else:
                 residual.read(name, start, left)
-            writer.write(name, start, np.ascontiguousarray(after), before, left)
+            unmoved = _unmoved(still, base, name, start, after.size)
+            if unmoved is None:
+                writer.write(name, start, np.ascontiguousarray(after), before, left)
+            else:
+                owed, left[unmoved] = left[unmoved], 0.0
+                writer.write(name, start, np.where(unmoved, before, after), before, left)
+                left[unmoved] = owed
             keeper.write(name, start, left)
     return ref_of(path), ref_of(residual_path)
 
@@ -98,6 +115,17 @@ def _pairs(
             after = flat[start : start + before.size].astype(np.float32, copy=False)
             require_finite(after, label, name, start)
             yield name, start, after, before
+
+
+def _unmoved(
+    still: StillRows | None, base: Tensors, name: str, start: int, size: int
+) -> npt.NDArray[np.bool_] | None:
+    """(size,) which elements ``start ..`` of a tensor lie in rows that are still; None: not one of its rows is."""
+    if still is None or name not in still:
+        return None
+    width = math.prod(base.shapes[name][1:])
+    first, last = start // width, -(-(start + size) // width)
+    return np.repeat(still[name][first:last], width)[start - first * width :][:size]
 
 
 def check_delta(base: Tensors, delta: Tensors) -> None:

@@ -104,6 +104,9 @@ class Train(Fact, tag="train"):
     token_counts: bool = (
         False  #: whether to say how often each token was seen: the rows of embeddings are weighed by it
     )
+    #: of tokens that were neither read nor predicted: whether the delta has what decay and softmax did to their
+    #: rows of embeddings and head, or zeros
+    unseen_rows: Literal["move", "keep"] = "move"
     checkpoint_steps: int = 50
     shard: bool = False  #: whether ranks are to share the model in shards even where the site would not
     precision: Literal["auto", "fp32", "bf16"] = "auto"  #: auto: bf16 on GPU, fp32 on CPU

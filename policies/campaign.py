@@ -49,6 +49,8 @@ class TrainPlan(Fact):
     epochs_max: Positive = 4.0
     delta_dtype: EncodingName = "bf16"  #: of the rounds' deltas; int8, int4 and topk with error feedback
     delta_density: Annotated[float, Meta(gt=0, le=1)] = DENSITY  #: share of the elements that topk keeps
+    #: whether a round's delta has what happened to rows of embeddings and head whose tokens the site never saw
+    unseen_rows: Literal["move", "keep"] = "move"
     checkpoint_steps: Count = 50
     shard: bool = False  #: the model is too large for one device: sites with several ranks share it in shards
     #: whether every site does `steps`, or each so many that all finish together; the sum is the same

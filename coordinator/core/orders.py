@@ -48,7 +48,7 @@ def train_order(
 
 
 def fed_back(work: Train, state: State, campaign: CampaignState, site: SiteName) -> Train:
-    """A round's order with the campaign's encoding, and the residual that goes with the base.
+    """A round's order with all that is there for the merge: the encoding, and the residual that goes with the base.
 
     It is that of the newest delta of this site that went into the base's lineage: what was refused, expired or
     merged into a rejected version never happened.
@@ -71,6 +71,7 @@ def fed_back(work: Train, state: State, campaign: CampaignState, site: SiteName)
         delta_density=plan.delta_density,
         residual=residual,
         token_counts=campaign.spec.merge.embedding_rows is not None,
+        unseen_rows=plan.unseen_rows,
     )
 
 

@@ -1,6 +1,6 @@
 """How a training job's result is written: from the weights in memory, or from a training checkpoint.
 
-The latter needs no torch, no GPU and, unless token counts are ordered, no text: so a partial result can be made
+The latter needs no torch, no GPU and, unless tokens are to be counted, no text: so a partial result can be made
 wherever the job directory is, once no life may start any more.
 """
 
@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from consortium.canonical import replace
-from consortium.deltas import write_coded_delta, write_delta
+from consortium.deltas import StillRows, write_coded_delta, write_delta
 from consortium.errors import BadInput
 from consortium.ids import Digest
 from consortium.jobs import Train
 from consortium.manifests import FileRef, Losses
+from consortium.merging.layers import layer_of
 from consortium.merging.operands import write_row_counts
 from consortium.store import ref_of
 from consortium.tensors import Checkpoint, F32Array, TensorFile
@@ -26,7 +27,7 @@ from site_agent.trainer import saves
 from site_agent.trainer.folder import RESIDUAL, JobFolder, write_contribution
 from site_agent.trainer.saves import Account, Made, SavedWeights
 
-#: How often each token was trained on, (vocabulary,); asked for only where the order wants it.
+#: How often each token was trained on, (vocabulary,); asked for once, and only where the order needs it.
 Counts = Callable[[], npt.NDArray[np.int64]]
 
 
@@ -39,11 +40,13 @@ def deliver(
     count_tokens: Counts,
 ) -> None:
     """Write ``result/``: the delta from the base to ``weights``, and the manifest with the steps really done."""
+    counts_V = count_tokens() if work.token_counts or work.unseen_rows == "keep" else None
     with folder.result() as result:
-        delta, residual_before, residual = _write_delta(folder, work, weights, result)
+        unseen_V = None if counts_V is None or work.unseen_rows == "move" else counts_V == 0
+        delta, residual_before, residual = _write_delta(folder, work, weights, result, unseen_V)
         artifacts = {"delta": delta}
-        if work.token_counts:
-            artifacts["token_counts"] = write_row_counts(result / "token_counts.safetensors", count_tokens())
+        if counts_V is not None and work.token_counts:
+            artifacts["token_counts"] = write_row_counts(result / "token_counts.safetensors", counts_V)
         contribution = replace(
             folder.contribution(artifacts),
             base=work.base,
@@ -94,20 +97,37 @@ def deliver_saved(folder: JobFolder, work: Train, count_tokens: Counts) -> Accou
 
 
 def _write_delta(
-    folder: JobFolder, work: Train, weights: Mapping[str, F32Array], result: Path
+    folder: JobFolder,
+    work: Train,
+    weights: Mapping[str, F32Array],
+    result: Path,
+    unseen_V: npt.NDArray[np.bool_] | None,
 ) -> tuple[FileRef, Digest | None, Digest | None]:
     """The delta, and digests of the residual it was made with and of the one it leaves, if its encoding does."""
     path, encoding = result / "delta.safetensors", work.delta_dtype
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(Checkpoint(folder.base))
+        still = None if unseen_V is None else rows_of_tokens(base.shapes, unseen_V)
         if encoding == "bf16" or encoding == "fp32":
-            return write_delta(base, weights, path, encoding), None, None
+            return write_delta(base, weights, path, encoding, still), None, None
         before = _usable_residual(folder, work)
         residual = stack.enter_context(TensorFile(folder.residual)) if before else None
         delta, after = write_coded_delta(
-            base, weights, path, encoding, residual, result / RESIDUAL, work.delta_density
+            base, weights, path, encoding, residual, result / RESIDUAL, work.delta_density, still
         )
         return delta, before, after.digest
+
+
+def rows_of_tokens(shapes: Mapping[str, tuple[int, ...]], tokens_V: npt.NDArray[np.bool_]) -> StillRows:
+    """The rows of ``tokens_V`` in every tensor that has a row for each token: embeddings, head, the head's bias.
+
+    These lie outside the layers, and their first dimension is the vocabulary.
+    """
+    return {
+        name: tokens_V
+        for name, shape in shapes.items()
+        if shape[:1] == tokens_V.shape and layer_of(name) is None
+    }
 
 
 def _usable_residual(folder: JobFolder, work: Train) -> Digest | None:
