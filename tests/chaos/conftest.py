@@ -1,8 +1,12 @@
 """One undisturbed short campaign of real processes, shared by every test here."""
 
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "store"))  # a coordinator's artifact service alone
+
 from kill_anything import Outcome, run, shorten
 
 SEED = 1
