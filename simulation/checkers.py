@@ -67,6 +67,19 @@ class Referee:
                 self.blame(f"invariants 1, 3, 6: entry {entry.seq}, {type(event).__name__}: {broken!r}")
             for hear in self.events:
                 hear(event, entry.at)
+        if recorded:
+            self._lapsed(recorded[-1].at, heard, started_at)
+
+    def _lapsed(self, now: float, heard: Mapping[AttemptId, float], started_at: float) -> None:
+        """A lease of which nothing was heard for twice its length is over: the coordinator looks often enough."""
+        for job in self.state.open_jobs():
+            if job.state is JobState.LEASED and job.attempt is not None:
+                length = self.state.campaigns[job.campaign].spec.lease_seconds
+                last = max(heard.get(job.attempt, 0.0), job.leased_at, started_at)
+                if now > last + 2.0 * length:
+                    self.blame(
+                        f"invariant 3: {job.attempt} was not heard of for {now - last:.0f} s, and is leased"
+                    )
 
     # ---- 2: what was acknowledged survives
 

@@ -12,6 +12,7 @@ import grpc
 from sprachbund.v1 import admin_pb2, admin_pb2_grpc, artifact_pb2, artifact_pb2_grpc, site_pb2, site_pb2_grpc
 
 from consortium.errors import SprachbundError
+from consortium.ids import Digest
 from simulation.coordinators import MAIN, CoordinatorHost
 from simulation.loop import Process
 from simulation.network import Network
@@ -27,6 +28,10 @@ _HARMLESS = {  # what an intruder may be told; anything else is our failure
     grpc.StatusCode.INTERNAL,  # of bytes that are no message: gRPC's own word
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+
+
+class _Answered(Exception):
+    """What was asked may be granted."""
 
 
 class Stranger:
@@ -45,13 +50,15 @@ class Stranger:
         except SprachbundError:
             return
         channel = self._network.open_channel(MAIN, identity.authority, identity.credentials)
-        name, call = self._messages(dice, channel, site)[int(dice.random() * 9)]
+        name, call = self._messages(dice, channel, site)[int(dice.random() * 10)]
         try:
             await call()
         except grpc.aio.AioRpcError as error:
             details = error.details() or ""
             if error.code() not in _HARMLESS or "failed; its log has the reason" in details:
                 self._blame(f"invariant 8: {name} is answered by {error.code().name}: {details}")
+        except _Answered:
+            pass  # by right, or the referee has seen it
         else:
             self._blame(f"invariant 8: {name} of {site.plan.name} was accepted")
         process.kill()
@@ -83,7 +90,21 @@ class Stranger:
             await call.done_writing()
             await call
 
+        async def read_another() -> None:
+            known = self._coordinator.driver.state.campaigns if self._coordinator.driver else {}
+            digests = sorted(
+                ref.digest
+                for campaign in known.values()
+                for version in campaign.versions.values()
+                for ref in version.manifest.files.values()
+            ) or [Digest("0" * 64)]
+            digest = digests[int(dice.random() * len(digests))]
+            async for _ in blobs.Download(artifact_pb2.DownloadRequest(digest=digest)):
+                pass
+            raise _Answered
+
         return [
+            ("reading a model", read_another),
             ("garbage", lambda: garbage(b"\xff" + dice.randbytes(40), timeout=60.0)),
             ("an endless incarnation", sync()),
             ("an attempt that is a path", sync(attempts=attempts)),

@@ -107,6 +107,7 @@ class SiteHost:
         self.deaths = 0
         self._loop, self._network, self._referee = loop, network, referee
         self._happened, self._rest_seconds = happened, rest_seconds
+        cluster.blame = referee.blame
         self._invitation: Invitation | None = None
 
     def start(self, invitation: Invitation | None = None) -> None:

@@ -72,8 +72,8 @@ _OF_THE_SHELLS = (
     Mistake(
         "agent: unknown is gone",
         "site_agent.core.reconcile",
-        "return observed.sightings.get(files.attempt, _UNKNOWN)",
-        "return observed.sightings.get(files.attempt, _NO_LIFE)",
+        "return files.lives > 0 and sighting.seen is not Seen.GONE",
+        "return files.lives > 0 and sighting.seen in (Seen.RUNNING, Seen.PENDING)",
     ),
     Mistake(
         "agent: what waits in the queue is gone",

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -35,17 +36,16 @@ class Verdict(NamedTuple):
     seconds: float
 
 
-def judged(mistake: Mistake | None, cases: int) -> Verdict:
+def judged(mistake: Mistake, cases: Sequence[tuple[str, str, int]]) -> Verdict:
     """In this process, which must have imported nothing of the product yet."""
-    if mistake is not None:
-        make(mistake)
+    make(mistake)
     from consortium.canonical import replace
     from simulation.reading import load_plan
     from simulation.shrink import Case, run
     from simulation.weather import weather_of
 
     began = time.monotonic()
-    for plan, weather, seed in CASES[:cases]:
+    for plan, weather, seed in cases:
         sky = replace(weather_of(weather), clears_after_hours=CLEARS_AFTER_HOURS)
         try:
             violation = run(
@@ -55,18 +55,19 @@ def judged(mistake: Mistake | None, cases: int) -> Verdict:
             violation = f"the simulation stopped: {error!r}"
         if violation:
             case = f"{plan} {weather} {seed}"
-            return Verdict(mistake.name if mistake else "", case, violation, time.monotonic() - began)
-    return Verdict(mistake.name if mistake else "", "", "", time.monotonic() - began)
+            return Verdict(mistake.name, case, violation, time.monotonic() - began)
+    return Verdict(mistake.name, "", "", time.monotonic() - began)
 
 
-def judged_apart(mistake: Mistake, cases: int, seconds: float) -> Verdict:
-    command = [sys.executable, "-W", "ignore", __file__, "--child", mistake.name, "--cases", str(cases)]
+def judged_apart(mistake: str, first: int, last: int, seconds: float) -> Verdict:
+    """In a process of its own: the cases from ``first`` to before ``last``, until one catches it."""
+    command = [sys.executable, "-W", "ignore", __file__, "--child", mistake, "--cases", str(first), str(last)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
-        return Verdict(mistake.name, "time", f"no end within {seconds:g} s", seconds)
+        return Verdict(mistake, "time", f"no end within {seconds:g} s", seconds)
     if done.returncode:
-        raise RuntimeError(f"{mistake.name}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{mistake}: {done.stderr[-2000:]}")
     return Verdict(*json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -74,18 +75,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--child", metavar="NAME", help="one mistake, in this process")
-    parser.add_argument("--cases", type=int, default=len(CASES))
+    parser.add_argument("--cases", type=int, nargs=2, default=(0, len(CASES)), metavar=("FIRST", "LAST"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=600.0, help="of one mistake")
     asked = parser.parse_args()
     known = {one.name: one for one in mistakes()}
     if asked.child is not None:
-        print(json.dumps(judged(known[asked.child], asked.cases)))
+        print(json.dumps(judged(known[asked.child], CASES[slice(*asked.cases)])))
         return 0
     chosen = [one for one in known.values() if not asked.words or any(w in one.name for w in asked.words)]
     missed = []
     with ThreadPoolExecutor(asked.jobs) as pool:
-        for verdict in pool.map(lambda one: judged_apart(one, asked.cases, asked.seconds), chosen):
+        for verdict in pool.map(lambda one: judged_apart(one.name, *asked.cases, asked.seconds), chosen):
             if not verdict.case:
                 missed.append(verdict.mistake)
             by = f"{verdict.case}: {verdict.violation[:150]}" if verdict.case else ""
