@@ -66,8 +66,8 @@ class Storm:
         return sum(self.fallen.values())
 
 
-def plan(seed: int) -> dict[str, Any]:
-    """A campaign of three sites and two rounds that real processes end in a minute."""
+def plan(seed: int, rounds: int = 2) -> dict[str, Any]:
+    """A campaign of three sites that real processes end in a minute."""
     learning = {"learning_rate": 0.006, "warmup_steps": 2, "decay": "cosine", "final_share": 0.3}
     return {
         "campaign": f"storm-{seed}",
@@ -91,7 +91,7 @@ def plan(seed: int) -> dict[str, Any]:
         },
         "tokenizer": {"train": {"vocabulary_size": 512, "bytes_per_language": 20000}},
         "seed_round": {"steps": 8, "optimizer": learning},
-        "rounds": 2,
+        "rounds": rounds,
         "train": {
             "steps": 16,
             "batch_sequences": 4,
@@ -114,10 +114,10 @@ def plan(seed: int) -> dict[str, Any]:
     }
 
 
-def complete(arena: Arena, seed: int, patience: float = PATIENCE_SECONDS) -> CampaignView:
+def complete(arena: Arena, seed: int, rounds: int, patience: float = PATIENCE_SECONDS) -> CampaignView:
     """Submit one campaign and wait until it has ended; nobody answering for a while is no news."""
     path = arena.workdir / f"campaign-{seed}.yaml"
-    path.write_text(json.dumps(plan(seed)))  # JSON is YAML
+    path.write_text(json.dumps(plan(seed, rounds)))  # JSON is YAML
     campaign = load_campaign(path).campaign
     until, submitted, view = time.monotonic() + patience, False, None
     while time.monotonic() < until:
@@ -151,10 +151,10 @@ def consortium(workdir: Path, ledger: str | None = None, hostile: bool = True) -
         arena.close()
 
 
-def undisturbed(workdir: Path, seeds: list[int]) -> dict[int, Versions]:
+def undisturbed(workdir: Path, seeds: list[int], rounds: int = 2) -> dict[int, Versions]:
     """What each campaign makes when nothing falls."""
     with consortium(workdir, hostile=False) as arena:
-        return {seed: versions_of(complete(arena, seed)) for seed in seeds}
+        return {seed: versions_of(complete(arena, seed, rounds)) for seed in seeds}
 
 
 @contextlib.contextmanager
@@ -206,7 +206,9 @@ def _throw(arena: Arena, storm: Storm, daemon: str, name: str, calm: threading.E
             )
 
 
-def through(storm: Storm, workdir: Path, wanted: dict[int, Versions], ledger: str | None) -> bool:
+def through(
+    storm: Storm, workdir: Path, wanted: dict[int, Versions], ledger: str | None = None, rounds: int = 2
+) -> bool:
     """One consortium, all campaigns, under faults. Returns whether all was as in the undisturbed one."""
     before = len(storm.failed)
     with consortium(workdir, ledger) as arena:
@@ -216,7 +218,7 @@ def through(storm: Storm, workdir: Path, wanted: dict[int, Versions], ledger: st
             began, first = time.monotonic(), storm.total
             with blowing(arena, storm, f"{workdir.name}/{seed}"):
                 try:
-                    found = versions_of(complete(arena, seed))
+                    found = versions_of(complete(arena, seed, rounds))
                     if found != versions:
                         raise Violation(f"{found} instead of {versions}")
                 except Violation as violation:

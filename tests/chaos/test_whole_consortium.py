@@ -62,6 +62,20 @@ def test_one_changed_byte_of_the_promoted_model_is_found(calm: tuple[Outcome, Pa
     assert any(shard.name in problem for problem in report.problems)
 
 
+def test_a_deleted_blob_of_the_promoted_model_is_missed_by_name(
+    calm: tuple[Outcome, Path], tmp_path: Path
+) -> None:
+    _, workdir = calm
+    home = tmp_path / "coordinator"
+    shutil.copytree(home_of(workdir), home)
+    shard = max(home.glob("store/blobs/*/*"), key=lambda path: path.stat().st_size)
+    shard.unlink()
+    command = [sys.executable, "-m", "console.main", "verify", str(home), "--no-rebuild"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert shard.parent.name + shard.name in "".join((done.stdout + done.stderr).split())
+
+
 def test_transformers_load_the_model_and_generate(calm: tuple[Outcome, Path], tmp_path: Path) -> None:
     outcome, workdir = calm
     model = next((home_of(workdir) / "work" / "versions").glob(f"{outcome.version}*"), None)
