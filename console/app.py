@@ -21,7 +21,7 @@ BEGIN, SITE, CAMPAIGNS, LOOK, AUDIT = (
     "Models and audit",
 )
 _ORDER = (  # in which help names the commands; panels come in the order of their first one
-    *("demo", "init", "coordinator", "invite", "site", "data", "courier"),
+    *("demo", "init", "coordinator", "backup", "restore", "gc", "invite", "site", "data", "courier"),
     *("plan", "simulate", "submit", "stop", "flower", "promote", "rollback", "sites", "revoke"),
     *("status", "watch", "versions", "why"),
     *("merge", "releases", "export", "checksums", "ledger", "verify"),

@@ -9,6 +9,7 @@ from console import (
     data,
     flower,
     home,
+    keeping,
     looking,
     merging,
     operating,
@@ -20,7 +21,7 @@ from console import (
 from console.app import app
 
 COMMANDS = (  # importing them makes their commands
-    *(home, site, site_jobs, operating, courier, data),
+    *(home, keeping, site, site_jobs, operating, courier, data),
     *(planning, simulating, administration, flower, looking, merging, auditing),
 )
 

@@ -83,6 +83,23 @@ def transfer_bar(quiet: bool) -> Iterator[Callable[[str, int], Callable[[int], N
         yield begin
 
 
+@contextlib.contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each kind of thing, on stderr: call with what it is, how many are done, and of how many."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+    console, tasks = screen(stderr=True), dict[str, TaskID]()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+
+        def tell(what: str, done: int, all_: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what)
+            progress.update(tasks[what], completed=done, total=all_)
+
+        yield tell
+
+
 def _harmless(text: str) -> str:
     from console.screens.parts import plain
 

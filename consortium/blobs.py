@@ -6,6 +6,7 @@ can see or touch it. All methods may be called from several threads; those that 
 as the bytes do, so not from an event loop.
 """
 
+import math
 from pathlib import Path
 from typing import Protocol
 
@@ -39,8 +40,11 @@ class Blobs(Protocol):
         """When the blob was stored, in seconds since the epoch by the store's clock; Unavailable if it is not here."""
         ...
 
-    def remove(self, digest: Digest) -> int:
-        """Delete a blob, and what says that somebody delivered it; the bytes that it had, 0 if it was not here."""
+    def remove(self, digest: Digest, stored_before: float = math.inf) -> int:
+        """Delete a blob, and what says that somebody delivered it; the bytes that it had, 0 if it was not here.
+
+        stored_before  only if it was not stored (once more) since
+        """
         ...
 
     def read_bytes(self, digest: Digest, limit: int) -> bytes:
@@ -85,6 +89,14 @@ class Blobs(Protocol):
 
     def finish(self, digest: Digest, owner: str, size: int) -> FileRef:
         """Make a partial of exactly ``size`` bytes a whole blob: verified, durable, visible."""
+        ...
+
+    def partials(self) -> list[tuple[Digest, str, float]]:
+        """What is being sent: blob, owner, and when the last of it came, in seconds since the epoch; sorted."""
+        ...
+
+    def sweep(self, before: float) -> int:
+        """Delete what a crash left half written, if it is older; how many files."""
         ...
 
     def discard(self, digest: Digest, owner: str) -> None:

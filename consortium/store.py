@@ -10,7 +10,9 @@ several processes.
 """
 
 import contextlib
+import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -96,11 +98,17 @@ class BlobStore:
         """When the blob was stored, or stored once more; seconds since the epoch."""
         return self.path(digest).stat().st_mtime
 
-    def remove(self, digest: Digest) -> int:
-        """Delete a blob, and what says that somebody delivered it; the bytes that it had, 0 if it was not here."""
+    def remove(self, digest: Digest, stored_before: float = math.inf) -> int:
+        """Delete a blob, and what says that somebody delivered it; the bytes that it had, 0 if it was not here.
+
+        stored_before  only if it was not stored (once more) since; nobody can do so while it is looked at and deleted
+        """
         place = self._place(digest)
-        with disk_errors(place), contextlib.suppress(FileNotFoundError):
-            size = place.stat().st_size
+        with disk_errors(place), contextlib.suppress(FileNotFoundError), self._alone(fcntl.LOCK_EX):
+            found = place.stat()
+            if found.st_mtime >= stored_before:
+                return 0
+            size = found.st_size
             for mark in self._deliveries.glob(f"*/{digest}"):
                 mark.unlink(missing_ok=True)
             place.unlink()
@@ -169,8 +177,8 @@ class BlobStore:
         return 0
 
     def delivered(self, digest: Digest, owner: str) -> bool:
-        """Whether the blob is whole here and this owner sent every byte of it."""
-        return self._own(self._deliveries, digest, owner).is_file() and self.has(digest)
+        """Whether the blob is whole here and this owner sent every byte of it; then it counts as stored now."""
+        return self._own(self._deliveries, digest, owner).is_file() and self._renewed(self._place(digest))
 
     def deliveries(self) -> list[tuple[Digest, str]]:
         """Who sent every byte of which blob, sorted."""
@@ -229,11 +237,32 @@ class BlobStore:
                 self.note_delivery(digest, owner)
                 if not self._renewed(target):
                     os.fchmod(file, _READ_ONLY)
+                    os.utime(file)  # stored now, whenever its last byte came
                     os.fsync(file)
                     make_folder(target.parent)
                     move_into_place(path, target)
+            if not self._own(self._deliveries, digest, owner).is_file():
+                self.note_delivery(digest, owner)  # an older blob of the same bytes was cleaned away just now
             self._forget(digest, owner)
         return ref
+
+    def partials(self) -> list[tuple[Digest, str, float]]:
+        """What is being sent: blob, owner, and when the last of it came, in seconds since the epoch; sorted."""
+        found = []
+        for path in self._partials_root.glob("*/*"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((Digest(path.name), path.parent.name, path.stat().st_mtime))
+        return sorted(found)
+
+    def sweep(self, before: float) -> int:
+        """Delete what a crash left half written, if it is older; how many files."""
+        count = 0
+        for path in self._blobs.glob("[0-9a-f][0-9a-f]/.*.tmp"):
+            with contextlib.suppress(FileNotFoundError):  # it was being written just now
+                if path.stat().st_mtime < before:
+                    path.unlink()
+                    count += 1
+        return count
 
     def discard(self, digest: Digest, owner: str) -> None:
         """Delete this owner's partial, if there is one."""
@@ -264,10 +293,27 @@ class BlobStore:
 
     def _renewed(self, target: Path) -> bool:
         """Whether the blob is here already; it then counts as stored now, so that no cleaning takes it away."""
-        with contextlib.suppress(FileNotFoundError):
+        if not target.is_file():
+            return False
+        with contextlib.suppress(FileNotFoundError), self._alone(fcntl.LOCK_SH):
             os.utime(target)
             return True
         return False
+
+    @contextlib.contextmanager
+    def _alone(self, kind: int) -> Iterator[None]:
+        """Against who cleans up, of any process of this machine; a crash frees it. Where nothing can be locked (some
+        Lustre mounts) nothing can be removed, either.
+        """
+        lock = os.open(self._blobs, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with contextlib.ExitStack() as able:
+                if kind == fcntl.LOCK_SH:
+                    able.enter_context(contextlib.suppress(OSError))
+                fcntl.flock(lock, kind)
+            yield
+        finally:
+            os.close(lock)
 
     def _own(self, folder: Path, digest: Digest, owner: str) -> Path:
         if not _OWNER.fullmatch(owner):
@@ -294,6 +340,7 @@ class BlobStore:
             try:
                 yield temporary
                 temporary.chmod(_READ_ONLY)
+                os.utime(temporary)  # stored now, however old the file is that it is a link to
                 os.utime(temporary)  # a link brings the time of its source
                 sync_file(temporary)
                 move_into_place(temporary, target)

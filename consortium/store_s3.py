@@ -10,6 +10,7 @@ coordinators may share one bucket, each with a folder of its own.
 
 import contextlib
 import hashlib
+import math
 import threading
 import time
 from pathlib import Path
@@ -69,8 +70,12 @@ class S3BlobStore:
     def stored_at(self, digest: Digest) -> float:
         return self._known_to_be_there(digest).stored_at
 
-    def remove(self, digest: Digest) -> int:
+    def remove(self, digest: Digest, stored_before: float = math.inf) -> int:
+        """A bucket cannot look and delete at once: whoever gives ``stored_before`` keeps everybody from storing."""
+        self._known.pop(digest, None)
         found = self._find(digest)
+        if found is not None and found.stored_at >= stored_before:
+            return 0
         for mark in list(self._bucket.names("deliveries")):
             if mark.endswith(f"/{digest}"):
                 self._bucket.remove(f"deliveries/{mark}")
@@ -138,6 +143,12 @@ class S3BlobStore:
         ref = self._keep(self._local.finish(digest, owner, size))
         self.note_delivery(digest, owner)
         return ref
+
+    def partials(self) -> list[tuple[Digest, str, float]]:
+        return self._local.partials()
+
+    def sweep(self, before: float) -> int:
+        return self._local.sweep(before)
 
     def discard(self, digest: Digest, owner: str) -> None:
         self._local.discard(digest, owner)
