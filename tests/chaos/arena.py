@@ -78,6 +78,7 @@ class Arena(LocalConsortium):
         self.lines: dict[str, HostileLine] = {}
         self.clocks: dict[str, int] = {}  #: seconds by which a daemon's clock is wrong, when next started
         self.down: set[str] = set()  #: daemons that a fault keeps down
+        self.excused: set[str] = set()  #: daemons that rightly end for good now: somebody would have to help
         self.lock = threading.RLock()
         self.restarts: Counter[str] = Counter()  #: what the supervisor started again, by daemon and status
         self.problems: list[str] = []
@@ -183,7 +184,7 @@ class Arena(LocalConsortium):
                     if status is None or name in self.down or self._over.is_set():
                         continue
                     self.restarts[f"{name}: {status}"] += 1
-                    if name != COORDINATOR and status in ENDS_FOR_GOOD:
+                    if name not in {COORDINATOR, *self.excused} and status in ENDS_FOR_GOOD:
                         self.problems.append(f"{name} ended with {status}: its service manager leaves it so")
                     self.start_daemon(name)
 

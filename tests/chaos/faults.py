@@ -19,7 +19,7 @@ from arena import COORDINATOR, Arena, can_fake_time, can_mount
 
 from console.client import ask
 from consortium.errors import SprachbundError
-from consortium.identity import Authority
+from consortium.identity import Authority, signing_request
 from consortium.ids import SiteName
 from site_agent.identity import SiteIdentity
 
@@ -266,7 +266,10 @@ def _end_jobs(arena: Arena, daemon: str) -> None:
 
 
 def expire_certificate(arena: Arena, daemon: str, dice: random.Random) -> str:
-    """A daemon starts with a certificate that is over. The coordinator's is issued anew, by itself."""
+    """A daemon starts with a certificate that is over. The coordinator's is issued anew, by itself.
+
+    An agent whose certificate is over has nobody to ask for another; it says so and ends, until it has its own again.
+    """
     home, seconds = arena.homes[daemon], dice.uniform(2.0, 6.0)
     year_ago = time.time() - 500 * 86400.0
     authority = Authority.load(arena.home / "authority")
@@ -281,14 +284,14 @@ def expire_certificate(arena: Arena, daemon: str, dice: random.Random) -> str:
     with arena.kept_down(daemon):
         shutil.copy2(place, aside)
         identity = SiteIdentity.load(home)
-        from consortium.identity import signing_request
-
         request = signing_request(SiteName(site_of(daemon)), identity.key)
         past = authority.site(request, SiteName(site_of(daemon)), year_ago, 30)
         SiteIdentity(identity.trust, identity.key, past).save(home)
+        arena.excused.add(daemon)
     time.sleep(seconds)
     with arena.kept_down(daemon):
         shutil.copy2(aside, place)
+        arena.excused.discard(daemon)
     return f"an expired certificate for {seconds:.1f} s"
 
 

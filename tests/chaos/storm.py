@@ -42,6 +42,7 @@ from postgres_server import Server, free_port
 from console.client import Coordinator, ask
 from consortium.errors import Unavailable
 from consortium.views import CampaignView
+from coordinator.reading import view_of
 from coordinator.verification import verify
 from policies.reading import load_campaign
 
@@ -157,6 +158,14 @@ def undisturbed(workdir: Path, seeds: list[int], rounds: int = 2) -> dict[int, V
         return {seed: versions_of(complete(arena, seed, rounds)) for seed in seeds}
 
 
+def of_earlier(workdir: Path, seeds: list[int]) -> dict[int, Versions]:
+    """The same, of an undisturbed consortium that was kept."""
+    view = view_of(workdir / "coordinator")
+    return {
+        seed: versions_of(next(c for c in view.campaigns if c.campaign == f"storm-{seed}")) for seed in seeds
+    }
+
+
 @contextlib.contextmanager
 def blowing(arena: Arena, storm: Storm, name: str) -> Iterator[None]:
     """As long as the block lasts faults fall, one hand for each daemon; every one has healed when it ends."""
@@ -253,13 +262,17 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=24.0, help="after which no campaign is begun")
     parser.add_argument("--campaigns", type=int, default=4, help="that one consortium runs")
     parser.add_argument("--pause", type=float, default=6.0, help="seconds between faults on one daemon")
+    parser.add_argument(
+        "--calm", type=Path, help="undisturbed consortium that an earlier run kept: KEEP/calm"
+    )
     parser.add_argument("--keep", type=Path, help="keep everything below this folder")
     options = parser.parse_args()
     root = options.keep or Path(tempfile.mkdtemp(prefix="sprachbund-storm-"))
     storm = Storm(options.seed, options.faults, options.pause)
     began = time.monotonic()
     storm.say({"left out": faults_for("coordinator")[1] | faults_for("agent-north")[1]})
-    wanted = undisturbed(root / "calm", list(range(1, options.campaigns + 1)))
+    seeds = list(range(1, options.campaigns + 1))
+    wanted = of_earlier(options.calm, seeds) if options.calm else undisturbed(root / "calm", seeds)
     storm.say({"undisturbed": {f"storm-{n}": v[-1][1][:16] for n, v in wanted.items()}})
     server = Server(free_port()) if options.ledger == "postgres" else None
     try:
