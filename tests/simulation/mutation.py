@@ -24,7 +24,7 @@ from mistakes import mistakes  # noqa: E402
 #: Plan, weather, seed; the quickest first. All of them keep every promise while nothing is broken.
 CASES = (
     *(("strict", "rough:3", 1), ("merging", "rough:3", 2), ("merging", "storm", 1)),
-    *(("strict", "storm", 2), ("merging", "storm", 3), ("strict", "rough:3", 3)),
+    *(("strict", "storm", 2), ("merging", "storm", 3), ("harsh", "rough:3", 2), ("harsh", "storm", 3)),
 )
 CLEARS_AFTER_HOURS = 40.0  # then every campaign has to end
 
