@@ -30,7 +30,7 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.keepalive_time_ms", _KEEPALIVE_SECONDS * 1000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),  # a long-polled Sync carries no data for a while
-    ("grpc.max_reconnect_backoff_ms", 20_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),  # below the pause of an agent, lest the two add up
     ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
 )
 
