@@ -72,6 +72,18 @@ class Optimizer(Fact):
     clip_norm: float = 1.0  #: global gradient norm; 0 turns clipping off
 
 
+class LayerGroup(Fact):
+    """Some tensors of the model, and how fast they learn.
+
+    match                 ``embeddings``, ``first third``, ``middle third`` or ``last third`` (of the blocks), ``norm
+                          and head``; or a tensor's name with ``*`` and ``?`` for what may differ
+    learning_rate_factor  0 to 1; 0: frozen, and zero in the delta
+    """
+
+    match: str
+    learning_rate_factor: float
+
+
 class Tokenizer(Fact, tag="tokenizer"):
     """Train a byte-level BPE on public text, the same number of bytes from every language."""
 
@@ -88,11 +100,17 @@ class Train(Fact, tag="train"):
     languages: tuple[Language, ...]  #: the site's own languages; empty: public text only
     public_languages: tuple[Language, ...]  #: of the replayed public text
     replay_share: float  #: share of sequences drawn from public text, 0 to 1
-    epochs_max: float = 4.0  #: UniMax cap on passes over one language's text within the job
+    epochs_max: float = 4.0  #: cap on passes over one language's text within the job
+    sampling: Literal["unimax", "temperature"] = "unimax"  #: which shares the languages have
+    temperature: float = (
+        5.0  #: of that sampling: a language's share goes with its text's size to the power of 1 / T
+    )
     steps: int
     batch_sequences: int
     sequence_tokens: int
     optimizer: Optimizer
+    proximal: float = 0.0  #: FedProx's mu: the gradient has mu times (weights - base) added
+    groups: tuple[LayerGroup, ...] = ()  #: of the groups that a tensor is in, the first counts
     schedule_start: int = 0  #: where this job's first step stands in the decay schedule
     schedule_steps: int = 0  #: length of the decay schedule; 0: this job's ``steps``
     seed: int  #: of data order

@@ -12,11 +12,12 @@ from msgspec import Meta
 from consortium.canonical import Fact
 from consortium.codecs.names import DENSITY, EncodingName
 from consortium.ids import CampaignId, Digest, Language, SiteName
-from consortium.jobs import Optimizer
+from consortium.jobs import LayerGroup, Optimizer
 from consortium.manifests import FileRef
 from consortium.merging.recipe import Recipe
 from policies.ranges import Count, Natural, NotNegative, Positive, Share, VocabularySize
 
+TEMPERATURE = 5.0  # of Arivazhagan et al. 2019, arXiv:1907.05019, where nobody says which
 COURIER_LEASE_HOURS = 336.0  # a fortnight, where nobody says how long a courier is under way
 
 
@@ -45,8 +46,15 @@ class TrainPlan(Fact):
     batch_sequences: Count
     sequence_tokens: Annotated[int, Meta(ge=2)]  #: one to read and one to predict
     optimizer: Optimizer
+    proximal: NotNegative = 0.0  #: FedProx's mu, in rounds
+    groups: tuple[LayerGroup, ...] = ()  #: frozen or slower parts, in all jobs but the seed round
     replay_share: Share = 0.5  #: public multilingual text; the largest single effect we measured, see docs
     epochs_max: Positive = 4.0
+    #: as even as epochs_max allows, or by a power of how much text each language has
+    sampling: Literal["unimax", "temperature"] = "unimax"
+    temperature: Annotated[float, Meta(ge=1)] = (
+        TEMPERATURE  #: 1: in proportion to the text; the larger, the more even
+    )
     delta_dtype: EncodingName = "bf16"  #: of the rounds' deltas; int8, int4 and topk with error feedback
     delta_density: Annotated[float, Meta(gt=0, le=1)] = DENSITY  #: share of the elements that topk keeps
     #: whether a round's delta has what happened to rows of embeddings and head whose tokens the site never saw

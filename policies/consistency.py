@@ -13,7 +13,7 @@ from consortium.codecs.names import is_coded
 from consortium.errors import BadInput
 from consortium.ids import campaign_id, site_name
 from consortium.jobs import Optimizer
-from policies.campaign import COURIER_LEASE_HOURS, Campaign
+from policies.campaign import COURIER_LEASE_HOURS, TEMPERATURE, Campaign, TrainPlan
 from policies.merge_rules import merge_notes, merge_problems
 from policies.ranges import Fraction, Natural, NotNegative, Positive, Share
 
@@ -61,6 +61,9 @@ def notes_on(campaign: Campaign) -> tuple[Problem, ...]:
             "0 means no public text, and specialists forget all other languages; we measured 0.5 to be good"
         )
         found.append((("train", "replay_share"), sentence))
+    if campaign.train.sampling == "unimax" and campaign.train.temperature != TEMPERATURE:
+        sentence = "unimax has no temperature; write sampling: temperature, or leave it out"
+        found.append((("train", "temperature"), sentence))
     found.extend(merge_notes(campaign))
     quorum, lease = campaign.quorum, campaign.courier_lease_hours
     hours = min(quorum.deadline_hours, quorum.queue_hours_max or quorum.deadline_hours)
@@ -90,6 +93,7 @@ def _problems_in(campaign: Campaign, config: dict[str, Any] | None) -> Iterator[
     yield from _optimizer(campaign.train.optimizer, campaign.train.steps, "train")
     if campaign.seed_round is not None:
         yield from _optimizer(campaign.seed_round.optimizer, campaign.seed_round.steps, "seed_round")
+    yield from _train(campaign.train)
     yield from merge_problems(campaign)
     if config is not None:
         yield from _config(config, campaign)
@@ -149,6 +153,19 @@ def _quorum(campaign: Campaign) -> Iterator[Problem]:
                 "write weights: tokens, or late: refuse"
             )
             yield ("quorum", "late"), sentence
+
+
+def _train(plan: TrainPlan) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for number, group in enumerate(plan.groups):
+        place = ("train", "groups", number)
+        yield from _ranges(group, place, {"learning_rate_factor": Share})
+        if not group.match or group.match in seen:
+            sentence = f"{shown(group.match)} matches nothing that is left; the first group that fits counts: drop it"
+            yield (*place, "match"), sentence
+        seen.add(group.match)
+    if "*" in seen and not any(group.learning_rate_factor for group in plan.groups):
+        yield ("train", "groups"), "nothing is left to learn; give a group a learning_rate_factor above 0"
 
 
 def _optimizer(optimizer: Optimizer, steps: int, section: str) -> Iterator[Problem]:

@@ -33,10 +33,13 @@ def train_order(
         public_languages=spec.languages,
         replay_share=replay_share,
         epochs_max=plan.epochs_max,
+        sampling=plan.sampling,
+        temperature=plan.temperature,
         steps=steps,
         batch_sequences=plan.batch_sequences,
         sequence_tokens=plan.sequence_tokens,
         optimizer=plan.optimizer,
+        groups=plan.groups if number else (),  # the seed round has weights that were drawn: all must learn
         schedule_start=max(0, number - 1) * plan.steps,
         schedule_steps=spec.rounds * plan.steps,
         seed=_seed(spec.seed, number, stream),
@@ -72,6 +75,7 @@ def fed_back(work: Train, state: State, campaign: CampaignState, site: SiteName)
         residual=residual,
         token_counts=campaign.spec.merge.embedding_rows is not None,
         unseen_rows=plan.unseen_rows,
+        proximal=plan.proximal,
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from consortium.jobs import Train
+from site_agent.trainer.groups import factors_of
 from site_agent.trainer.sharing import local
 
 _EPSILON = 1e-8  # of the update's denominator; the value of the paper and of every LLM we know of
@@ -26,10 +27,22 @@ def learning_rate(work: Train, step: int) -> float:
     return rule.learning_rate * warm * (rule.final_share + (1 - rule.final_share) * shape)
 
 
+def freeze(weights: Mapping[str, Tensor], work: Train) -> None:
+    """Ask for no gradient of what the order freezes. Before the model is shared, which goes by who has a gradient.
+
+    Raises BadInput for groups that do not fit the model.
+    """
+    distinct = _distinct(weights)
+    for name, factor in factors_of(distinct, work.groups).items():
+        distinct[name].requires_grad_(factor > 0)
+
+
 class AdamW:
     """The optimizer of one job; its state has a name for each tensor, so that it can be saved.
 
+    weights     as the base has them: of a proximal term they are copied, each rank its own shards
     total_norm  the norm of the whole gradient, of this rank's parts of its tensors
+    Groups of the order may learn slower, decay included, or be frozen: no moments, no decay.
     Weights may be sharded (FSDP2): state lies in the same shards, and each rank steps its own.
     Weight decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101) and spares vectors: norms and biases.
     """
@@ -40,16 +53,20 @@ class AdamW:
         work: Train,
         total_norm: Callable[[list[Tensor]], Tensor] = torch.nn.utils.get_total_norm,
     ) -> None:
-        distinct = {id(weight): (name, weight) for name, weight in reversed(list(weights.items()))}
-        self._weights = dict(sorted(distinct.values(), key=lambda item: item[0]))
+        self._weights = _distinct(weights)
         self._work = work
         self._total_norm = total_norm
-        self._mean = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
-        self._square = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
+        self._factors = factors_of(self._weights, work.groups)
+        self._learning = {name: weight for name, weight in self._weights.items() if self._factors[name]}
+        self._mean = {name: torch.zeros_like(weight) for name, weight in self._learning.items()}
+        self._square = {name: torch.zeros_like(weight) for name, weight in self._learning.items()}
         self._updates = {
-            name: torch.zeros((), device=weight.device) for name, weight in self._weights.items()
+            name: torch.zeros((), device=weight.device) for name, weight in self._learning.items()
         }
-        groups = (self._weights, self._mean, self._square)
+        self._base = {
+            name: local(weight).detach().clone() for name, weight in self._learning.items() if work.proximal
+        }
+        groups = (self._learning, self._mean, self._square)
         self._local = tuple({name: local(tensor) for name, tensor in group.items()} for group in groups)
 
     @property
@@ -79,16 +96,20 @@ class AdamW:
         weights, mean, square = self._local
         gradients = {
             name: torch.zeros_like(weights[name]) if weight.grad is None else local(weight.grad)
-            for name, weight in self._weights.items()
+            for name, weight in self._learning.items()
         }
+        # Before clipping: Li et al. 2020, arXiv:1812.06127, equation 2, have the local solver minimise the loss and the
+        # proximal term as one objective, and clipping is a part of our solver. After it, the term would have no bound.
+        for name, base in self._base.items():
+            gradients[name].add_(weights[name] - base, alpha=self._work.proximal)
         norm = self._total_norm(list(gradients.values()))
         is_finite = norm.isfinite()
         rule = self._work.optimizer
         scale = (norm / rule.clip_norm).clamp(min=1.0) if rule.clip_norm else None
-        for decay in (True, False):
-            names = [name for name, weight in self._weights.items() if (weight.ndim > 1) == decay]
-            if not names:
-                continue
+        alike: dict[tuple[bool, float], list[str]] = {}
+        for name, weight in self._learning.items():
+            alike.setdefault((weight.ndim > 1, self._factors[name]), []).append(name)
+        for (decay, factor), names in alike.items():
             adamw(
                 [weights[name] for name in names],
                 [gradients[name] for name in names],
@@ -102,7 +123,7 @@ class AdamW:
                 amsgrad=False,
                 beta1=rule.beta1,
                 beta2=rule.beta2,
-                lr=learning_rate(self._work, step),
+                lr=learning_rate(self._work, step) * factor,
                 weight_decay=rule.weight_decay if decay else 0.0,
                 eps=_EPSILON,
                 maximize=False,
@@ -110,3 +131,9 @@ class AdamW:
         for weight in self._weights.values():
             weight.grad = None
         return is_finite
+
+
+def _distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each weight once, sorted by the first name it has."""
+    named = {id(weight): (name, weight) for name, weight in reversed(list(weights.items()))}
+    return dict(sorted(named.values(), key=lambda item: item[0]))

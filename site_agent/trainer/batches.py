@@ -11,7 +11,7 @@ import numpy.typing as npt
 from consortium.ids import Language
 from consortium.jobs import Train
 from site_agent.packed import Tokens, num_sequences, sequence
-from site_agent.trainer.mixture import Ints, apportion, interleave, permutation, unimax
+from site_agent.trainer.mixture import Ints, apportion, interleave, permutation, tempered, unimax
 
 _COUNTED_STEPS = 64  # at a time: adding up a vocabulary for every step would cost more than counting
 
@@ -87,10 +87,15 @@ class Batches:
         counts = [0] * len(kinds)
         for access, budget in zip(("private", "public"), apportion([1 - replay, replay], total), strict=True):
             members = [index for index, kind in enumerate(kinds) if kind == access]
-            shares = unimax([self._sizes[index] for index in members], budget, self._work.epochs_max)
+            shares = self._shares([self._sizes[index] for index in members], budget)
             for index, count in zip(members, apportion(shares, budget), strict=True):
                 counts[index] = count
         return counts
+
+    def _shares(self, sizes: Sequence[int], budget: int) -> list[float]:
+        if self._work.sampling == "temperature":
+            return tempered(sizes, budget, self._work.epochs_max, self._work.temperature)
+        return unimax(sizes, budget, self._work.epochs_max)
 
     def _permutation(self, stream: int, epoch: int) -> Ints:
         named = self._streams[stream]

@@ -32,6 +32,30 @@ def unimax(available: Sequence[int], budget: int, epochs_max: float) -> list[flo
     return [each / total for each in drawn] if total else drawn
 
 
+def tempered(available: Sequence[int], budget: int, epochs_max: float, temperature: float) -> list[float]:
+    """Shares of the languages in proportion to size ** (1 / temperature), none repeated more than ``epochs_max`` times.
+
+    temperature  1: in proportion to size; the larger, the more even
+    What a capped language leaves goes to the others in their proportions. Arguments and what is returned otherwise
+    as for ``unimax``, also where all languages together cannot fill the budget.
+    Source: Arivazhagan et al. 2019, arXiv:1907.05019, section 4.2; the cap is UniMax's.
+    """
+    # Twelve digits: the last bit of a power differs between libraries of mathematics, and a sequence hangs on it.
+    wanted = [float(f"{size ** (1 / temperature):.12g}") if size else 0.0 for size in available]
+    drawn = [0.0] * len(available)
+    left, weight = float(budget), sum(wanted)
+    # from the language that its proportion would repeat most
+    order = sorted(
+        (index for index, size in enumerate(available) if size),
+        key=lambda index: (-wanted[index] / available[index], index),
+    )
+    for index in order:
+        drawn[index] = min(left * wanted[index] / weight, epochs_max * available[index])
+        left, weight = left - drawn[index], weight - wanted[index]
+    total = sum(drawn)
+    return [each / total for each in drawn] if total else drawn
+
+
 def apportion(shares: Sequence[float], total: int) -> list[int]:
     """Whole numbers in proportion to ``shares`` that sum to ``total``; by largest remainders."""
     if not sum(shares):

@@ -15,7 +15,7 @@ from consortium.canonical import replace
 from consortium.ids import Digest
 from consortium.jobs import Train
 from site_agent.trainer import saves
-from site_agent.trainer.adamw import AdamW
+from site_agent.trainer.adamw import AdamW, freeze
 from site_agent.trainer.batches import Batches, Stream
 from site_agent.trainer.delivery import deliver, deliver_saved
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, Preparation, ProgressLog, Stopped
@@ -60,7 +60,9 @@ def train(
     sharding = sharding_of(folder.site.sharding, work.shard, ranks.world)
     # a model that is shared in shards may be larger than one GPU: it comes there block by block
     place = ranks.device if sharding == "none" else torch.device("cpu")
-    shared = share(load_model(folder.base, ranks.device, place), ranks, sharding)
+    model = load_model(folder.base, ranks.device, place)
+    freeze(model.weights, work)
+    shared = share(model, ranks, sharding)
     training = _Training(folder, work, ranks, shared, data, is_asked_to_stop, is_asked_to_finish)
     account = training.run()
     if shared.is_sharded:  # no rank has the whole model; its checkpoint has

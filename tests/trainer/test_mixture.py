@@ -1,5 +1,6 @@
 """Which text each sequence comes from."""
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from trainer_samples import train_work
 
 from consortium.ids import Language
 from site_agent.trainer.batches import Batches, Stream
-from site_agent.trainer.mixture import apportion, interleave, permutation, random_bits, unimax
+from site_agent.trainer.mixture import apportion, interleave, permutation, random_bits, tempered, unimax
 
 SIZES = st.lists(st.integers(0, 500), min_size=1, max_size=8)
 
@@ -32,6 +33,45 @@ def test_unimax_is_even_up_to_the_cap(sizes: list[int], budget: int, cap: float)
 
 def test_unimax_by_hand() -> None:
     assert unimax([10, 100, 1000], 300, 4) == pytest.approx([40 / 300, 130 / 300, 130 / 300])
+
+
+@given(SIZES, st.integers(1, 5000), st.floats(0.5, 10), st.floats(1, 100))
+def test_temperature_goes_by_the_power_up_to_the_cap(
+    sizes: list[int], budget: int, cap: float, temperature: float
+) -> None:
+    shares = tempered(sizes, budget, cap, temperature)
+    if not any(sizes):
+        assert not any(shares)
+        return
+    assert sum(shares) == pytest.approx(1)
+    if cap * sum(sizes) < budget:
+        assert shares == pytest.approx([size / sum(sizes) for size in sizes])
+        return
+    drawn = [share * budget for share in shares]
+    free = [
+        count / size ** (1 / temperature)
+        for count, size in zip(drawn, sizes, strict=True)
+        if size and count < cap * size * (1 - 1e-9)
+    ]
+    for count, size in zip(drawn, sizes, strict=True):
+        assert count <= cap * size * (1 + 1e-9)
+    assert free == pytest.approx([free[0]] * len(free) if free else [], rel=1e-6)
+
+
+def test_temperature_by_hand() -> None:
+    assert tempered([100, 400, 900], 60, 4, 1) == pytest.approx([1 / 14, 4 / 14, 9 / 14])
+    assert tempered([100, 400, 900], 60, 4, 2) == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+    assert tempered([1, 400, 900], 204, 4, 2) == pytest.approx([4 / 204, 80 / 204, 120 / 204])
+    assert tempered([1, 400, 0], 100, 4, 1e9) == pytest.approx([0.04, 0.96, 0.0])
+
+
+def test_a_job_can_ask_for_a_temperature() -> None:
+    work = train_work(steps=100, batch_sequences=6, sequence_tokens=10, replay_share=0.0)
+    streams = _streams(bg=1000, et=4000)
+    assert Batches(work, streams).tokens(100)[0] == {"bg": 3000, "et": 3000}
+    for temperature, bg in ((1.0, 1200), (2.0, 2000)):
+        asked = msgspec.structs.replace(work, sampling="temperature", temperature=temperature)
+        assert Batches(asked, streams).tokens(100)[0] == {"bg": bg, "et": 6000 - bg}
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.integers(0, 1000))
