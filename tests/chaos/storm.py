@@ -35,7 +35,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from arena import Arena, Violation
+from arena import COORDINATOR, Arena, Violation
 from faults import Fault, Missed, faults_for
 from postgres_server import Server, free_port
 
@@ -56,7 +56,9 @@ class Storm:
 
     seed: int
     faults: int  #: after so many no campaign is begun; the last one is ended under more of them
-    pause_seconds: float = 6.0  #: between two faults on one daemon, on average
+    pause_seconds: float = (
+        6.0  #: between two faults on one agent, on average; of the coordinator, three times
+    )
     fallen: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -188,7 +190,8 @@ def _throw(arena: Arena, storm: Storm, daemon: str, name: str, calm: threading.E
     dice = random.Random(f"{storm.seed}/{name}/{daemon}")
     kinds = faults_for(daemon)[0]
     deck: list[Fault] = []
-    while not calm.wait(dice.expovariate(1.0 / storm.pause_seconds)):
+    pause = storm.pause_seconds * (3 if daemon == COORDINATOR else 1)  # what it makes takes it that long
+    while not calm.wait(dice.expovariate(1.0 / pause)):
         deck = deck or dice.sample(kinds, len(kinds))  # every kind falls before one falls twice
         fault, began = deck.pop(), time.time()
         try:
@@ -201,7 +204,7 @@ def _throw(arena: Arena, storm: Storm, daemon: str, name: str, calm: threading.E
                 storm.say({"failed": storm.failed[-1]})
             continue
         with storm.lock:
-            kind = "coordinator" if daemon == "coordinator" else "agent"
+            kind = COORDINATOR if daemon == COORDINATOR else "agent"
             storm.fallen[f"{fault.__name__} {kind}"] += 1
             storm.say(
                 {
@@ -261,7 +264,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--hours", type=float, default=24.0, help="after which no campaign is begun")
     parser.add_argument("--campaigns", type=int, default=4, help="that one consortium runs")
-    parser.add_argument("--pause", type=float, default=6.0, help="seconds between faults on one daemon")
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=6.0,
+        help="seconds between faults on one agent; on the coordinator, three times",
+    )
     parser.add_argument(
         "--calm", type=Path, help="undisturbed consortium that an earlier run kept: KEEP/calm"
     )
@@ -270,7 +278,7 @@ def main() -> int:
     root = options.keep or Path(tempfile.mkdtemp(prefix="sprachbund-storm-"))
     storm = Storm(options.seed, options.faults, options.pause)
     began = time.monotonic()
-    storm.say({"left out": faults_for("coordinator")[1] | faults_for("agent-north")[1]})
+    storm.say({"left out": faults_for(COORDINATOR)[1] | faults_for("agent-north")[1]})
     seeds = list(range(1, options.campaigns + 1))
     wanted = of_earlier(options.calm, seeds) if options.calm else undisturbed(root / "calm", seeds)
     storm.say({"undisturbed": {f"storm-{n}": v[-1][1][:16] for n, v in wanted.items()}})
