@@ -7,7 +7,7 @@ WORKDIR ?=
 SEED ?= 1
 JOBS ?= 2
 
-.PHONY: seeds mutation demo test check format stubs schemas chaos slurm slurm-demo slurm-release soak benchmarks sbom audit clean help
+.PHONY: seeds mutation demo test check format stubs schemas chaos storm slurm slurm-demo slurm-release soak benchmarks sbom audit clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -37,6 +37,9 @@ schemas: $(VENV)/dev-installed  ## write policies/schemas/*.json anew
 
 chaos: $(VENV)/dev-installed  ## kill the demo's processes at ten random moments; the same model must come out (about an hour)
 	$(BIN)/python tests/chaos/kill_anything.py --kills 10
+
+storm: $(VENV)/dev-installed  ## a thousand faults of eighteen kinds on real processes, as root for the small disks (an hour): LEDGER=postgres, SEED=...
+	$(BIN)/python tests/chaos/storm.py --faults $(or $(FAULTS),1000) --ledger $(or $(LEDGER),sqlite) --seed $(SEED)
 
 slurm: $(VENV)/dev-installed  ## the launcher on a real Slurm of its own, as root with its packages (minutes): .ci/run installs them
 	SPRACHBUND_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m '' tests/slurm

@@ -199,7 +199,8 @@ def tear_writes(arena: Arena, daemon: str, dice: random.Random) -> str:
             if path.is_file() and ("partials" in path.parts or path.name.endswith(".tmp")):
                 torn += 1
                 os.truncate(path, dice.randrange(path.stat().st_size + 1))
-        for folder in dice.sample(sorted(p for p in home.rglob("*") if p.is_dir()), 3):
+        folders = sorted(path for path in home.rglob("*") if path.is_dir())
+        for folder in dice.sample(folders, min(3, len(folders))):
             torn += 1
             (folder / f".torn.{dice.randbytes(6).hex()}.tmp").write_bytes(dice.randbytes(1000))
         wal = home / "ledger.sqlite-wal"

@@ -60,6 +60,7 @@ class Storm:
         6.0  #: between two faults on one agent, on average; of the coordinator, three times
     )
     fallen: Counter[str] = field(default_factory=Counter)
+    spoiled: int = 0  #: faults that could not be made, through no fault of the consortium's
     failed: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     say: Callable[[dict[str, Any]], None] = lambda line: print(json.dumps(line), flush=True)
@@ -198,10 +199,14 @@ def _throw(arena: Arena, storm: Storm, daemon: str, name: str, calm: threading.E
             what = fault(arena, daemon, dice)
         except Missed:
             continue
-        except Exception as error:
+        except Violation as violation:
             with storm.lock:
-                storm.failed.append(f"{name}: {fault.__name__} on {daemon}: {type(error).__name__}: {error}")
-                storm.say({"failed": storm.failed[-1]})
+                storm.failed.append(f"{name}: {fault.__name__} on {daemon}: {violation}")
+            continue
+        except Exception as error:  # says nothing of the consortium, but somebody should know
+            with storm.lock:
+                storm.spoiled += 1
+                storm.say({"spoiled": f"{fault.__name__} on {daemon}: {type(error).__name__}: {error}"})
             continue
         with storm.lock:
             kind = COORDINATOR if daemon == COORDINATOR else "agent"
@@ -296,7 +301,7 @@ def main() -> int:
             server.close()
     minutes = round((time.monotonic() - began) / 60, 1)
     storm.say({"faults": storm.total, "minutes": minutes, "by kind": dict(sorted(storm.fallen.items()))})
-    storm.say({"failed": storm.failed})
+    storm.say({"failed": storm.failed, "spoiled": storm.spoiled})
     if not options.keep and not storm.failed:
         shutil.rmtree(root)
     return 1 if storm.failed else 0
