@@ -13,9 +13,22 @@ from consortium.ids import CampaignId
 from coordinator.driver import replay
 from coordinator.ledger import Ledger
 from coordinator.verification import verify
+from simulation.real import simulate_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.demo, pytest.mark.timeout(1200)]
 SEED = 1  # as the calm run's
+
+
+def test_our_simulation_makes_the_version_of_the_real_processes(
+    calm: tuple[Outcome, Path], tmp_path: Path
+) -> None:
+    """With the real trainer; queues, network and time are simulated."""
+    outcome, _ = calm
+    lay_out(consortium_at(tmp_path / "simulated"), SEED, shorten)
+    found = simulate_folder(tmp_path / "simulated")
+    assert found.violations == ()
+    promoted = [version.digest for version in found.versions if version.status == "promoted"]
+    assert promoted[-1] == outcome.version
 
 
 def test_flowers_own_simulation_makes_the_version_of_the_real_processes(
