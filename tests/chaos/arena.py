@@ -121,16 +121,19 @@ class Arena(LocalConsortium):
         sites = {f"agent-{site.name}": self.workdir / "sites" / site.name for site in self.sites}
         return {COORDINATOR: self.home} | sites
 
-    def close(self) -> None:
-        """Everything ends; nothing stays mounted."""
-        self._over.set()
+    def stop(self) -> None:
+        """Every daemon ends, and nobody starts it again."""
         with self.lock:
-            self.down = set(self.homes)
-        for line in self.lines.values():
-            line.close()
+            self._over.set()
         for process in self.processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGCONT)
+        super().stop()
+
+    def close(self) -> None:
+        """Everything ends; nothing stays mounted."""
+        for line in self.lines.values():
+            line.close()
         self.stop()
         for home in self._mounted:
             kept = home.with_name(f"{home.name}.kept")  # what a post-mortem needs

@@ -295,7 +295,7 @@ def main() -> int:
             place = root / f"storm-{number}"
             if not through(storm, place, wanted, server.new_ledger() if server else None):
                 break
-            shutil.rmtree(place)
+            shutil.rmtree(place, ignore_errors=True)
     finally:
         if server:
             server.close()
