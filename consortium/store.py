@@ -195,20 +195,21 @@ class BlobStore:
         is elsewhere (ask ``received`` and go on from there), DiskFull.
         """
         path = self._own(self._partials_root, digest, owner)
-        partial = self._partial(digest, owner)
-        with partial.lock, disk_errors(path), _open_partial(path) as file:
-            size = partial.catch_up(file)
-            if offset != size:
-                raise Unavailable(
-                    f"blob {digest}: data came for offset {offset}, but {size} bytes are here; "
-                    f"go on from {size}"
-                )
-            written = 0
-            while written < len(data):
-                written += os.pwrite(file, memoryview(data)[written:], size + written)
-            partial.sha256.update(data)
-            partial.hashed += len(data)
-            return partial.hashed
+        with self._held(digest, owner) as partial, disk_errors(path):
+            self._require_begun(path, digest, owner, offset, _elsewhere(digest, offset, 0))
+            with _open_partial(path) as file:
+                return self._append(file, partial, digest, offset, data)
+
+    def _append(self, file: int, partial: _Partial, digest: Digest, offset: int, data: bytes) -> int:
+        size = partial.catch_up(file)
+        if offset != size:
+            raise _elsewhere(digest, offset, size)
+        written = 0
+        while written < len(data):
+            written += os.pwrite(file, memoryview(data)[written:], size + written)
+        partial.sha256.update(data)
+        partial.hashed += len(data)
+        return partial.hashed
 
     def finish(self, digest: Digest, owner: str, size: int) -> FileRef:
         """Make a partial of exactly ``size`` bytes a whole blob: verified, durable, visible.
@@ -218,15 +219,15 @@ class BlobStore:
         ref = FileRef(digest=digest, size=size)
         target = self._place(digest)
         path = self._own(self._partials_root, digest, owner)
-        partial = self._partial(digest, owner)
-        with partial.lock:
+        with self._held(digest, owner) as partial:
             if self.delivered(digest, owner):
                 self._forget(digest, owner)
                 return ref
+            self._require_begun(path, digest, owner, size, _unfinished(digest, 0, size))
             with disk_errors(path), _open_partial(path) as file:
                 held = partial.catch_up(file)
                 if held < size:
-                    raise Unavailable(f"blob {digest}: {held} of {size} bytes are here; send the rest")
+                    raise _unfinished(digest, held, size)
                 got = partial.sha256.hexdigest()
                 if held > size or got != digest:
                     self._forget(digest, owner)
@@ -266,7 +267,7 @@ class BlobStore:
 
     def discard(self, digest: Digest, owner: str) -> None:
         """Delete this owner's partial, if there is one."""
-        with self._partial(digest, owner).lock:
+        with self._held(digest, owner):
             self._forget(digest, owner)
 
     def require_room(self, size: int) -> None:
@@ -320,9 +321,24 @@ class BlobStore:
             raise BadInput(f"owner {owner[:80]!r} of an upload: expected a name, or <role>.<name>")
         return folder / owner / ids.digest(digest)
 
-    def _partial(self, digest: Digest, owner: str) -> _Partial:
-        with self._lock:
-            return self._partials.setdefault((owner, digest), _Partial())
+    @contextlib.contextmanager
+    def _held(self, digest: Digest, owner: str) -> Iterator[_Partial]:
+        """This upload for this thread alone; what was forgotten while we waited for it is not it any more."""
+        while True:
+            with self._lock:
+                partial = self._partials.setdefault((owner, digest), _Partial())
+            with partial.lock:
+                if self._partials.get((owner, digest)) is partial:
+                    yield partial
+                    return
+
+    def _require_begun(
+        self, path: Path, digest: Digest, owner: str, offset: int, trouble: Unavailable
+    ) -> None:
+        """Who goes on with an upload that is not here leaves nothing behind."""
+        if offset and not path.exists():
+            self._forget(digest, owner)
+            raise trouble
 
     def _forget(self, digest: Digest, owner: str) -> None:
         path = self._own(self._partials_root, digest, owner)
@@ -369,6 +385,16 @@ def ref_of_section(path: Path, begin: int, size: int) -> FileRef:
             sha256.update(data)
             done += len(data)
     return FileRef(digest=Digest(sha256.hexdigest()), size=done)
+
+
+def _unfinished(digest: Digest, held: int, size: int) -> Unavailable:
+    return Unavailable(f"blob {digest}: {held} of {size} bytes are here; send the rest")
+
+
+def _elsewhere(digest: Digest, offset: int, size: int) -> Unavailable:
+    return Unavailable(
+        f"blob {digest}: data came for offset {offset}, but {size} bytes are here; go on from {size}"
+    )
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         self._may_write = may_write
         self._act_for = act_for
         self._may_carry = may_carry or may_write
+        self._turns: dict[str, asyncio.Semaphore] = {}  # by owner: no more at once than partials are kept
 
     async def Stat(
         self, request: artifact_pb2.StatRequest, context: grpc.aio.ServicerContext
@@ -70,11 +71,23 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         allowed, reason = (self._may_carry if site else self._may_write)(caller, digest, size)
         if not allowed:
             raise Refused(f"upload of {digest}, {size} bytes: {reason}")
+        async with self._turns.setdefault(owner_of(caller), asyncio.Semaphore(PARTIALS_PER_OWNER)):
+            return await self._receive(request_iterator, context, owner_of(caller), digest, size, offset)
+
+    async def _receive(
+        self,
+        messages: AsyncIterator[artifact_pb2.UploadRequest],
+        context: grpc.aio.ServicerContext,
+        owner: str,
+        digest: Digest,
+        size: int,
+        offset: int,
+    ) -> artifact_pb2.UploadResponse:
         await asyncio.to_thread(self._store.require_room, size - offset)
         if offset == 0:
-            await asyncio.to_thread(self._store.make_room, owner_of(caller), PARTIALS_PER_OWNER - 1)
+            await asyncio.to_thread(self._store.make_room, owner, PARTIALS_PER_OWNER - 1)
         await context.send_initial_metadata(((UPLOAD_ACCEPTED, "yes"),))
-        async for message in request_iterator:
+        async for message in messages:
             data = message.data
             if message.WhichOneof("part") != "data" or len(data) > CHUNK_BYTES:
                 raise BadInput(
@@ -84,9 +97,9 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
                 raise BadInput(
                     f"upload of {digest}: more than the announced {size} bytes; hash the file again"
                 )
-            offset = await asyncio.to_thread(self._store.append, digest, owner_of(caller), offset, data)
+            offset = await asyncio.to_thread(self._store.append, digest, owner, offset, data)
         if offset == size:
-            await asyncio.to_thread(self._store.finish, digest, owner_of(caller), size)
+            await asyncio.to_thread(self._store.finish, digest, owner, size)
         return artifact_pb2.UploadResponse(received=offset, complete=offset == size)
 
     async def Download(

@@ -1,10 +1,12 @@
 """Whatever is in the store is what its name says, whole, and stays so."""
 
+import concurrent.futures
 import errno
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,30 @@ def test_only_a_name_can_own_a_partial(store: BlobStore, owner: str) -> None:
             use(NAME, owner)
     with pytest.raises(BadInput, match="owner "):
         store.append(NAME, owner, 0, HELLO)
+
+
+def test_who_goes_on_where_nothing_began_leaves_nothing_behind(store: BlobStore, tmp_path: Path) -> None:
+    """Such calls cost nothing, so files of them would fill a disk with names."""
+    with pytest.raises(Unavailable, match="0 bytes are here; go on from 0"):
+        store.append(NAME, "sofia", 6, HELLO[6:])
+    with pytest.raises(Unavailable, match="0 of 13 bytes are here"):
+        store.finish(NAME, "sofia", 13)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert store._partials == {}
+
+
+def test_an_upload_that_waited_for_a_forgotten_one_begins_its_own(store: BlobStore) -> None:
+    """Else two could write into one file at once, each with a lock and a running hash of its own."""
+    store.append(NAME, "sofia", 0, HELLO[:5])
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        with store._held(NAME, "sofia") as before:
+            waiting = threads.submit(store.append, NAME, "sofia", 0, HELLO)
+            time.sleep(0.05)
+            store._forget(NAME, "sofia")
+        assert waiting.result() == len(HELLO)
+    (now,) = store._partials.values()
+    assert now is not before and (before.hashed, now.hashed) == (5, len(HELLO))
+    store.finish(NAME, "sofia", len(HELLO))
 
 
 def test_a_partial_grows_and_becomes_a_blob(store: BlobStore, tmp_path: Path) -> None:

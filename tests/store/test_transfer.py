@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
@@ -22,6 +23,7 @@ from consortium.manifests import FileRef
 from consortium.store import BlobStore, ref_of
 from consortium.transfer import Retries, download, upload
 from consortium.wire_errors import from_rpc_error
+from coordinator.artifacts import PARTIALS_PER_OWNER
 
 SOFIA, TIRANA = site_credentials("sofia"), site_credentials("tirana")
 ONCE = Retries(attempts=1)
@@ -250,6 +252,30 @@ async def test_a_malformed_upload_is_answered_by_its_fault(
         assert words in str(told)
         half = await send(stub, [artifact_pb2.UploadRequest(header=HEADER)])
         assert (half.received, half.complete) == (0, False)  # and the service goes on
+
+
+async def test_no_more_uploads_of_one_owner_are_under_way_than_partials_are_kept(
+    coordinator: Coordinator,
+) -> None:
+    """Begun together, sixty of them would all find room, and then each grow to the largest size."""
+
+    async def begin(number: int) -> Any:
+        call = stub.Upload()
+        header = artifact_pb2.UploadHeader(digest=digest_of(b"%d" % number), size=10)
+        await call.write(artifact_pb2.UploadRequest(header=header))
+        return call
+
+    async with coordinator.serving(), coordinator.stub(SOFIA) as stub:
+        calls = [await begin(number) for number in range(PARTIALS_PER_OWNER)]
+        for call in calls:
+            assert UPLOAD_ACCEPTED in await call.initial_metadata()
+        one_more = await begin(PARTIALS_PER_OWNER)
+        waiting = asyncio.ensure_future(one_more.initial_metadata())
+        assert not (await asyncio.wait([waiting], timeout=0.2))[0]
+        calls[0].cancel()
+        assert UPLOAD_ACCEPTED in await asyncio.wait_for(waiting, 10.0)
+        for call in (*calls, one_more):
+            call.cancel()
 
 
 async def send(stub: artifact_pb2_grpc.ArtifactServiceStub, messages: list[object]) -> object:
