@@ -19,6 +19,9 @@ from consortium.errors import BadInput
 HORIZON_SECONDS = 30 * 86400.0
 LENGTH_MAX_SECONDS = 7 * 86400.0
 _KNOWN_MAX = 1000
+#: Until here a day that never comes is sought.
+_NEVER_AFTER = datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)
+_CYCLE_SECONDS = 40 * 366 * 86400.0  # in which every day of the year falls on every day of the week
 _SKIPPED_SECONDS = 3 * 3600.0  # more than any zone skips at once, but for a whole day (Samoa, 2011)
 _FIELDS = ("minute", "hour", "day", "month", "day of week")
 
@@ -61,6 +64,7 @@ def trigger(cron: str, timezone: str) -> CronTrigger:
         made: CronTrigger = CronTrigger.from_crontab(cron, timezone=time_zone(timezone))
     except (ValueError, TypeError) as error:
         raise BadInput(f"cron {cron!r}: {error}") from None
+    made.end_date = _NEVER_AFTER
     return made
 
 
@@ -68,7 +72,7 @@ def check(window: Window) -> Window:
     """The window itself, if it can be read and ever opens. Raises BadInput."""
     if not 0 < window.seconds <= LENGTH_MAX_SECONDS:
         raise BadInput(f"a window of {window.seconds / 3600:g} h; more than 0 and at most 168, a week")
-    if _fires_from(window, 0.0) is None:
+    if _fires_from(window, _NEVER_AFTER.timestamp() - _CYCLE_SECONDS) is None:
         raise BadInput(f"cron {window.cron!r} names no day that ever comes")
     return window
 
