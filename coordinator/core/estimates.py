@@ -25,6 +25,7 @@ OTHER_SECONDS = 1800.0  #: of tokenizers, evaluations and merges, where none was
 QUEUE_SECONDS = 4 * HOUR  #: of a batch system in which nothing of ours ever waited
 NEWEST = 5  #: measurements that a median is taken of
 _BYTES_PER_PARAMETER = 4  # versions are float32
+_SECONDS_MIN, _SECONDS_MAX = 1e-3, 366 * 86400.0  # that a job takes, or waits; others are not believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,12 @@ def seconds_taken(job: Job) -> float:
     if done is None:
         return 0.0
     counted = job.tries[done.attempt].seconds if done.attempt in job.tries else 0.0
-    return counted or done.seconds
+    return _believable(counted or done.seconds)
+
+
+def _believable(seconds: float) -> float:
+    """What a site says of its times enters plans of others: a joke must not make them infinite."""
+    return min(max(_SECONDS_MIN, seconds), _SECONDS_MAX) if seconds > 0.0 else 0.0
 
 
 def _other_seconds(state: State, site: Site, work: Work, purpose: Purpose) -> Estimate:
@@ -137,7 +143,9 @@ def queue_seconds(site: Site) -> Estimate:
     """How long a job of ours waits in the site's queue once it is submitted."""
     if site.queued:
         newest = site.queued[-NEWEST * 2 :]
-        return Estimate(median(newest), f"median of {len(newest)} waits in {site.name}'s queue", True)
+        return Estimate(
+            _believable(median(newest)), f"median of {len(newest)} waits in {site.name}'s queue", True
+        )
     if site.launcher == "slurm":
         return Estimate(QUEUE_SECONDS, f"assumed: nothing of ours waited in {site.name}'s queue yet")
     return Estimate(0.0, f"{site.name} has no queue")

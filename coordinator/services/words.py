@@ -1,6 +1,7 @@
 """What the wire's messages say, in our words, and ours in the wire's. Raises BadInput for what is in no contract."""
 
 import functools
+import math
 from importlib.metadata import version
 from typing import Literal
 
@@ -28,6 +29,9 @@ _RELEASE = version("sprachbund")
 _HOLDINGS_MAX = 1000  # two for every language there is text in; they go to the ledger
 _NAME_CHARACTERS_MAX = 100
 _WINDOWS_MAX = 20  # and allocations
+_COUNT_MAX = 1 << 53  # larger ones no float holds
+_END_OF_TIME = 253_402_300_800.0  # of protobuf's timestamps and Python's dates: the year 10000
+_DURATION_SECONDS_MAX = 315_576_000_000.0  # ten thousand years: the longest that protobuf knows
 
 
 _PHASES = {
@@ -150,11 +154,12 @@ def _usage(line: site_pb2.AttemptReport) -> Usage:
 def _allocation(told: site_pb2.Allocation) -> Allocation:
     if not 0.0 <= told.gpu_hours < 1e12:
         raise BadInput(f"allocation {told.name!r}: {told.gpu_hours} GPU-hours; it must be a number from 0 on")
-    return Allocation(
-        name=short(told.name, "allocation"),
-        gpu_hours=told.gpu_hours,
-        until=told.until.seconds + told.until.nanos / 1e9 if told.HasField("until") else None,
-    )
+    until = told.until.seconds + told.until.nanos / 1e9 if told.HasField("until") else None
+    if until is not None and not 0.0 <= until < _END_OF_TIME:
+        raise BadInput(
+            f"allocation {told.name!r}: it ends at {until:g} s after 1970; no calendar has that day"
+        )
+    return Allocation(name=short(told.name, "allocation"), gpu_hours=told.gpu_hours, until=until)
 
 
 def _window(told: site_pb2.Window) -> Window:
@@ -168,14 +173,15 @@ def _window(told: site_pb2.Window) -> Window:
 
 
 def sight(line: site_pb2.AttemptReport, report: cm.Report) -> Sight:
-    progress = line.progress
+    """What is shown of an attempt; a training that diverges has a loss that is no number."""
+    progress, speed = line.progress, line.progress.tokens_per_second
     return Sight(
         phase=report.phase.value,
-        step=progress.step,
-        steps=progress.steps,
-        tokens=progress.tokens,
-        loss=progress.loss or None,
-        tokens_per_second=progress.tokens_per_second,
+        step=min(progress.step, _COUNT_MAX),
+        steps=min(progress.steps, _COUNT_MAX),
+        tokens=min(progress.tokens, _COUNT_MAX),
+        loss=progress.loss if progress.loss and math.isfinite(progress.loss) else None,
+        tokens_per_second=speed if math.isfinite(speed) else 0.0,
     )
 
 
@@ -219,7 +225,7 @@ def checkpoint_message(checkpoint: Checkpoint) -> site_pb2.LedgerCheckpoint:
 
 def duration_message(seconds: float) -> Duration:
     duration = Duration()
-    duration.FromMicroseconds(int(seconds * 1e6))
+    duration.FromMicroseconds(int(min(seconds, _DURATION_SECONDS_MAX) * 1e6))
     return duration
 
 

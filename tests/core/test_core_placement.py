@@ -225,6 +225,17 @@ def test_steps_are_equal_until_speeds_are_known_then_sites_finish_together() -> 
     assert (work.schedule_start, work.schedule_steps) == (1714, 3 * 1714)  # its decay is everybody's
 
 
+@pytest.mark.parametrize("seconds", [1e307, 9e14, 1e-300])
+def test_a_round_is_planned_whatever_a_site_says_of_its_times(seconds: float) -> None:
+    """One contribution with an absurd time, admitted and so in the ledger for good, must not end the planning."""
+    coordinator = paced()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SPEEDS, "north", seconds / 100.0)
+        one_round(coordinator, queued=min(seconds, 9e14))
+    assert sum(steps(coordinator, 2).values()) == 3000
+    assert queue_seconds(coordinator.state.sites[SiteName("north")]).value <= 366 * 86400.0
+
+
 def test_nobody_is_asked_for_less_or_more_than_the_campaign_allows() -> None:
     coordinator = paced(steps_share_min=0.6, steps_share_max=1.5)
     one_round(coordinator)

@@ -1,10 +1,12 @@
 """Nonsense over the wire: a clear answer for the caller, nothing in the ledger, and the service goes on."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from real_coordinator import Consortium, in_our_words
+from google.protobuf.timestamp_pb2 import Timestamp
+from real_coordinator import Consortium, campaign, in_our_words
 from scripted_sites import ScriptedSite, introduce, lease
 from sprachbund.v1 import (
     admin_pb2,
@@ -25,6 +27,12 @@ def holding(**fields: Any) -> site_pb2.SyncRequest:
     return site_pb2.SyncRequest(site=site_pb2.SiteDescription(holdings=[holding]))
 
 
+def allocation(**fields: Any) -> site_pb2.SyncRequest:
+    return site_pb2.SyncRequest(
+        site=site_pb2.SiteDescription(allocations=[site_pb2.Allocation(name="h1", gpu_hours=1.0, **fields)])
+    )
+
+
 NONSENSE = [
     ("sofia", "Sync", line(attempt="../../etc"), "attempt id '../../etc': expected <job>.a<number>"),
     ("sofia", "Sync", line(attempt="x" * 1_000_000), "attempt id 'xxxxxxx"),
@@ -35,6 +43,8 @@ NONSENSE = [
     ("sofia", "Sync", line(contribution="A" * 64), "digest 'AAAA.*expected 64 lower-case hex digits"),
     ("sofia", "Sync", holding(digest="b" * 63), "digest 'bbb.*expected 64 lower-case hex digits"),
     ("sofia", "Sync", holding(language="Bulgarian text " * 100_000), "language 'Bulgarian text .*BCP-47"),
+    ("sofia", "Sync", allocation(until=Timestamp(seconds=1 << 62)), "no calendar has that day"),
+    ("sofia", "Sync", allocation(until=Timestamp(seconds=-1)), "no calendar has that day"),
     ("sofia", "Sync", site_pb2.SyncRequest(incarnation="i" * 1_000_000), "incarnation 'iiii.*at most 100"),
     ("sofia", "Sync", site_pb2.SyncRequest(wait=Duration(seconds=-1)), "a duration cannot be negative"),
     ("sofia", "Sync", site_pb2.SyncRequest(incarnation="i" * (17 << 20)), "larger than max"),
@@ -99,3 +109,32 @@ async def test_a_patient_caller_is_not_taken_literally(consortium: Consortium) -
         call = admin.calls.Watch(admin_pb2.WatchRequest(interval=Duration(seconds=1 << 62)))
         assert (await call.read()).view
         call.cancel()
+
+
+async def test_a_loss_that_is_no_number_hides_nothing_from_anybody(
+    consortium: Consortium, base: Path
+) -> None:
+    """A training that diverges says so at every Sync; the view is of all sites, and JSON has no word for it."""
+    site, odd = ScriptedSite(consortium, "sofia"), float("nan")
+    async with consortium.running(), consortium.admin() as admin:
+        await introduce(consortium)
+        await admin.submit_and_wait(campaign(base))
+        async with site.connected() as calls:
+            attempt = (await calls.Sync(site.request())).wanted[0].attempt
+            request = site.request()
+            progress = site_pb2.Progress(step=(1 << 64) - 1, loss=odd, tokens_per_second=odd)
+            request.attempts.add(attempt=attempt, phase="ATTEMPT_PHASE_RUNNING", progress=progress)
+            await calls.Sync(request)
+        shown = next(one for one in (await admin.view()).attempts if one.attempt == attempt)
+    assert (shown.step, shown.loss, shown.tokens_per_second) == (1 << 53, None, 0.0)
+
+
+async def test_a_lease_beyond_all_calendars_is_given(consortium: Consortium, base: Path) -> None:
+    """An admin may write so; every Sync of every site that held a job of the campaign failed."""
+    site = ScriptedSite(consortium, "sofia")
+    async with consortium.running(), consortium.admin() as admin:
+        await introduce(consortium)
+        await admin.submit_and_wait(campaign(base, lease_seconds=1e300))
+        async with site.connected() as calls:
+            (wanted,) = (await calls.Sync(site.request())).wanted
+    assert wanted.lease.seconds == 315_576_000_000
