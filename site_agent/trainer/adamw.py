@@ -66,6 +66,7 @@ class AdamW:
         self._base = {
             name: local(weight).detach().clone() for name, weight in self._learning.items() if work.proximal
         }
+        self.norm = torch.zeros(())  #: of the newest step's gradient, before clipping
         groups = (self._learning, self._mean, self._square)
         self._local = tuple({name: local(tensor) for name, tensor in group.items()} for group in groups)
 
@@ -102,7 +103,7 @@ class AdamW:
         # proximal term as one objective, and clipping is a part of our solver. After it, the term would have no bound.
         for name, base in self._base.items():
             gradients[name].add_(weights[name] - base, alpha=self._work.proximal)
-        norm = self._total_norm(list(gradients.values()))
+        norm = self.norm = self._total_norm(list(gradients.values()))
         is_finite = norm.isfinite()
         rule = self._work.optimizer
         scale = (norm / rule.clip_norm).clamp(min=1.0) if rule.clip_norm else None

@@ -55,6 +55,12 @@ class Batches:
             row[:] = sequence(self._streams[stream].tokens, number, self._work.sequence_tokens)
         return rows
 
+    def languages(self, step: int, rank: int = 0, world: int = 1) -> list[Language]:
+        """Of each of ``rows``."""
+        begin = step * self._work.batch_sequences
+        indices = range(begin + rank, begin + self._work.batch_sequences, world)
+        return [self._streams[int(self._stream_of[index])].language for index in indices]
+
     def tokens(self, steps: int) -> tuple[dict[Language, int], dict[Language, int]]:
         """Tokens trained on after ``steps``, per language: in all, and public ones."""
         seen = np.bincount(

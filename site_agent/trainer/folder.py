@@ -16,7 +16,7 @@ import contextlib
 import enum
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -158,16 +158,30 @@ class ProgressLog:
         self._written_at = -PROGRESS_SECONDS
         self._since: tuple[float, int] | None = None
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a line."""
+        return self._enabled and time.monotonic() - self._written_at >= PROGRESS_SECONDS
+
     def report(
-        self, step: int, tokens: int, loss: float | None, joules: float | None = None, now: bool = False
+        self,
+        step: int,
+        tokens: int,
+        loss: float | None,
+        joules: float | None = None,
+        now: bool = False,
+        more: Callable[[float], Mapping[str, object]] = lambda tokens_per_second: {},
     ) -> None:
-        """Write a line if it is time, or ``now``. Tokens per second are those since the line before."""
+        """Write a line if it is time, or ``now``. Tokens per second are those since the line before.
+
+        more  what else there is to say, given these
+        """
         clock = time.monotonic()
         if not self._enabled or (clock - self._written_at < PROGRESS_SECONDS and not now):
             return
         before = self._since or (clock, tokens)
         seconds = clock - before[0]
-        line = {
+        line: dict[str, object] = {
             "step": step,
             "steps": self._steps,
             "tokens": tokens,
@@ -176,6 +190,7 @@ class ProgressLog:
             "joules": joules,
             "at": round(time.time(), 3),
         }
+        line |= more(float(line["tokens_per_second"]))  # type: ignore[arg-type]
         with disk_errors(self._path), open(self._path, "ab") as file:
             file.write(json.dumps(line).encode() + b"\n")  # one write: a reader sees whole lines
         self._written_at, self._since = clock, (clock, tokens)

@@ -1,7 +1,10 @@
 """How a site trains: from the base, over the site's text, to a delta; the same bits on CPU however often it stops."""
 
+import contextlib
+import math
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,16 +17,21 @@ from torch import Tensor
 from consortium.canonical import replace
 from consortium.ids import Digest
 from consortium.jobs import Train
+from consortium.tensors import Checkpoint
 from site_agent.trainer import saves
 from site_agent.trainer.adamw import AdamW, freeze
 from site_agent.trainer.batches import Batches, Stream
 from site_agent.trainer.delivery import deliver, deliver_saved
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, Preparation, ProgressLog, Stopped
+from site_agent.trainer.groups import factors_of
+from site_agent.trainer.memory import MemoryPlan, Setup, Sizes, plan_memory, sizes_of, what_fits
 from site_agent.trainer.mixture import random_bits
-from site_agent.trainer.model import Model, load_model
+from site_agent.trainer.model import Model, load_model, read_config
 from site_agent.trainer.ranks import Ranks
+from site_agent.trainer.room import room
 from site_agent.trainer.saves import Account, Made
-from site_agent.trainer.sharing import Shared, sharding_of, share
+from site_agent.trainer.sharing import Sharding, Shared, sharding_of, share
+from site_agent.trainer.watching import Watch, peak_of
 from site_agent.trainer.words import prepared_languages
 
 _SKIPS_MAX = 3  # steps in a row without a finite gradient: it will not come back by itself
@@ -60,10 +68,13 @@ def train(
     sharding = sharding_of(folder.site.sharding, work.shard, ranks.world)
     # a model that is shared in shards may be larger than one GPU: it comes there block by block
     place = ranks.device if sharding == "none" else torch.device("cpu")
+    sizes, memory = _planned(folder, work, ranks, sharding)
     model = load_model(folder.base, ranks.device, place)
     freeze(model.weights, work)
     shared = share(model, ranks, sharding)
-    training = _Training(folder, work, ranks, shared, data, is_asked_to_stop, is_asked_to_finish)
+    training = _Training(
+        folder, work, ranks, shared, data, is_asked_to_stop, is_asked_to_finish, sizes, memory
+    )
     account = training.run()
     if shared.is_sharded:  # no rank has the whole model; its checkpoint has
         training.save(account)
@@ -91,6 +102,8 @@ class _Training:
         data: TrainingData,
         is_asked_to_stop: Callable[[], bool],
         is_asked_to_finish: Callable[[], bool],
+        sizes: Sizes | None,
+        memory: MemoryPlan | None,
     ) -> None:
         self._work, self._ranks, self._data, self._shared = work, ranks, data, shared
         self._folder = folder
@@ -101,10 +114,14 @@ class _Training:
         self._origin = saves.origin_of(work, data.digests, shared.model.backend)
         self._progress = ProgressLog(folder.path, work.steps, enabled=ranks.is_first)
         self._tokens_a_step = work.batch_sequences * work.sequence_tokens
-        wants_bf16 = work.precision == "bf16" or (work.precision == "auto" and ranks.device.type == "cuda")
+        wants_bf16 = computes_in_bf16(work, ranks)
         self._autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=wants_bf16)
         self._flush_steps = _GPU_FLUSH_STEPS if ranks.device.type == "cuda" else 1
         shared.model.network.train()
+        device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ""
+        peak = peak_of(device) if wants_bf16 else None
+        self._watch = Watch(shared.model.network, sizes, work.sequence_tokens, peak)
+        self._memory = memory
 
     def run(self) -> Account:
         account = saves.restore(self._saves, self._origin, self._optimizer.state, self._ranks)
@@ -117,7 +134,7 @@ class _Training:
         while step < self._work.steps:
             nats = self._backward(step)
             is_finite = self._optimizer.step(step)
-            pending.append(torch.stack((nats, is_finite.float())))
+            pending.append(torch.stack((nats, is_finite.float(), self._optimizer.norm)))
             step += 1
             is_due = step % self._work.checkpoint_steps == 0 and step < self._work.steps
             if step % self._flush_steps and not is_due and step < self._work.steps:
@@ -148,13 +165,21 @@ class _Training:
     def _backward(self, step: int) -> Tensor:
         """Leave in the weights the gradient of the whole batch's mean loss; return this rank's nats."""
         ranks = self._ranks
-        rows = torch.from_numpy(self._data.batches.rows(step, ranks.rank, ranks.world)).to(ranks.device)
+        with self._watch.waiting():
+            rows = torch.from_numpy(self._data.batches.rows(step, ranks.rank, ranks.world)).to(ranks.device)
+        languages = (
+            self._data.batches.languages(step, ranks.rank, ranks.world) if self._progress.is_due else None
+        )
         torch.manual_seed(int(random_bits(1, self._work.seed, "dropout", step, ranks.rank)[0] >> 1))
         nats = torch.zeros((), device=ranks.device)
         parts = torch.split(rows, self._rows_max)
-        for part in parts:
+        for number, part in enumerate(parts):
+            watched: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if languages is not None:
+                begin = number * self._rows_max
+                watched = self._watch.languages(part, languages[begin : begin + len(part)])
             with self._shared.part_of_batch(is_last=part is parts[-1]):
-                with self._autocast:
+                with self._autocast, watched:
                     loss = self._shared.objective(part)
                 # world: the mean over ranks that follows makes a sum of it again
                 (loss * (ranks.world / self._tokens_a_step)).backward()
@@ -163,11 +188,13 @@ class _Training:
 
     def _flush(self, account: Account, pending: list[Tensor]) -> tuple[Account, bool, bool]:
         """Account for the steps since the last time; whether all ranks are to stop, and to finish."""
-        wishes = [[float(self._is_asked_to_stop()), float(self._is_asked_to_finish())]]
+        wishes = [[float(self._is_asked_to_stop()), float(self._is_asked_to_finish()), 0.0]]
         asked = torch.tensor(wishes, device=self._ranks.device)
-        *steps, (stops, finishes) = self._ranks.total(torch.cat((torch.stack(pending), asked))).tolist()
+        *steps, (stops, finishes, _) = self._ranks.total(torch.cat((torch.stack(pending), asked))).tolist()
         pending.clear()
-        for nats, finite in steps:
+        for nats, finite, norm in steps:
+            norm /= self._ranks.world  # all ranks have the same
+            self._watch.grad_norm = norm if math.isfinite(norm) else None
             account = saves.advanced(
                 account, tokens=self._tokens_a_step, nats=nats, is_finite=finite == self._ranks.world
             )
@@ -180,7 +207,62 @@ class _Training:
         return account, stops > 0, finishes > 0
 
     def _report(self, account: Account, now: bool = False) -> None:
-        self._progress.report(account.step, account.step * self._tokens_a_step, account.loss_last, now=now)
+        left = (self._work.steps - account.step) * self._tokens_a_step
+
+        def more(tokens_per_second: float) -> dict[str, object]:
+            plan = {} if self._memory is None else {"planned_bytes": self._memory.peak}
+            return self._watch.numbers(tokens_per_second, left, self._ranks.world) | plan
+
+        done = account.step * self._tokens_a_step
+        self._progress.report(account.step, done, account.loss_last, now=now, more=more)
+
+
+def _planned(
+    folder: JobFolder, work: Train, ranks: Ranks, sharding: Sharding
+) -> tuple[Sizes | None, MemoryPlan | None]:
+    """How large the model is and what memory its training takes; said on stderr. Nothing of a model we cannot read.
+
+    Raises JobFailed if this machine has less.
+    """
+    with Checkpoint(folder.base) as base:
+        frozen = [name for name, factor in factors_of(base, work.groups).items() if not factor]
+        sizes = sizes_of(read_config(folder.base), base.shapes, frozen)
+    if sizes is None:
+        return None, None
+    sequences, is_cpu = -(-work.batch_sequences // ranks.world), ranks.device.type == "cpu"
+    setup = Setup(
+        sequences=sequences,
+        sequences_at_once=min(sequences, folder.site.device_sequences or sequences),
+        sequence_tokens=work.sequence_tokens,
+        is_bf16=computes_in_bf16(work, ranks),
+        has_base=work.proximal > 0,
+        ranks=ranks.world,
+        shards={"none": 1, "fsdp": ranks.world, "hsdp": ranks.world // ranks.nodes}[sharding],
+        is_cpu=is_cpu,
+    )
+    plan = plan_memory(sizes, setup)
+    if ranks.is_first:
+        print(plan.lines(), file=sys.stderr)
+    here = ranks.world // ranks.nodes if is_cpu else 1  # ranks that share the memory
+    found = room() if is_cpu else torch.cuda.mem_get_info(ranks.device)[0]
+    if found is not None and plan.peak * here > found:
+        fits = what_fits(sizes, setup, found // here)
+        way_out = (
+            f"set `device_sequences: {fits}` at this site, which fits"
+            if fits
+            else "not even one sequence at a time fits: share the model among more ranks (`shard: true`), or shorten "
+            "sequences"
+        )
+        raise JobFailed(
+            FailureReason.OUT_OF_MEMORY,
+            f"{setup.sequences_at_once} sequences of {work.sequence_tokens} tokens at once take "
+            f"{plan.peak * here >> 20} MiB here, {found >> 20} MiB are left; {way_out}",
+        )
+    return sizes, plan
+
+
+def computes_in_bf16(work: Train, ranks: Ranks) -> bool:
+    return work.precision == "bf16" or (work.precision == "auto" and ranks.device.type == "cuda")
 
 
 def batches_of(
