@@ -21,7 +21,15 @@ from consortium.canonical import decode
 from consortium.connection import Connection, write_connection
 from consortium.errors import Refused, Unavailable
 from consortium.files import make_folder, write_bytes_atomically
-from consortium.identity import COORDINATOR_DAYS, DAY_SECONDS, PEOPLE, Authority, Credentials, identity_of
+from consortium.identity import (
+    CLOCK_SKEW_SECONDS,
+    COORDINATOR_DAYS,
+    DAY_SECONDS,
+    PEOPLE,
+    Authority,
+    Credentials,
+    identity_of,
+)
 from consortium.ids import Digest, digest_of
 from consortium.roles import Role
 from consortium.signing import load_ledger_key, new_ledger_key, save_key
@@ -45,15 +53,16 @@ class Keys:
     def load(cls, home: Path, names: Sequence[str], now: float) -> "Keys":
         """What ``found`` wrote.
 
-        The server's own certificate is issued anew, for ``names``, if it is lost or has less than a third of its
-        life left.
+        The server's own certificate is issued anew, for ``names``, if it is lost, has less than a third of its life
+        left, or was issued by a clock that was ahead, so that nobody would accept it yet.
         """
         authority = Authority.load(home / "authority")
         ledger = load_ledger_key(home / "ledger.key")
         with contextlib.suppress(Unavailable):
             server = _load_credentials(home / "server")
             ends = identity_of(server.certificate, authority.consortium).not_after
-            if ends - now > COORDINATOR_DAYS * DAY_SECONDS / 3:
+            whole = COORDINATOR_DAYS * DAY_SECONDS
+            if whole / 3 < ends - now <= whole + CLOCK_SKEW_SECONDS:
                 return cls(authority, server, ledger)
         server = authority.coordinator(names, now)
         _save_credentials(home / "server", server)
