@@ -28,7 +28,7 @@ from sprachbund.v1 import (
 )
 
 from consortium.channels import ENROLMENT_OPTIONS, SERVER_OPTIONS, enrolment_credentials, server_credentials
-from consortium.errors import Unavailable
+from consortium.errors import BadInput, Unavailable
 from consortium.files import write_bytes_atomically
 from consortium.identity import Identity
 from consortium.ids import Digest
@@ -92,6 +92,14 @@ async def _lead(
     """Be the coordinator until ``stop`` is set, or the ledger is another's."""
     home = Path(config.home)
     driver = Driver(ledger, keys.ledger)
+    if driver.state.consortium != config.consortium:
+        raise BadInput(
+            f"{ledger.place}: is the ledger of consortium {driver.state.consortium!r}, the config says "
+            f"{config.consortium!r}; put the right one there, or the copy that was kept of it"
+            if ledger.head.seq
+            else f"{ledger.place}: a ledger in which nothing stands, but {home} has keys: it was lost, or never "
+            "founded; put the copy there that was kept of it, with its -wal file, or begin with `sprachbund init`"
+        )
     workshop = Workshop.at(home, open_store(places_in(config)))
     membership = load_membership(config.membership) if config.membership else load_membership()
     sites = SiteService(driver, keys, config)

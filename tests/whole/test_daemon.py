@@ -8,7 +8,8 @@ import pytest
 from real_coordinator import SITES, Consortium, campaign
 from scripted_sites import ScriptedSite, at_work
 
-from consortium.errors import Unavailable
+from consortium.canonical import replace
+from consortium.errors import BadInput, Unavailable
 from coordinator import worker, workshop
 from coordinator.core.commands import Command, Tick
 from coordinator.core.machine import Decision
@@ -83,3 +84,20 @@ async def test_a_stop_that_comes_together_with_news_is_heard(consortium: Consort
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
+
+
+async def test_a_ledger_that_was_lost_is_not_begun_anew(consortium: Consortium) -> None:
+    """Who deletes its -wal file after a crash, or forgets to copy it, has a ledger in which nothing stands."""
+    (consortium.home / "ledger.sqlite").unlink()
+    with pytest.raises(BadInput, match=r"nothing stands, but .* has keys"):
+        async with consortium.running():
+            pass
+    with Ledger(consortium.home / "ledger.sqlite", read_only=True) as ledger:
+        assert ledger.head.seq == 0
+
+
+async def test_the_ledger_of_another_consortium_is_not_gone_on_with(consortium: Consortium) -> None:
+    consortium.config = replace(consortium.config, consortium="iberian")
+    with pytest.raises(BadInput, match="is the ledger of consortium 'balkan', the config says 'iberian'"):
+        async with consortium.running():
+            pass
