@@ -94,7 +94,7 @@ def plan(seed: int, rounds: int = 2) -> dict[str, Any]:
             },
         },
         "tokenizer": {"train": {"vocabulary_size": 512, "bytes_per_language": 20000}},
-        **({"seed_round": {"steps": 8, "optimizer": learning}} if rounds > 1 else {}),
+        "seed_round": {"steps": 8, "optimizer": learning},
         "rounds": rounds,
         "train": {
             "steps": 16,

@@ -6,7 +6,7 @@ import pytest
 from arena import can_fake_time, can_mount
 from storm import Storm, through, undisturbed
 
-pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.soak, pytest.mark.demo, pytest.mark.timeout(900)]
 
 
 def test_a_storm_changes_no_model_and_loses_no_event(tmp_path: Path) -> None:
