@@ -158,10 +158,9 @@ class ProgressLog:
         self._written_at = -PROGRESS_SECONDS
         self._since: tuple[float, int] | None = None
 
-    @property
-    def is_due(self) -> bool:
-        """Whether it is time for a line."""
-        return self._enabled and time.monotonic() - self._written_at >= PROGRESS_SECONDS
+    def is_due_within(self, seconds: float) -> bool:
+        """Whether it will be time for a line by then."""
+        return self._enabled and time.monotonic() + seconds - self._written_at >= PROGRESS_SECONDS
 
     def report(
         self,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from consortium.canonical import replace
-from consortium.ids import Digest
+from consortium.ids import Digest, Language
 from consortium.jobs import Train
 from consortium.tensors import Checkpoint
 from site_agent.trainer import saves
@@ -122,6 +122,7 @@ class _Training:
         peak = peak_of(device) if wants_bf16 else None
         self._watch = Watch(shared.model.network, sizes, work.sequence_tokens, peak)
         self._memory = memory
+        self._flushed_at, self._flush_seconds = time.monotonic(), math.inf  # of the newest look at losses
 
     def run(self) -> Account:
         account = saves.restore(self._saves, self._origin, self._optimizer.state, self._ranks)
@@ -167,9 +168,10 @@ class _Training:
         ranks = self._ranks
         with self._watch.waiting():
             rows = torch.from_numpy(self._data.batches.rows(step, ranks.rank, ranks.world)).to(ranks.device)
-        languages = (
-            self._data.batches.languages(step, ranks.rank, ranks.world) if self._progress.is_due else None
-        )
+        languages: list[Language] | None = None
+        # in the step that a line will be written after: steps may take longer than lines are apart
+        if not (step + 1) % self._flush_steps and self._progress.is_due_within(2 * self._flush_seconds):
+            languages = self._data.batches.languages(step, ranks.rank, ranks.world)
         torch.manual_seed(int(random_bits(1, self._work.seed, "dropout", step, ranks.rank)[0] >> 1))
         nats = torch.zeros((), device=ranks.device)
         parts = torch.split(rows, self._rows_max)
@@ -192,6 +194,8 @@ class _Training:
         asked = torch.tensor(wishes, device=self._ranks.device)
         *steps, (stops, finishes, _) = self._ranks.total(torch.cat((torch.stack(pending), asked))).tolist()
         pending.clear()
+        clock = time.monotonic()
+        self._flushed_at, self._flush_seconds = clock, clock - self._flushed_at
         for nats, finite, norm in steps:
             norm /= self._ranks.world  # all ranks have the same
             self._watch.grad_norm = norm if math.isfinite(norm) else None

@@ -11,6 +11,7 @@ from trainer_samples import contribution, make_job, sha256, train_work
 
 from site_agent.core.facts import Progress
 from site_agent.trainer import folder as folders
+from site_agent.trainer.batches import Batches
 from site_agent.trainer.folder import JobFolder, Site
 from site_agent.trainer.memory import Sizes
 from site_agent.trainer.ranks import Ranks
@@ -48,6 +49,29 @@ def test_progress_says_more_and_no_bit_changes(
     assert set(training[-1]["loss_by_language"]) == {"bg", "el", "et"}
     for line in written:  # what the agent does not know, it ignores
         assert msgspec.json.decode(line, type=Progress).step <= 12
+
+
+@pytest.mark.parametrize("step_seconds", [0.5, 1.9, 7.0])
+def test_lines_have_languages_however_long_a_step_takes(
+    tmp_path: Path, site: Site, base: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch, step_seconds: float
+) -> None:
+    """Lines are two seconds apart: asked for at a step's begin alone, they would never be due in long steps."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    rows = Batches.rows
+
+    def slowly(*given: int) -> object:
+        now[0] += step_seconds
+        return rows(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Batches, "rows", slowly)
+    work = train_work(batch_sequences=8)
+    folder = make_job(tmp_path / "job", site, work, base)
+    train(JobFolder(folder), work, alone, lambda: False)
+    lines = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if line["step"]]
+    assert len(trained) >= 3
+    assert all(line["loss_by_language"] for line in trained)
 
 
 class _Said(nn.Module):
