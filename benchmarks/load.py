@@ -31,7 +31,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from idle_agent import Sample, sample
 from past import GPUS, HOUR, Past, live, sync
-from sprachbund.v1 import artifact_pb2_grpc, site_pb2, site_pb2_grpc
+from sprachbund.v1 import site_pb2, site_pb2_grpc
 
 from consortium.canonical import Fact, decode, encode
 from consortium.channels import WAITED, open_channel, user_agent
@@ -40,6 +40,7 @@ from consortium.files import write_bytes_atomically
 from consortium.identity import Credentials
 from consortium.ids import SiteName, digest_of
 from consortium.manifests import FileRef
+from consortium.pieces import ArtifactCalls
 from consortium.transfer import upload
 from coordinator.founding import PORTS_FILE
 
@@ -96,7 +97,7 @@ class Agent:
         program = user_agent("0.1.0", f"load-{name}")
         self._channel = open_channel(f"127.0.0.1:{port}", authority, own, program=program)
         self._sites: Any = site_pb2_grpc.SiteServiceStub(self._channel)
-        self._artifacts: Any = artifact_pb2_grpc.ArtifactServiceStub(self._channel)
+        self._artifacts: Any = ArtifactCalls(self._channel)
         self._description = description(name)
         self._reports: dict[str, site_pb2.AttemptReport] = {}
         self._revision = 0
@@ -111,8 +112,8 @@ class Agent:
             changed.cancel()
             if self._changed.is_set() and not call.done():
                 call.cancel()
-            self._changed.clear()
             await asyncio.wait({call})
+            self._changed.clear()
             await asyncio.sleep(0.2)  # as the real one between two Syncs
 
     async def ask(self, wait_seconds: float) -> None:
@@ -133,7 +134,8 @@ class Agent:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            self._clock.fail(error)
+            if not self._changed.is_set():  # else it was given up to tell what is new
+                self._clock.fail(error)
             await asyncio.sleep(random.uniform(0.5, 1.5))
             return
         self._revision = answer.revision

@@ -47,6 +47,7 @@ from consortium.files import move_into_place
 from consortium.identity import Authority, Credentials, signing_request
 from consortium.ids import Digest, SiteName
 from consortium.manifests import FileRef
+from consortium.pieces import ArtifactCalls
 from consortium.signing import new_key, private_pem
 from consortium.store import BlobStore, ref_of
 from consortium.transfer import download, upload
@@ -263,7 +264,7 @@ async def our_server(folder: Path, keys: Keys, file: Path, tell: Callable[[int],
 async def our_client(folder: Path, keys: Keys, file: Path, port: int, way: str, digest: str) -> None:
     ref = FileRef(digest=Digest(digest), size=file.stat().st_size)
     async with open_channel(f"127.0.0.1:{port}", keys.authority, Credentials(*keys.site)) as channel:
-        stub = artifact_pb2_grpc.ArtifactServiceStub(channel)
+        stub = ArtifactCalls(channel)
         if way == "up":
             await upload(stub, file, ref)
         else:

@@ -13,7 +13,6 @@ from sprachbund.v1 import (
     admin_pb2,
     admin_pb2_grpc,
     artifact_pb2,
-    artifact_pb2_grpc,
     audit_pb2,
     audit_pb2_grpc,
 )
@@ -28,6 +27,7 @@ from consortium.forecasts import Assumptions, Forecast
 from consortium.identity import Credentials, identity_of
 from consortium.ids import Digest
 from consortium.manifests import FileRef
+from consortium.pieces import ArtifactCalls
 from consortium.roles import Role
 from consortium.signing import Checkpoint
 from consortium.views import ConsortiumView, Releases
@@ -134,7 +134,7 @@ class Coordinator:
 
     def __init__(self, channel: grpc.aio.Channel, person: Person) -> None:
         self.person = person
-        self.artifacts: Any = artifact_pb2_grpc.ArtifactServiceStub(channel)
+        self.artifacts: Any = ArtifactCalls(channel)
         self._admin: Any = admin_pb2_grpc.AdminServiceStub(channel)
         self._audit: Any = audit_pb2_grpc.AuditServiceStub(channel)
         self._releases: Any = audit_pb2_grpc.ReleaseServiceStub(channel)

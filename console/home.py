@@ -104,12 +104,14 @@ def run(config: Config, log_level: LogLevel = "info") -> None:
     import asyncio
     import sys
 
+    from consortium.channels import keep_freed_memory
     from consortium.logs import log_json
     from coordinator.config import load_coordinator_config
     from coordinator.daemon import serve
 
     loaded = load_coordinator_config(config)
     log_json(sys.stderr, log_level.upper())
+    keep_freed_memory()
     asyncio.run(serve(loaded))
 
 

@@ -77,6 +77,7 @@ def run(
     """
     import sys
 
+    from consortium.channels import keep_freed_memory
     from consortium.logs import log_json
     from site_agent.config import load_site_config
     from site_agent.running import run_agent
@@ -85,6 +86,7 @@ def run(
     log = loaded.log
     target = Path(log.file) if log.file else sys.stderr
     log_json(target, log_level.upper(), log.bytes_max, log.keep)
+    keep_freed_memory()
     raise typer.Exit(run_agent(loaded, once, take_over=take_over))
 
 

@@ -19,6 +19,7 @@ from consortium.errors import BadInput, Refused, Unavailable
 from consortium.files import disk_errors
 from consortium.identity import Identity
 from consortium.ids import Digest
+from consortium.pieces import Piece
 from consortium.roles import Role
 
 PARTIALS_PER_OWNER = 8  # the oldest goes when a ninth is begun: abandoned uploads cannot fill the disk
@@ -104,7 +105,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
 
     async def Download(
         self, request: artifact_pb2.DownloadRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[artifact_pb2.DownloadResponse]:
+    ) -> AsyncIterator[Piece]:
         caller = self._caller(context, request.site)
         digest = ids.digest(request.digest)
         allowed, reason = self._may_read(caller, digest)
@@ -115,7 +116,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
             size, offset = os.fstat(file.fileno()).st_size, request.offset
             if offset > size:
                 raise BadInput(f"blob {digest}: has {size} bytes, but {offset} are asked to be skipped")
-            message = artifact_pb2.DownloadResponse(size=size)
+            message = Piece(size=size)
             while True:
                 message.data = await asyncio.to_thread(os.pread, file.fileno(), CHUNK_BYTES, offset)
                 if not message.data and offset < size:
@@ -126,7 +127,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
                 offset += len(message.data)
                 if offset >= size:
                     return
-                message = artifact_pb2.DownloadResponse()
+                message = Piece()
 
     def _caller(self, context: grpc.aio.ServicerContext, site: str) -> Identity:
         """As whom the call counts: whoever calls, or the site for which an admin carries a bundle."""

@@ -61,6 +61,10 @@ def back_up(
     if out.exists() and any(out.iterdir()) and not (out / "ledger.sqlite").exists():
         raise Refused(f"{out}: holds something else than a backup; name an empty folder")
     make_folder(out)
+    for name, path in public_files(Path(places.home)).items():
+        write_bytes_atomically(out / "public" / name, path.read_bytes())
+    if config is not None and config.is_file():
+        write_bytes_atomically(out / "public" / "coordinator.yaml", config.read_bytes())
     with open_ledger(places.ledger, read_only=True) as source, open_ledger(out / "ledger.sqlite") as copy:
         head = source.head
         _adopt(source, copy, head, progress)
@@ -82,10 +86,6 @@ def back_up(
     for digest, owner in store.deliveries():
         kept.note_delivery(digest, owner)
     require_whole(state, kept.has)
-    for name, path in public_files(Path(places.home)).items():
-        write_bytes_atomically(out / "public" / name, path.read_bytes())
-    if config is not None and config.is_file():
-        write_bytes_atomically(out / "public" / "coordinator.yaml", config.read_bytes())
     if passphrase is not None:
         seal_keys(Path(places.home), passphrase, out / "keys.sealed")
     made = Backup(

@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from consortium.errors import BadInput, Broken, SprachbundError
+from consortium.pieces import READ, WRITTEN
 from consortium.wire_errors import to_status
 
 _log = logging.getLogger(__name__)
@@ -27,7 +28,9 @@ class ErrorsOnWire(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ca
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        parse = handler.request_deserializer
+        method = handler_call_details.method
+        parse = READ.get(method, handler.request_deserializer)
+        handler = handler._replace(response_serializer=WRITTEN.get(method, handler.response_serializer))
         handler = handler._replace(
             request_deserializer=None
         )  # gRPC calls what it cannot parse an internal error

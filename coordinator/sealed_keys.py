@@ -32,10 +32,11 @@ class Sealed(Fact):
 
 
 def public_files(home: Path) -> dict[str, Path]:
-    """Certificates and connections: what anybody may see, by its path below home."""
+    """What is no secret, by its path below home: certificates, connections, which couriers' bundles were heard."""
     found = [home / name for name in _PUBLIC]
     for role in _PEOPLE:
         found += sorted((home / role).glob("*.pem")) + sorted((home / role).glob("*.json"))
+    found += sorted((home / "courier").rglob("*"))
     return {str(path.relative_to(home)): path for path in found if path.is_file()}
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from sprachbund.v1 import artifact_pb2_grpc, site_pb2, site_pb2_grpc
+from sprachbund.v1 import site_pb2, site_pb2_grpc
 
 from consortium.channels import open_channel, user_agent
 from consortium.errors import BadInput, Refused, SprachbundError, Unavailable
 from consortium.identity import signing_request
 from consortium.ids import AttemptId, SiteName
+from consortium.pieces import ArtifactCalls
 from consortium.wire_errors import from_rpc_error
 from site_agent import wire
 from site_agent.core.facts import Offer, Report, Usage
@@ -124,7 +125,7 @@ class Link:
         )
         self._channels.append(channel)
         self._sites: Any = site_pb2_grpc.SiteServiceStub(channel)
-        self.artifacts.stub = artifact_pb2_grpc.ArtifactServiceStub(channel)
+        self.artifacts.stub = ArtifactCalls(channel)
 
     def _take_up_newer(self) -> bool:
         """Whether there is another certificate on disk than the one in use; then it is in use from now on."""
@@ -176,6 +177,10 @@ class _Newest:
     @property
     def Stat(self) -> Any:
         return self.stub.Stat
+
+    @property
+    def piece(self) -> Any:
+        return self.stub.piece
 
     @property
     def Upload(self) -> Any:

@@ -20,6 +20,7 @@ from consortium.channels import (
 )
 from consortium.identity import Authority, Credentials, Identity, Role, signing_request
 from consortium.ids import Digest, SiteName
+from consortium.pieces import ArtifactCalls
 from consortium.signing import new_key, private_pem
 from consortium.store import BlobStore
 from consortium.transfer import Retries
@@ -96,9 +97,9 @@ class Coordinator:
     @contextlib.asynccontextmanager
     async def stub(
         self, own: Credentials | None, port: int | None = None, authority: Authority = AUTHORITY
-    ) -> AsyncIterator[artifact_pb2_grpc.ArtifactServiceStub]:
+    ) -> AsyncIterator[ArtifactCalls]:
         async with open_channel(f"127.0.0.1:{port or self.port}", authority.pem, own) as channel:
-            yield artifact_pb2_grpc.ArtifactServiceStub(channel)
+            yield ArtifactCalls(channel)
 
 
 @dataclass
