@@ -170,7 +170,9 @@ class _Training:
             rows = torch.from_numpy(self._data.batches.rows(step, ranks.rank, ranks.world)).to(ranks.device)
         languages: list[Language] | None = None
         # in the step that a line will be written after: steps may take longer than lines are apart
-        if not (step + 1) % self._flush_steps and self._progress.is_due_within(2 * self._flush_seconds):
+        is_last = step + 1 == self._work.steps
+        soon = math.inf if is_last else 2 * self._flush_seconds
+        if (is_last or not (step + 1) % self._flush_steps) and self._progress.is_due_within(soon):
             languages = self._data.batches.languages(step, ranks.rank, ranks.world)
         torch.manual_seed(int(random_bits(1, self._work.seed, "dropout", step, ranks.rank)[0] >> 1))
         nats = torch.zeros((), device=ranks.device)
