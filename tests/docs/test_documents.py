@@ -194,7 +194,9 @@ def test_the_recipes_in_the_guide_are_recipes(tmp_path: Path) -> None:
 def test_the_roles_are_those_of_the_guard() -> None:
     said: dict[str, set[str]] = {}
     for calls, cells in rows("admin.md", "Roles", 6).items():
-        roles = {role for role, cell in zip(("site", "admin", "auditor", "reader"), cells[1:], strict=True) if cell}
+        roles = {
+            role for role, cell in zip(("site", "admin", "auditor", "reader"), cells[1:], strict=True) if cell
+        }
         said |= {call: roles for call in calls.split()}
     allowed: dict[str, set[str]] = {}
     for method, who in METHODS.items():

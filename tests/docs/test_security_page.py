@@ -18,7 +18,9 @@ def test_every_test_that_holds_a_threat_is_there() -> None:
 
 def test_every_threat_has_its_measure_and_its_test() -> None:
     section = TEXT.partition("## Threats")[2].partition("\n## ")[0]
-    rows = [line for line in section.splitlines() if line.startswith("| ") and not line.startswith("| threat")]
+    rows = [
+        line for line in section.splitlines() if line.startswith("| ") and not line.startswith("| threat")
+    ]
     assert len(rows) > 18
     for row in rows:
         threat, measure, tests, _ = (cell.strip() for cell in row.strip("|").split("|"))
