@@ -2,7 +2,9 @@
 
 import functools
 import math
+from collections.abc import Iterable
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Literal
 
 from google.protobuf.duration_pb2 import Duration
@@ -93,20 +95,36 @@ def _described(site: SiteName, description: bytes) -> cm.SyncSite:
         windows=tuple(_window(w) for w in request.site.windows),
         gpus=min(request.site.gpus, 100_000),
         launcher=request.site.launcher[:_NAME_CHARACTERS_MAX],
-        holdings=tuple(
-            Holding(
-                language=ids.language(h.language),
-                access="public" if h.is_public else "private",
-                documents=h.documents,
-                bytes=h.text_bytes,
-                heldout_documents=h.heldout_documents,
-                licence=h.licence[:200],
-                digest=ids.digest(h.digest),
-            )
-            for h in sorted(request.site.holdings, key=lambda h: (h.language, h.is_public))
-        ),
+        holdings=_holdings(request.site.holdings),
         reports=(),
     )
+
+
+def _holdings(told: Iterable[site_pb2.Holding]) -> tuple[Holding, ...]:
+    """In order. They go to the ledger for good: each language and access once, in words that can be read."""
+    holdings = tuple(
+        Holding(
+            language=ids.language(h.language),
+            access="public" if h.is_public else "private",
+            documents=h.documents,
+            bytes=h.text_bytes,
+            heldout_documents=h.heldout_documents,
+            licence=h.licence[:200],
+            digest=ids.digest(h.digest),
+        )
+        for h in sorted(told, key=lambda h: (h.language, h.is_public))
+    )
+    for one, next_ in pairwise(holdings):
+        if (one.language, one.access) == (next_.language, next_.access):
+            raise BadInput(
+                f"two holdings of {one.access} {one.language} text; add them up, one a language and access"
+            )
+    for one in holdings:
+        if not one.licence.isprintable():
+            raise BadInput(
+                f"the licence of {one.access} {one.language} text has characters that cannot be printed"
+            )
+    return holdings
 
 
 def _report(line: site_pb2.AttemptReport) -> cm.Report:

@@ -22,9 +22,9 @@ def line(**fields: Any) -> site_pb2.SyncRequest:
     return site_pb2.SyncRequest(attempts=[site_pb2.AttemptReport(**report)])
 
 
-def holding(**fields: Any) -> site_pb2.SyncRequest:
+def holding(times: int = 1, **fields: Any) -> site_pb2.SyncRequest:
     holding = site_pb2.Holding(**(dict(language="bg", digest="a" * 64) | fields))
-    return site_pb2.SyncRequest(site=site_pb2.SiteDescription(holdings=[holding]))
+    return site_pb2.SyncRequest(site=site_pb2.SiteDescription(holdings=[holding] * times))
 
 
 def allocation(**fields: Any) -> site_pb2.SyncRequest:
@@ -43,6 +43,8 @@ NONSENSE = [
     ("sofia", "Sync", line(contribution="A" * 64), "digest 'AAAA.*expected 64 lower-case hex digits"),
     ("sofia", "Sync", holding(digest="b" * 63), "digest 'bbb.*expected 64 lower-case hex digits"),
     ("sofia", "Sync", holding(language="Bulgarian text " * 100_000), "language 'Bulgarian text .*BCP-47"),
+    ("sofia", "Sync", holding(2), "two holdings of private bg text; add them up"),
+    ("sofia", "Sync", holding(licence="\x01" * 200), "licence of private bg text has characters that cannot"),
     ("sofia", "Sync", allocation(until=Timestamp(seconds=1 << 62)), "no calendar has that day"),
     ("sofia", "Sync", allocation(until=Timestamp(seconds=-1)), "no calendar has that day"),
     ("sofia", "Sync", site_pb2.SyncRequest(incarnation="i" * 1_000_000), "incarnation 'iiii.*at most 100"),
