@@ -256,12 +256,16 @@ def campaign(name: CampaignId, rounds: int, num_sites: int) -> Campaign:
 def sync(name: SiteName, *reports: cm.Report) -> cm.SyncSite:
     """What a site says; its own language follows from its number."""
     own = LANGUAGES[int(name[-4:]) % len(LANGUAGES)]
+    holds = [
+        _holding(own, "private", 1_000_000, 500),
+        *(_holding(x, "public", 100_000, 0) for x in LANGUAGES),
+    ]
     return cm.SyncSite(
         site=name,
         agent_version="0.1.0",
         slots=1,
         draining=False,
-        holdings=(_holding(own, "private", 1_000_000, 500), *(_holding(x, "public", 100_000, 0) for x in LANGUAGES)),
+        holdings=tuple(sorted(holds, key=lambda one: (one.language, one.access == "public"))),
         allocations=(Allocation(name="project_465000001", gpu_hours=1e9),),
         gpus=GPUS,
         launcher="slurm",
