@@ -10,7 +10,7 @@ from mutation import judged_apart
         ("driver: events are told and not written", 0, "invariant"),
         ("driver: a replay skips an event", 0, "invariant 2"),
         ("attempts are numbered anew", 0, "invariants 1, 3, 6"),
-        ("fence: a stale attempt counts", 1, "AttemptEnded"),
+        ("fence: a stale attempt counts", 2, "AttemptEnded"),
         ("leases never lapse", 1, "invariant 3"),
         ("syncs do not renew", 0, "lapsed too early"),
     ],
