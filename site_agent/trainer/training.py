@@ -235,7 +235,7 @@ def _planned(
         sizes = sizes_of(read_config(folder.base), base.shapes, frozen)
     if sizes is None:
         return None, None
-    sequences, is_cpu = -(-work.batch_sequences // ranks.world), ranks.device.type == "cpu"
+    sequences, is_cpu = -(-work.batch_sequences // ranks.world), ranks.device.type != "cuda"
     setup = Setup(
         sequences=sequences,
         sequences_at_once=min(sequences, folder.site.device_sequences or sequences),

@@ -169,6 +169,7 @@ def test_the_doctor_says_what_is_wrong_and_exits_with_its_kind(desk: Desk, sofia
     checks = {check["name"]: check for check in desk.json("site", "doctor", "site.yaml")}
     assert all(check["is_good"] for check in checks.values())
     assert "s ahead (just now)" in checks["clock"]["detail"]  # no agent has ever synced
+    desk.environment["COLUMNS"] = "200"  # paths of tests are long
     config = yaml.safe_load((desk.place / "site.yaml").read_text())
     (desk.place / "elsewhere.yaml").write_text(yaml.safe_dump({**config, "home": "elsewhere"}))
     told = desk.run("site", "doctor", "elsewhere.yaml", code=5).stdout

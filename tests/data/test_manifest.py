@@ -18,10 +18,12 @@ from site_agent.config import load_site_config
 from site_agent.data.manifest import read_manifest
 from site_agent.data.verifying import verify
 
+WIDE = {"COLUMNS": "200"}  # paths of tests are long
+
 
 def call(*arguments: object) -> Any:
     assert COMMANDS
-    return CliRunner().invoke(app, ["data", *map(str, arguments)], prog_name="sprachbund")
+    return CliRunner().invoke(app, ["data", *map(str, arguments)], prog_name="sprachbund", env=WIDE)
 
 
 @pytest.fixture(scope="module")
