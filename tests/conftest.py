@@ -8,7 +8,7 @@ from hypothesis import settings
 settings.register_profile("sprachbund", deadline=None)  # Hypothesis's own assertion on time
 settings.load_profile("sprachbund")
 
-_TOGETHER = ("slurm", "ssh")  #: folders whose files share a cluster
+_ON_SLURM = ("slurm", "ssh")  #: folders whose files share a cluster, which one process starts and takes down
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -16,5 +16,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         folder, *rest = item.path.relative_to(here).parts
-        group = folder if folder in _TOGETHER else "/".join((folder, *rest))
+        group = "slurm" if folder in _ON_SLURM else "/".join((folder, *rest))
         item.add_marker(pytest.mark.xdist_group(group))
