@@ -16,7 +16,8 @@ demo: $(VENV)/demo-installed  ## set up, then a whole consortium on this machine
 	$(BIN)/sprachbund demo $(if $(WORKDIR),--workdir $(WORKDIR)) --seed $(SEED)
 
 test: $(VENV)/dev-installed check  ## set up, then all checks and tests, by two processes (JOBS=...)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/slurm --ignore tests/ssh
+	$(BIN)/python -m pytest tests/slurm tests/ssh  # they share a cluster, which one process starts and takes down
 
 check: $(VENV)/dev-installed  ## format, lint, types, import contracts, generated files
 	$(BIN)/ruff format --check .
