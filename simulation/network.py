@@ -6,35 +6,13 @@ would show it.
 """
 
 import asyncio
-import collections
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-import grpc
-
 from consortium.identity import Credentials
+from simulation.calls import Call, Download, Metadata, Unary, Upload, unavailable
 from simulation.loop import Process, VirtualLoop, current
 from simulation.wires import SILENCE_SECONDS, Wire
-
-_DOWNLOAD = "/sprachbund.v1.ArtifactService/Download"
-_Metadata = tuple[tuple[str, str | bytes], ...]
-
-
-class Ended(Exception):
-    """A call that did not succeed, before its caller has heard of it."""
-
-    def __init__(self, code: grpc.StatusCode, details: str, trailing: _Metadata = ()) -> None:
-        super().__init__(details)
-        self.code, self.details, self.trailing = code, details, trailing
-
-    def as_rpc_error(self) -> grpc.aio.AioRpcError:
-        return grpc.aio.AioRpcError(
-            self.code, grpc.aio.Metadata(), grpc.aio.Metadata(*self.trailing), self.details, "simulated"
-        )
-
-
-def _unavailable(why: str) -> Ended:
-    return Ended(grpc.StatusCode.UNAVAILABLE, why)
 
 
 class Port:
@@ -61,7 +39,7 @@ class _Details:
 
     def __init__(self, method: str) -> None:
         self.method = method
-        self.invocation_metadata: _Metadata = ()
+        self.invocation_metadata: Metadata = ()
 
 
 def _intercepted(interceptors: tuple[Any, ...], method: str, handler: Any) -> Any:
@@ -90,34 +68,6 @@ def _at_once(work: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("an interceptor waits for something")
 
 
-class _Context:
-    """grpc.aio.ServicerContext, as far as our servicers ask."""
-
-    def __init__(self, call: "_Call") -> None:
-        self._call = call
-        self._trailing: _Metadata = ()
-
-    def auth_context(self) -> dict[str, list[bytes]]:
-        own = self._call.channel.own
-        return {"x509_pem_cert": [own.certificate]} if own is not None else {}
-
-    def invocation_metadata(self) -> _Metadata:
-        return (("user-agent", self._call.channel.program),)
-
-    def set_trailing_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        self._trailing = tuple(metadata)
-
-    async def send_initial_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        self._call.accept(tuple(metadata))
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> None:
-        self._call.status = Ended(code, details, tuple(trailing_metadata))
-        raise grpc.aio.AbortError(details)
-
-    def peer(self) -> str:
-        return f"ipv4:{self._call.channel.wire.place}"
-
-
 class Network:
     """All wires, and the coordinator's ports at their other end.
 
@@ -135,7 +85,7 @@ class Network:
         self.took: Callable[[str, str], None] = lambda place, digest: None
         self.weight: Callable[[str], float] = lambda digest: 1.0
         self.streamed: Callable[[str, str, str, float], None] = lambda place, way, digest, began: None
-        self._calls: dict[_Call, None] = {}
+        self._calls: dict[Call, None] = {}
 
     def open_channel(
         self,
@@ -163,14 +113,14 @@ class Network:
         self.server, self.ports = None, {}
         for call in list(self._calls):
             if not call.channel.wire.is_cut:
-                self.later(call.channel.wire.latency, call.fail, _unavailable("connection reset by peer"))
+                self.later(call.channel.wire.latency, call.fail, unavailable("connection reset by peer"))
 
     def cut(self, wire: Wire) -> None:
         """Nothing passes; whoever waits notices after a while."""
         wire.is_cut = True
         for call in list(self._calls):
             if call.channel.wire is wire:
-                self.later(SILENCE_SECONDS, call.fail, _unavailable("keepalive watchdog timeout"))
+                self.later(SILENCE_SECONDS, call.fail, unavailable("keepalive watchdog timeout"))
                 self.later(SILENCE_SECONDS, call.cancel_there)
 
     def hang_up(self, process: Process) -> None:
@@ -179,10 +129,10 @@ class Network:
             if call.channel.process is process:
                 call.abandon()
 
-    def begin(self, call: "_Call") -> None:
+    def begin(self, call: Call) -> None:
         self._calls[call] = None
 
-    def forget(self, call: "_Call") -> None:
+    def forget(self, call: Call) -> None:
         self._calls.pop(call, None)
 
 
@@ -203,15 +153,15 @@ class Channel:
 
     def unary_unary(self, method: str, request_serializer: Any, response_deserializer: Any, **_: Any) -> Any:
         def call(request: Any, timeout: float | None = None) -> asyncio.Future[Any]:
-            return _Unary(self, method, response_deserializer).ask(request_serializer(request), timeout)
+            return Unary(self, method, response_deserializer).ask(request_serializer(request), timeout)
 
         return call
 
     def stream_unary(self, method: str, request_serializer: Any, response_deserializer: Any, **_: Any) -> Any:
-        return lambda: _Upload(self, method, request_serializer, response_deserializer)
+        return lambda: Upload(self, method, request_serializer, response_deserializer)
 
     def unary_stream(self, method: str, request_serializer: Any, response_deserializer: Any, **_: Any) -> Any:
-        return lambda request: _Download(self, method, request, request_serializer, response_deserializer)
+        return lambda request: Download(self, method, request, request_serializer, response_deserializer)
 
     def stream_stream(self, method: str, *_: Any, **__: Any) -> Any:
         return None  # reflection: no program of ours asks
@@ -224,332 +174,3 @@ class Channel:
 
     async def __aexit__(self, *_: object) -> None:
         pass
-
-
-class _Call:
-    """One call, from its first byte to its caller's knowing how it ended."""
-
-    def __init__(self, channel: Channel, method: str) -> None:
-        self.channel, self.method = channel, method
-        self.network = channel.network
-        self.status: Ended | None = None
-        self.is_over = False
-        self._task: asyncio.Task[Any] | None = None
-        self.network.begin(self)
-
-    # ---- the server's side
-
-    def arrive(self, serve: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
-        """At the coordinator, if there is one."""
-        network, wire = self.network, self.channel.wire
-        if self.is_over:
-            return
-        if wire.is_cut:
-            network.later(SILENCE_SECONDS, self.fail, _unavailable("keepalive watchdog timeout"))
-            return
-        port = network.ports.get(self.channel.target)
-        if network.server is None or not network.server.alive or port is None:
-            network.later(wire.latency, self.fail, _unavailable("failed to connect: connection refused"))
-            return
-        handler = port.method(self.method)
-        if handler is None:
-            self.leave(Ended(grpc.StatusCode.UNIMPLEMENTED, "Method not found!"))
-            return
-        self._task = network.server.spawn(self._guarded(serve(handler)))
-
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except grpc.aio.AbortError:
-            assert self.status is not None
-            self.leave(self.status)
-        except asyncio.CancelledError:  # whoever cancels it, or lost it, knows
-            raise
-        except Exception as error:  # as gRPC shows what no interceptor has caught
-            self.leave(Ended(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error)}: {error}"))
-
-    def decoded(self, handler: Any, data: bytes) -> Any:
-        try:
-            request = _parsed(handler, data)
-        except Exception as error:
-            raise _Undecodable from error
-        self.network.served(self.channel.wire.place, self.method, request)
-        return request
-
-    def accept(self, metadata: _Metadata) -> None:
-        pass
-
-    def leave(self, end: Ended) -> None:
-        """An ending without a response leaves the coordinator."""
-        wire = self.channel.wire
-        if wire.is_cut:
-            self.network.later(SILENCE_SECONDS, self.fail, _unavailable("keepalive watchdog timeout"))
-        else:
-            self.network.later(wire.latency, self.fail, end)
-
-    # ---- the caller's side
-
-    def fail(self, end: Ended) -> None:
-        raise NotImplementedError
-
-    def over(self) -> None:
-        self.is_over = True
-        self.network.forget(self)
-
-    def abandon(self) -> None:
-        """The caller does not care any more; the coordinator hears of it, if it can."""
-        if not self.is_over:
-            self.over()
-            if not self.channel.wire.is_cut:
-                self.network.later(self.channel.wire.latency, self.cancel_there)
-
-    def cancel_there(self) -> None:
-        """The coordinator stops working on it."""
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-
-
-class _Undecodable(Exception):
-    pass
-
-
-def _parsed(handler: Any, data: bytes) -> Any:
-    """As gRPC hands a request over: parsed, or as bytes to a handler that parses them itself."""
-    return handler.request_deserializer(data) if handler.request_deserializer is not None else data
-
-
-class _Unary(_Call):
-    def __init__(self, channel: Channel, method: str, deserialize: Any) -> None:
-        super().__init__(channel, method)
-        self._deserialize = deserialize
-        self._future: asyncio.Future[Any] = self.network.loop.create_future()
-        self._timer: asyncio.TimerHandle | None = None
-        self._request = b""
-
-    def ask(self, data: bytes, timeout: float | None) -> asyncio.Future[Any]:
-        network, wire, self._request = self.network, self.channel.wire, data
-        self._future.add_done_callback(self._heard, context=network.loop.outside)
-        if timeout is not None:
-            late = Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-            self._timer = network.loop.call_later(timeout, self.fail, late, context=network.loop.outside)
-        if wire.is_cut:
-            network.later(SILENCE_SECONDS, self.fail, _unavailable("failed to connect: no route to host"))
-        elif wire.loses():
-            network.later(wire.notice_seconds(), self.fail, _unavailable("connection reset"))
-        else:
-            network.later(wire.trip_seconds(len(data)), self.arrive, self._serve)
-            if wire.repeats():
-                network.later(wire.trip_seconds(len(data)) * 2.0, self._arrive_again)
-        return self._future
-
-    def _arrive_again(self) -> None:
-        """The same bytes once more; nobody hears the answer."""
-        server = self.network.server
-        port = self.network.ports.get(self.channel.target)
-        handler = port.method(self.method) if port is not None else None
-        if server is not None and server.alive and handler is not None and not self.channel.wire.is_cut:
-            server.spawn(self._serve_for_nobody(handler))
-
-    async def _serve_for_nobody(self, handler: Any) -> None:
-        try:
-            await handler.unary_unary(_parsed(handler, self._request), _Context(self))
-        except Exception:  # nobody hears it
-            return
-
-    async def _serve(self, handler: Any) -> None:
-        try:
-            request = self.decoded(handler, self._request)
-        except _Undecodable:
-            self.leave(Ended(grpc.StatusCode.INTERNAL, "Exception deserializing request!"))
-            return
-        response = await handler.unary_unary(request, _Context(self))
-        self._answer(handler.response_serializer(response))
-
-    def _answer(self, data: bytes) -> None:
-        network, wire = self.network, self.channel.wire
-        network.heard(wire.place, self.method, self._request, data)
-        if wire.is_cut:
-            network.later(SILENCE_SECONDS, self.fail, _unavailable("keepalive watchdog timeout"))
-        elif wire.loses():
-            network.later(wire.notice_seconds(), self.fail, _unavailable("connection reset"))
-        else:
-            network.later(wire.trip_seconds(len(data)), self._succeed, data)
-
-    def _succeed(self, data: bytes) -> None:
-        if not self._future.done():
-            self._future.set_result(self._deserialize(data))
-
-    def fail(self, end: Ended) -> None:
-        if not self._future.done():
-            self._future.set_exception(end.as_rpc_error())
-
-    def _heard(self, future: asyncio.Future[Any]) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if future.cancelled() or not self.is_over:
-            self.abandon()
-
-
-class _Upload(_Call):
-    """What ``stub.Upload()`` gives: write, initial_metadata, done_writing, await."""
-
-    def __init__(self, channel: Channel, method: str, serialize: Any, deserialize: Any) -> None:
-        super().__init__(channel, method)
-        loop = self.network.loop
-        self._serialize, self._deserialize = serialize, deserialize
-        self._final: asyncio.Future[Any] = loop.create_future()
-        self._accepted: asyncio.Future[dict[str, Any]] = loop.create_future()
-        self._pieces: collections.deque[bytes | None] = collections.deque()
-        self._came: asyncio.Future[None] | None = None
-        self._weight, self._digest = 1.0, ""
-        self._began = loop.time()
-        self._has_begun = False
-
-    async def write(self, message: Any) -> None:
-        if self._final.done():
-            raise asyncio.InvalidStateError("the call is over")
-        data = self._serialize(message)
-        if not self._has_begun:
-            self._has_begun = True
-            self._digest = message.header.digest
-            self._weight = self.network.weight(self._digest)
-            self._send(self.arrive, self._serve)
-        size = int(len(message.data) * self._weight)
-        if size:
-            await asyncio.sleep(self.channel.wire.occupy(size, "up"))
-        self._send(self._come, data)
-
-    async def done_writing(self) -> None:
-        self._send(self._come, None)
-
-    async def initial_metadata(self) -> dict[str, Any]:
-        return await asyncio.shield(self._accepted)
-
-    def cancel(self) -> None:
-        self.abandon()
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        return self._final.__await__()
-
-    def _send(self, what: Callable[..., object], *given: Any) -> None:
-        wire = self.channel.wire
-        if wire.is_cut:
-            self.network.later(SILENCE_SECONDS, self.fail, _unavailable("keepalive watchdog timeout"))
-        elif wire.loses():
-            self.network.later(wire.notice_seconds(), self.fail, _unavailable("connection reset"))
-            self.network.later(wire.latency, self.cancel_there)
-        else:
-            self.network.later(wire.latency, what, *given)
-
-    def _come(self, data: bytes | None) -> None:
-        self._pieces.append(data)
-        if self._came is not None and not self._came.done():
-            self._came.set_result(None)
-
-    async def _serve(self, handler: Any) -> None:
-        async def messages() -> AsyncIterator[Any]:
-            while True:
-                while not self._pieces:
-                    self._came = self.network.loop.create_future()
-                    await self._came
-                data = self._pieces.popleft()
-                if data is None:
-                    return
-                yield _parsed(handler, data)
-
-        response = await handler.stream_unary(messages(), _Context(self))
-        data = handler.response_serializer(response)
-        wire = self.channel.wire
-        self.network.heard(wire.place, self.method, b"", data)
-        self._send(self._succeed, data)
-
-    def accept(self, metadata: _Metadata) -> None:
-        self.network.took(self.channel.wire.place, self._digest)
-        self._send(self._hear_acceptance, metadata)
-
-    def _hear_acceptance(self, metadata: _Metadata) -> None:
-        if not self._accepted.done():
-            self._accepted.set_result(dict(metadata))
-
-    def _succeed(self, data: bytes) -> None:
-        if not self._final.done():
-            self._final.set_result(self._deserialize(data))
-            self._hear_acceptance(())
-            self.network.streamed(self.channel.wire.place, "uploading", self._digest, self._began)
-        self.over()
-
-    def fail(self, end: Ended) -> None:
-        if not self._final.done():
-            self._final.set_exception(end.as_rpc_error())
-            self._final.exception()  # it may be that nobody asks: then it is no news
-            self._hear_acceptance(())
-        self.over()
-
-
-class _Download(_Call):
-    """What ``stub.Download(request)`` gives: messages, one after the other."""
-
-    def __init__(self, channel: Channel, method: str, request: Any, serialize: Any, deserialize: Any) -> None:
-        super().__init__(channel, method)
-        self._deserialize = deserialize
-        self._request: bytes = serialize(request)
-        self._digest = str(getattr(request, "digest", ""))
-        self._weight = self.network.weight(self._digest) if method == _DOWNLOAD else 1.0
-        self._came: collections.deque[bytes | Ended | None] = collections.deque()
-        self._waits: asyncio.Future[None] | None = None
-        self._has_begun = False
-        self._began = self.network.loop.time()
-        self._send(self.arrive, self._serve)
-
-    def __aiter__(self) -> "_Download":
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            while not self._came:
-                self._waits = self.network.loop.create_future()
-                await self._waits
-        except asyncio.CancelledError:
-            self.abandon()
-            raise
-        data = self._came.popleft()
-        if data is None:
-            self.network.streamed(self.channel.wire.place, "downloading", self._digest, self._began)
-            raise StopAsyncIteration
-        if isinstance(data, Ended):
-            raise data.as_rpc_error()
-        return self._deserialize(data)
-
-    def _send(self, what: Callable[..., object], *given: Any) -> None:
-        wire = self.channel.wire
-        if wire.is_cut:
-            self.network.later(SILENCE_SECONDS, self.fail, _unavailable("keepalive watchdog timeout"))
-        elif wire.loses():
-            self.network.later(wire.notice_seconds(), self.fail, _unavailable("connection reset"))
-            self.network.later(wire.latency, self.cancel_there)
-        else:
-            self.network.later(wire.latency, what, *given)
-
-    async def _serve(self, handler: Any) -> None:
-        request = self.decoded(handler, self._request)
-        async for message in handler.unary_stream(request, _Context(self)):
-            if self.method == _DOWNLOAD and not self._has_begun:
-                self._has_begun = True
-                self.network.gave(self.channel.wire.place, self._digest)
-            size = int(len(message.data) * self._weight) if hasattr(message, "data") else 0
-            if size:
-                await asyncio.sleep(self.channel.wire.occupy(size, "down"))
-            self._send(self._come, handler.response_serializer(message))
-        self._send(self._come, None)
-
-    def _come(self, data: bytes | Ended | None) -> None:
-        if self.is_over:
-            return
-        self._came.append(data)
-        if data is None or isinstance(data, Ended):
-            self.over()
-        if self._waits is not None and not self._waits.done():
-            self._waits.set_result(None)
-
-    def fail(self, end: Ended) -> None:
-        self._come(end)
