@@ -23,8 +23,10 @@ from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.concerned import Standing, concerned, standing
 from coordinator.core.decide import Moment, decide
+from coordinator.core.fold import apply
 from coordinator.core.machine import Decision, handle
-from coordinator.core.state import State, apply, restore
+from coordinator.core.snapshot import restore
+from coordinator.core.state import State
 from coordinator.core.story import Line, sentence, tell
 from coordinator.core.transitions import JobState
 from coordinator.core.view import Sight, releases, view

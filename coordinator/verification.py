@@ -23,7 +23,9 @@ from consortium.versions import manifest_of, verify_directory
 from consortium.witnesses import Seen, Witnesses
 from coordinator.config import is_postgres
 from coordinator.core.decide import BY_HAND
-from coordinator.core.state import CampaignState, Job, Site, State, Version, apply, growth, is_current
+from coordinator.core.fold import apply, growth
+from coordinator.core.snapshot import is_current
+from coordinator.core.state import CampaignState, Job, Site, State, Version
 from coordinator.driver import decode_event
 from coordinator.ledger_check import verify_chain
 from coordinator.ledgers import open_ledger, shown

@@ -12,7 +12,8 @@ from consortium.canonical import encode
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, SiteName, attempt_of
 from consortium.jobs import FlowerMessage, Merge, Outcome, Purpose, Train
 from coordinator.core import events as ev
-from coordinator.core.state import CampaignState, RoundState, State, apply
+from coordinator.core.fold import apply
+from coordinator.core.state import CampaignState, RoundState, State
 from coordinator.core.transitions import JobState
 from policies.windows import opening
 

@@ -7,9 +7,10 @@ from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.accounting import gone
 from coordinator.core.decide import Moment, decide
+from coordinator.core.fold import apply
 from coordinator.core.place import next_lease
 from coordinator.core.plan import follow
-from coordinator.core.state import State, apply
+from coordinator.core.state import State
 
 _PASSES_MAX = 10_000  # a plan that never settles is our mistake; better a loud stop than a hung service
 

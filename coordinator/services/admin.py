@@ -16,7 +16,7 @@ from consortium.forecasts import Assumptions
 from coordinator.config import CoordinatorConfig
 from coordinator.core import commands as cm
 from coordinator.core.forecast import forecast
-from coordinator.core.state import restore
+from coordinator.core.snapshot import restore
 from coordinator.driver import Driver, opening_of
 from coordinator.guard import caller
 from coordinator.reading import unknown_subject

@@ -17,10 +17,12 @@ from consortium.manifests import Contribution, FileRef, Holding, Ingredient, Ver
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.decide import Moment
+from coordinator.core.fold import apply
 from coordinator.core.gate import GateVerdict
 from coordinator.core.machine import handle
 from coordinator.core.owed import Inspect, Judge, MakeBase, Merge, Owed, owed
-from coordinator.core.state import Job, State, apply, restore
+from coordinator.core.snapshot import restore
+from coordinator.core.state import Job, State
 from coordinator.driver import openings
 from policies.campaign import Campaign, ModelSource, Quorum, SeedRound, TokenizerSource, TrainPlan
 

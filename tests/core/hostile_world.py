@@ -36,7 +36,8 @@ from consortium.manifests import FileRef
 from coordinator.core import commands as cm
 from coordinator.core.index import Index
 from coordinator.core.owed import Inspect, Merge, Owed, owed
-from coordinator.core.state import State, restore
+from coordinator.core.snapshot import restore
+from coordinator.core.state import State
 from coordinator.core.story import tell
 from coordinator.core.view import view
 from coordinator.core.waits import waits

@@ -4,7 +4,7 @@ from mutant import in_file
 
 MUTANTS = (
     *in_file(
-        "core/state.py",
+        "core/fold.py",
         ("token is never used up", "state.tokens.pop(event.token_hash)", "state.tokens[event.token_hash]"),
         (
             "merge: whoever sends garbage is a liar",

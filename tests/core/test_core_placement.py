@@ -31,7 +31,8 @@ from coordinator.core.orders import merge_order
 from coordinator.core.pace import Runner, share_out
 from coordinator.core.place import waiting
 from coordinator.core.resting import Jobs
-from coordinator.core.state import Job, RoundState, restore
+from coordinator.core.snapshot import restore
+from coordinator.core.state import Job, RoundState
 from coordinator.core.transitions import JobState
 from policies.campaign import Quorum
 

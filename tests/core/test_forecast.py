@@ -9,7 +9,8 @@ from consortium.errors import BadInput
 from consortium.forecasts import Assumptions, Forecast, SiteAssumption
 from consortium.ids import SiteName
 from coordinator.core.forecast import forecast
-from coordinator.core.state import Site, State, restore
+from coordinator.core.snapshot import restore
+from coordinator.core.state import Site, State
 from policies.campaign import Campaign, Quorum, Rivals
 from policies.windows import opening
 

@@ -6,7 +6,7 @@ from consortium_in_facts import GIVEN, Coordinator, campaign, consortium
 from consortium.canonical import encode
 from consortium.ids import JobId
 from coordinator.core.resting import Jobs
-from coordinator.core.state import restore
+from coordinator.core.snapshot import restore
 
 TRAINED = JobId("demo_r1-train-north")
 

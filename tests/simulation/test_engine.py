@@ -10,7 +10,8 @@ import pytest
 
 from consortium.canonical import replace
 from coordinator.core import events as ev
-from coordinator.core import state as states
+from coordinator.core import fold
+from coordinator.core.state import State
 from simulation.drawn import drawn_plan, drawn_weather
 from simulation.loop import Killed, Process, VirtualLoop
 from simulation.machine import Host, Machine, inhabited
@@ -125,16 +126,16 @@ def test_another_seed_is_another_story() -> None:
 def test_the_referee_notices_a_core_without_a_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistake in ``apply``: an attempt that ended is given back to nobody, so that its job stays leased."""
 
-    def forgetful(event: ev.AttemptEnded, state: states.State, at: float) -> None:
+    def forgetful(event: ev.AttemptEnded, state: State, at: float) -> None:
         pass
 
-    registry = states.apply.registry
+    registry = fold.apply.registry
     right = registry[ev.AttemptEnded]
-    states.apply.register(ev.AttemptEnded, forgetful)
+    fold.apply.register(ev.AttemptEnded, forgetful)
     try:
         found = [fate_of(seed, "storm") for seed in range(3)]
     finally:
-        states.apply.register(ev.AttemptEnded, right)
+        fold.apply.register(ev.AttemptEnded, right)
     assert any(fate.violations for fate in found)
 
 

@@ -22,7 +22,7 @@ from consortium.store import ref_of
 from consortium.tensor_writer import TensorWriter
 from consortium.tensors import Checkpoint, TensorFile
 from coordinator.core.events import ScoreSummary
-from coordinator.core.state import growth
+from coordinator.core.fold import growth
 from policies.campaign import Admission
 from policies.reading import load_admission
 from site_agent.trainer.evaluation import evaluate
