@@ -4,12 +4,14 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, LiteralString
 
 from consortium.errors import BadInput, Broken, DiskFull, Unavailable
 from consortium.files import disk_errors, make_folder, sync_folder
+from coordinator.chain import Row
+from coordinator.ledger_tables import TableEvidence
 
 SCHEMA_VERSION = 1
 
@@ -138,7 +140,7 @@ def sqlite_errors(path: Path) -> Iterator[None]:
         raise Unavailable(f"{path}: {error}; check the disk and the file's permissions") from error
 
 
-class SqliteEvidence:
+class SqliteEvidence(TableEvidence):
     """What lies in a ledger file, as it is: see ``chain.Evidence``."""
 
     def __init__(self, path: Path) -> None:
@@ -158,18 +160,9 @@ class SqliteEvidence:
             known = "is missing" if row in wanted else "does not belong here"
             yield f"{row[0]} {row[1]} {known}: {' '.join(str(row[3]).split())}"
 
-    def events(self) -> Iterator[Sequence[Any]]:
-        return self._rows("SELECT seq, at, kind, entry, hash FROM events ORDER BY seq")
-
-    def checkpoints(self) -> Iterator[Sequence[Any]]:
-        return self._rows("SELECT seq, head, signature, public_key FROM checkpoints ORDER BY seq")
-
-    def snapshots(self) -> Iterator[Sequence[Any]]:
-        return self._rows("SELECT seq, hash, state, digest FROM snapshots")
-
     def close(self) -> None:
         self._db.close()
 
-    def _rows(self, query: str) -> Iterator[Sequence[Any]]:
+    def _rows(self, query: LiteralString) -> Iterator[Row]:
         with sqlite_errors(self._path):
             yield from self._db.execute(query)

@@ -9,25 +9,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, LiteralString
+from typing import LiteralString
 
-from consortium.canonical import Fact
 from consortium.errors import Unavailable
-from consortium.ids import digest_of
-from consortium.signing import Checkpoint
-from coordinator.chain import (
-    GENESIS,
-    Head,
-    Recorded,
-    Row,
-    Snapshot,
-    check_row,
-    check_succession,
-    checkpoint_of,
-    other_writer,
-    row_of,
-    write_down,
-)
+from coordinator.chain import Row
+from coordinator.ledger_tables import TableEvidence, TableLedger, Value
 from coordinator.postgres import (
     BEAT_SECONDS,
     SILENCE_SECONDS,
@@ -43,12 +29,10 @@ from coordinator.postgres import (
     shown_address,
 )
 
-_PAGE = 500
-_SELECT_EVENTS: LiteralString = "SELECT seq, at, kind, entry, hash FROM events"
-_INSERT_EVENT: LiteralString = "INSERT INTO events VALUES (%s, %s, %s, %s, %s)"
+_PAGE = 500  # rows that the server sends at once
 
 
-class PostgresLedger:
+class PostgresLedger(TableLedger):
     """The ledger in a database. Methods may be called from any thread."""
 
     def __init__(self, address: str, read_only: bool = False) -> None:
@@ -58,8 +42,8 @@ class PostgresLedger:
         Raises Held if another coordinator leads, Unavailable if nothing answers, BadInput for a newer schema or a
         database that is no ledger, Broken if its last entry does not fit the chain.
         """
+        super().__init__()
         self._place = shown_address(address)
-        self._lock = threading.RLock()
         self._closed = threading.Event()
         self._lost: str | None = None
         self._beaten = _now()
@@ -69,10 +53,7 @@ class PostgresLedger:
                 set_up(self._db, self._place)
             check_version(self._db, self._place, read_only)
             self.epoch = 0 if read_only else lead(self._db, self._place)
-            with postgres_errors(self._place):
-                self.head = self._last()
-            if self.head.seq:
-                next(self.read(self.head.seq))
+            self._go_to_end()
         except BaseException:
             self._db.close()
             raise
@@ -88,12 +69,6 @@ class PostgresLedger:
         with self._lock:
             self._db.close()
 
-    def __enter__(self) -> "PostgresLedger":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def still_mine(self) -> None:
         """Raise Unavailable if another leads by now, or may: the session is gone, or was silent for too long."""
         if self._lost is not None:
@@ -104,83 +79,6 @@ class PostgresLedger:
                 f"{self._place}: nothing was heard from the database for {silent:.1f} s, so another coordinator may "
                 "lead by now; ask again"
             )
-
-    # ---- events
-
-    def append(self, events: Sequence[Fact | dict[str, Any]], at: float) -> list[Recorded]:
-        """See ``chain.AnyLedger``. Unavailable also if another coordinator leads by now: nothing was written."""
-        with self._lock:
-            recorded = write_down(self.head, events, at)  # before the transaction, which others wait for
-            self._write(recorded)
-        return recorded
-
-    def adopt(self, recorded: Sequence[Recorded]) -> None:
-        """Write down entries of another ledger, byte for byte, all or none; Broken if they do not follow the head."""
-        with self._lock:
-            check_succession(self.head, recorded, self._place)
-            self._write(recorded)
-
-    def read(self, from_seq: int = 1) -> Iterator[Recorded]:
-        """All entries from ``from_seq`` on, each checked against the chain. Broken names a bad one."""
-        seq, before = max(1, from_seq), GENESIS
-        if seq > 1:
-            rows = self._rows("SELECT hash FROM events WHERE seq = %s", seq - 1)
-            before = rows[0][0] if rows else GENESIS
-        while rows := self._rows(f"{_SELECT_EVENTS} WHERE seq >= %s ORDER BY seq LIMIT {_PAGE}", seq):
-            for row in rows:
-                yield check_row(row, seq, before, self._place)
-                seq, before = seq + 1, row[4]
-
-    # ---- snapshots and checkpoints
-
-    def save_snapshot(self, state: bytes, at: Head) -> None:
-        """Keep the fold of all events up to ``at`` in place of the older one."""
-        with self._lock, self._writing():
-            self._db.execute("DELETE FROM snapshots")
-            self._db.execute(
-                "INSERT INTO snapshots VALUES (%s, %s, %s, %s)", (at.seq, at.hash, state, digest_of(state))
-            )
-
-    def snapshot(self) -> Snapshot | None:
-        """The snapshot, if there is one, it is whole and lies on the chain; None: replay from the start."""
-        rows = self._rows(
-            "SELECT s.seq, s.hash, s.state, s.digest FROM snapshots s JOIN events e USING (seq, hash)"
-        )
-        whole = [row for row in rows if digest_of(row[2]) == row[3]]
-        return Snapshot(seq=whole[0][0], hash=whole[0][1], state=whole[0][2]) if whole else None
-
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Keep a signed head; the same one twice does no harm."""
-        with self._lock, self._writing():
-            if checkpoint != self.checkpoint():
-                self._db.execute(
-                    "INSERT INTO checkpoints VALUES (%s, %s, %s, %s)",
-                    (checkpoint.sequence, checkpoint.head, checkpoint.signature, checkpoint.public_key),
-                )
-
-    def checkpoint(self) -> Checkpoint | None:
-        """The newest signed head."""
-        rows = self._rows(
-            "SELECT seq, head, signature, public_key FROM checkpoints ORDER BY seq DESC LIMIT 1"
-        )
-        return checkpoint_of(rows[0]) if rows else None
-
-    def checkpoints(self) -> list[Checkpoint]:
-        """All signed heads, the oldest first."""
-        rows = self._rows("SELECT seq, head, signature, public_key FROM checkpoints ORDER BY seq")
-        return [checkpoint_of(row) for row in rows]
-
-    # ---- inside
-
-    def _write(self, recorded: Sequence[Recorded]) -> None:
-        with self._writing():
-            head = self._last()
-            if head != self.head:
-                raise other_writer(self._place, self.head, head)
-            with self._db.cursor() as cursor:
-                cursor.executemany(_INSERT_EVENT, [row_of(entry) for entry in recorded])
-        if recorded:
-            self.head = Head(seq=recorded[-1].seq, hash=recorded[-1].hash)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -214,13 +112,13 @@ class PostgresLedger:
                 if isinstance(error, Deposed) or self._db.closed:
                     self._lost = str(error)
 
-    def _rows(self, query: LiteralString, *values: int) -> Sequence[Row]:
+    def _rows(self, query: LiteralString, *values: Value) -> Sequence[Row]:
         with self._lock, postgres_errors(self._place):
-            return self._db.execute(query, values).fetchall()
+            return self._db.execute(query.replace("?", "%s"), values).fetchall()
 
-    def _last(self) -> Head:
-        row = self._db.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-        return Head(seq=row[0], hash=row[1]) if row else Head(seq=0, hash=GENESIS)
+    def _do(self, statement: LiteralString, rows: Sequence[Sequence[Value]]) -> None:
+        with self._db.cursor() as cursor:
+            cursor.executemany(statement.replace("?", "%s"), rows)
 
 
 def _now() -> float:
@@ -228,7 +126,7 @@ def _now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class PostgresEvidence:
+class PostgresEvidence(TableEvidence):
     """What lies in a database, as it is, at one moment: see ``chain.Evidence``."""
 
     def __init__(self, address: str) -> None:
@@ -248,15 +146,6 @@ class PostgresEvidence:
         for what, how in sorted(WANTED ^ found):
             known = "is missing" if (what, how) in WANTED else "does not belong here"
             yield f"{what} {known}: {' '.join(how.split())}"
-
-    def events(self) -> Iterator[Row]:
-        return self._rows(f"{_SELECT_EVENTS} ORDER BY seq")
-
-    def checkpoints(self) -> Iterator[Row]:
-        return self._rows("SELECT seq, head, signature, public_key FROM checkpoints ORDER BY seq")
-
-    def snapshots(self) -> Iterator[Row]:
-        return self._rows("SELECT seq, hash, state, digest FROM snapshots")
 
     def close(self) -> None:
         self._db.close()
