@@ -14,12 +14,13 @@ from consortium.ids import job_of
 from consortium.jobs import Phase
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
+from coordinator.core.budgets import USED_MAX
 from coordinator.core.state import Site, State, Try
 from coordinator.core.transitions import JobState
 
 HOUR = 3600.0
-#: An attempt that goes on is entered when it grew by so many GPU-seconds, or by a tenth of what it may cost if that
-#: is more: some ten entries a job, none a heartbeat.
+#: An attempt that goes on is entered when it grew by so many GPU-seconds, or by a tenth of what it may cost or has cost
+#: if that is more: some ten entries a job, none a heartbeat.
 STEP_GPU_SECONDS = 1.0 * HOUR
 _STEP_SHARE = 0.1
 WARN_PERCENT = (80, 95)
@@ -69,15 +70,18 @@ def gone(state: State, sync: cm.SyncSite) -> Iterator[ev.AnyEvent]:
 
 
 def _is_worth_an_entry(known: Try, report: cm.Report) -> bool:
+    """Not every growth: an attempt has so many entries at most, whatever its site says of it."""
     usage = report.usage
     assert usage is not None
+    if known.entries >= USED_MAX:
+        return False
     if report.phase is Phase.ENDED:
         return (usage.gpu_seconds, usage.seconds, usage.joules) != (
             known.gpu_seconds,
             known.seconds,
             known.joules,
         )
-    step = max(STEP_GPU_SECONDS, _STEP_SHARE * known.expected_gpu_seconds)
+    step = max(STEP_GPU_SECONDS, _STEP_SHARE * max(known.expected_gpu_seconds, known.gpu_seconds))
     return usage.gpu_seconds >= known.gpu_seconds + step
 
 

@@ -16,9 +16,11 @@ from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.able import coordinator_merges
 from coordinator.core.accounting import spending
+from coordinator.core.budgets import BUDGETS, DESCRIBED, RENEWED, allows
 from coordinator.core.estimates import Cost
 from coordinator.core.state import CampaignState, Job, RoundState, Site, State, Version
 from coordinator.core.transitions import JobState
+from coordinator.core.words import spoken
 from policies.consistency import missing_in, problems_in
 
 BY_HAND = "by hand: "  #: begins the reason of a promotion that the gate did not decide
@@ -110,7 +112,11 @@ def _(command: cm.EnrolSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
 
 @decide.register
 def _(command: cm.RenewCertificate, state: State, moment: Moment) -> list[ev.AnyEvent]:
-    _site(state, command.site)
+    if not allows(_site(state, command.site), RENEWED, moment.now):
+        raise Refused(
+            f"site {command.site} had {BUDGETS[RENEWED].burst} new certificates in a short time; it may have one more "
+            f"every {spoken(BUDGETS[RENEWED].seconds)}: each stands in the ledger for good"
+        )
     return [
         ev.CertificateRenewed(
             site=command.site,
@@ -145,7 +151,8 @@ def _(command: cm.SyncSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
         raise Refused(f"site {site.name} is suspended; its operator should talk to the consortium's admin")
     events: list[ev.AnyEvent] = []
     offered = {name: getattr(command, name) for name in _OFFER}
-    if any(getattr(site, name) != value for name, value in offered.items()):
+    is_new = any(getattr(site, name) != value for name, value in offered.items())
+    if is_new and allows(site, DESCRIBED, moment.now):  # else a later Sync says it again
         events.append(ev.SiteDescribed(site=site.name, **offered))
     reports = {report.attempt: report for report in command.reports}  # of two on one attempt the last counts
     for _, report in sorted(reports.items()):

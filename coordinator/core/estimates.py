@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from consortium.ids import Digest
+from consortium.ids import Digest, SiteName
 from consortium.jobs import Evaluate, Purpose, Train, Work
 from coordinator.core.state import CampaignState, Job, Site, State
 
@@ -24,6 +24,8 @@ START_SECONDS = 120.0  #: of every job that was only assumed: the container, the
 OTHER_SECONDS = 1800.0  #: of tokenizers, evaluations and merges, where none was ever done
 QUEUE_SECONDS = 4 * HOUR  #: of a batch system in which nothing of ours ever waited
 NEWEST = 5  #: measurements that a median is taken of
+SITES_MIN = 3  #: whose times say something of another site: of three, one may lie
+_LOOKED_AT = 60  # jobs of other sites, the newest
 _BYTES_PER_PARAMETER = 4  # versions are float32
 _SECONDS_MIN, _SECONDS_MAX = 1e-3, 366 * 86400.0  # that a job takes, or waits; others are not believed
 
@@ -124,14 +126,31 @@ def _believable(seconds: float) -> float:
 
 
 def _other_seconds(state: State, site: Site, work: Work, purpose: Purpose) -> Estimate:
-    """Of jobs that train nothing: like the last ones of their kind at the site, else anywhere, else assumed."""
-    for at, where in ((site.name, site.name), (None, "other sites")):
-        jobs = state.index.of_kind(purpose, at)
-        done = _newest(seconds_taken(job) / _amount(job.work) or None for job in jobs)
-        if done:
-            how = f"as {len(done)} earlier {purpose} job(s) at {where}"
-            return Estimate(median(done) * _amount(work), how, at is not None)
-    return Estimate(OTHER_SECONDS, f"assumed: no {purpose} job was ever done")
+    """Of jobs that train nothing: like the last ones of their kind at the site, else at others, else assumed.
+
+    Of other sites the median of their medians, three of them at least: what one says of its times, true or false,
+    decides nothing for another.
+    """
+    done = _newest(
+        seconds_taken(job) / _amount(job.work) or None for job in state.index.of_kind(purpose, site.name)
+    )
+    if done:
+        how = f"as {len(done)} earlier {purpose} job(s) at {site.name}"
+        return Estimate(median(done) * _amount(work), how, True)
+    elsewhere: dict[SiteName, list[float]] = {}
+    for job in islice(state.index.of_kind(purpose), _LOOKED_AT):
+        assert job.contribution is not None
+        if (seconds := seconds_taken(job)) > 0.0:
+            elsewhere.setdefault(job.contribution.site, []).append(seconds / _amount(job.work))
+    if len(elsewhere) >= SITES_MIN:
+        middle = median(median(found[:NEWEST]) for _, found in sorted(elsewhere.items()))
+        return Estimate(middle * _amount(work), f"as earlier {purpose} jobs at {len(elsewhere)} other sites")
+    few = (
+        f"only {len(elsewhere)} other site(s) did a {purpose} job"
+        if elsewhere
+        else f"no {purpose} job was ever done"
+    )
+    return Estimate(OTHER_SECONDS, f"assumed: {few}")
 
 
 def _amount(work: Work) -> int:

@@ -7,6 +7,7 @@ from functools import singledispatch
 from consortium.ids import AttemptId, JobId, Language
 from consortium.jobs import Evaluate, Outcome, Purpose
 from coordinator.core import events as ev
+from coordinator.core.budgets import DESCRIBED, RENEWED, RETURNED, spend
 from coordinator.core.state import (
     CampaignState,
     FlowerRunState,
@@ -62,6 +63,7 @@ def _(event: ev.SiteEnrolled, state: State, at: float) -> None:
 @apply.register
 def _(event: ev.CertificateRenewed, state: State, at: float) -> None:
     _new_certificate(state.sites[event.site], event.certificate, event.fingerprint, event.not_after)
+    spend(state.sites[event.site], RENEWED, at)
 
 
 def _new_certificate(site: Site, certificate: str, fingerprint: str, not_after: float) -> None:
@@ -81,6 +83,7 @@ def _(event: ev.SiteDescribed, state: State, at: float) -> None:
             site.warned.pop(allocation.name, None)  # another grant, other warnings
     site.allocations, site.windows = event.allocations, event.windows
     site.gpus, site.launcher, site.courier = event.gpus, event.launcher, event.courier
+    spend(site, DESCRIBED, at)
 
 
 @apply.register
@@ -238,6 +241,7 @@ def _(event: ev.AttemptUsed, state: State, at: float) -> None:
     if event.allocation:
         site.charged[event.allocation] = site.charged.get(event.allocation, 0.0) + more
     known.gpu_seconds, known.seconds, known.joules = event.gpu_seconds, event.seconds, event.joules
+    known.entries += 1
 
 
 @apply.register
@@ -266,6 +270,8 @@ def _(event: ev.AttemptEnded, state: State, at: float) -> None:
         _let_go(state, job, event.attempt)
     if event.outcome in (Outcome.FAILED, Outcome.CORRUPT):
         job.failures += 1
+    if event.outcome in (Outcome.PREEMPTED, Outcome.CANCELLED) and job.site is not None:
+        spend(state.sites[job.site], RETURNED, at)
     if event.outcome is Outcome.REFUSED and job.site is not None:
         job.refused_by = tuple(sorted({*job.refused_by, job.site}))
 

@@ -12,6 +12,7 @@ from consortium.capacity import Opening
 from consortium.ids import SiteName, attempt_of
 from consortium.jobs import Purpose, Train
 from coordinator.core import events as ev
+from coordinator.core.budgets import BUDGETS, RETURNED, allows
 from coordinator.core.charging import charge
 from coordinator.core.decide import Moment
 from coordinator.core.estimates import Cost, cost, queue_seconds
@@ -81,6 +82,11 @@ def unable(
         return never
     if free < 1:
         return f"{site.name} has no free slot"
+    if not allows(site, RETURNED, moment.now):
+        return (
+            f"{site.name} gave back {BUDGETS[RETURNED].burst} jobs or more in a short time; it gets one every "
+            f"{spoken(BUDGETS[RETURNED].seconds)}"
+        )
     if job.purpose is Purpose.RIVAL and free < 2 and has_rounds_ahead(state.campaigns[job.campaign]):
         return f"{site.name}'s last free slot is kept for the rounds"
     takes = _cost(state, site, job, moment)

@@ -64,6 +64,9 @@ class Site(msgspec.Struct):
     token_hash: str = ""  #: of the invitation it enrolled with last
     since_enrolment: tuple[str, ...] = ()  #: fingerprints of its certificates since then, the newest last
     suspended_at: float | None = None  #: since when; None: it is not
+    budgets: dict[
+        str, tuple[float, float]
+    ] = {}  #: entries that it may still cause, and when it was so; by kind
 
     def languages(self, access: str, heldout: bool = False) -> tuple[Language, ...]:
         """Languages of which the site holds documents (or held-out documents), sorted."""
@@ -89,6 +92,7 @@ class Try(msgspec.Struct):
     seconds: float = 0.0
     joules: float | None = None
     order: str = ""  #: digest of the job.json that was signed
+    entries: int = 0  #: of its use, so far
 
 
 class Job(msgspec.Struct):
@@ -230,7 +234,7 @@ class FlowerRunState(msgspec.Struct):
 
 
 #: Of snapshots; to be raised when a field of the state is added. One of another layout is not used: events say it all.
-LAYOUT = 4
+LAYOUT = 5
 
 
 class State(msgspec.Struct, dict=True):
