@@ -15,6 +15,8 @@ from consortium.ids import Digest, digest_of
 
 T = TypeVar("T")
 
+_NESTED = frozenset({float, dict, list, tuple})
+
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class _FactMeta(msgspec.StructMeta):
@@ -47,7 +49,8 @@ def replace(fact: T, **changes: Any) -> T:
 def encode(fact: Any) -> bytes:
     """Canonical bytes of a fact. NaN and Infinity are refused, because JSON has no word for them."""
     plain = msgspec.to_builtins(fact, order="sorted", str_keys=True)  # JSON knows no other keys
-    _refuse_non_finite(plain, "$")
+    if not _is_finite(plain):
+        _refuse_non_finite(plain, "$")
     return msgspec.json.encode(plain, order="sorted")
 
 
@@ -63,7 +66,23 @@ def digest_of_fact(fact: Any) -> Digest:
     return digest_of(encode(fact))
 
 
+def _is_finite(value: Any) -> bool:
+    """Whether no NaN and no Infinity is in it; of what ``to_builtins`` gives. Every event and message passes here."""
+    kind = type(value)
+    if kind is float:
+        return math.isfinite(value)
+    if kind is dict:
+        value = value.values()
+    elif kind is not list and kind is not tuple:
+        return True
+    for inner in value:
+        if type(inner) in _NESTED and not _is_finite(inner):
+            return False
+    return True
+
+
 def _refuse_non_finite(value: Any, place: str) -> None:
+    """Raise BadInput that names the place."""
     if isinstance(value, float) and not math.isfinite(value):
         raise BadInput(f"{place}: {value} cannot be written down; only finite numbers can")
     if isinstance(value, dict):

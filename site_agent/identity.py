@@ -6,6 +6,7 @@ next.key     a key whose certificate has been asked for and has not arrived (060
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography import x509
@@ -85,20 +86,24 @@ class SiteIdentity:
 
     def seconds_left(self, now: float) -> float:
         """Of the certificate's validity; negative once it is over."""
-        return self._until() - now
+        return _validity(self.certificate)[1] - now
 
     def is_due(self, now: float) -> bool:
         """Whether a new certificate should be asked for."""
-        begin = x509.load_pem_x509_certificate(self.certificate).not_valid_before_utc.timestamp()
-        return self.seconds_left(now) < RENEW_BELOW * (self._until() - begin)
+        begin, until = _validity(self.certificate)
+        return until - now < RENEW_BELOW * (until - begin)
 
     def renewed(self, key: ec.EllipticCurvePrivateKey, certificate: bytes) -> "SiteIdentity":
         identity = SiteIdentity(self.trust, key, certificate)
         identity.check()
         return identity
 
-    def _until(self) -> float:
-        return x509.load_pem_x509_certificate(self.certificate).not_valid_after_utc.timestamp()
+
+@lru_cache(maxsize=64)  # asked before each Sync, of one certificate for two months
+def _validity(certificate: bytes) -> tuple[float, float]:
+    """From when and until when: seconds since the epoch."""
+    found = x509.load_pem_x509_certificate(certificate)
+    return found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
 
 
 def next_key(home: Path) -> ec.EllipticCurvePrivateKey:

@@ -7,6 +7,7 @@ watch.json    when the agent saw the running life get further last, by the agent
 """
 
 import contextlib
+import os
 import re
 import time
 from pathlib import Path
@@ -63,13 +64,18 @@ def checkpoint_of(directory: Path) -> tuple[int, bool]:
 
     A checkpoint is there once its ``state.json`` is: that comes last. Of an evaluation, scores saved are counted.
     """
-    steps = [0]
-    for place in (directory / "checkpoint").glob("step-*/state.json"):
-        if named := _STEP.fullmatch(place.parent.name):
-            steps.append(int(named[1]))
-    if len(steps) > 1:
+    saves = os.path.join(directory, "checkpoint")
+    names: list[str] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        names = os.listdir(saves)
+    steps = [
+        int(named[1])
+        for name in names
+        if (named := _STEP.fullmatch(name)) and os.path.exists(os.path.join(saves, name, "state.json"))
+    ]
+    if steps:
         return max(steps), True
-    return sum(1 for _ in (directory / "checkpoint").glob("subject-*.json")), False
+    return sum(1 for name in names if name.startswith("subject-") and name.endswith(".json")), False
 
 
 def text_bytes_of(directory: Path) -> int:

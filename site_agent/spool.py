@@ -89,9 +89,10 @@ class Spool:
         return tuple(found), tuple(complaints)
 
     def ask_to_stop(self, attempt: AttemptId) -> None:
-        with disk_errors(self.directory(attempt)):
-            with contextlib.suppress(FileExistsError):
-                (self.directory(attempt) / STOP).touch(exist_ok=False)
+        wish, now = self.directory(attempt) / STOP, time.time()
+        with disk_errors(wish), contextlib.suppress(FileExistsError):
+            wish.touch(exist_ok=False)
+            os.utime(wish, (now, now))  # by this clock, which its age is told by, not by the file system's
 
     def ask_to_finish(self, attempt: AttemptId) -> None:
         with disk_errors(self.directory(attempt)):
@@ -109,7 +110,7 @@ class Spool:
         """Note why the newest life is about to be asked to leave, or killed."""
         directory = self.directory(attempt)
         with disk_errors(directory):
-            life = decode(_read(directory / LIFE_FILE), Life, str(directory / LIFE_FILE))
+            life = _life(directory)
             record.note_sent_away(directory, life.number, why, meant)
 
     def watch(self, files: AttemptFiles, seen: Seen) -> AttemptFiles:
@@ -145,30 +146,28 @@ class Spool:
         if place != self.directory(attempt):
             raise BadInput(f"{place}: is not where {attempt} belongs")
         work = self.assignment(attempt).work
-        life = (
-            decode(_read(place / LIFE_FILE), Life, str(place / LIFE_FILE))
-            if (place / LIFE_FILE).exists()
-            else None
-        )
+        there = _names(place)  # one question to the file system, and then only for what is there
+        life = _life(place) if LIFE_FILE in there else None
+        has_saved = life is not None and "checkpoint" in there
+        checkpoint, has_partial = record.checkpoint_of(place) if has_saved else (0, False)
         ended = place / "ended.json"
-        checkpoint, has_partial = record.checkpoint_of(place) if life else (0, False)
         return AttemptFiles(
             attempt=attempt,
-            staged=(place / "site.json").is_file(),
+            staged="site.json" in there,
             lives=life.number if life else 0,
             native_id=life.native_id if life else "",
-            has_result=(place / "result").is_dir(),
-            failure=_failure(place / "failure.json"),
-            stopping_seconds=_age_seconds(place / STOP),
-            finishing=(place / FINISH).exists(),
-            progress=_newest_progress(place / "progress.jsonl"),
+            has_result="result" in there,
+            failure=_failure(place / "failure.json") if "failure.json" in there else "",
+            stopping_seconds=_age_seconds(place / STOP) if STOP in there else None,
+            finishing=FINISH in there,
+            progress=_newest_progress(place / "progress.jsonl") if "progress.jsonl" in there else None,
             checkpoint=checkpoint,
-            text_bytes=record.text_bytes_of(place) if life else 0,
+            text_bytes=record.text_bytes_of(place) if has_saved else 0,
             has_partial=has_partial,
             can_finish=isinstance(work, Train),
-            launches=record.read_launches(place) if life else (),
-            usage=_usage(place / USAGE_FILE),
-            ended=decode(_read(ended), Ended, str(ended)) if ended.exists() else None,
+            launches=record.read_launches(place) if life and record.LIVES_FILE in there else (),
+            usage=_usage(place / USAGE_FILE) if USAGE_FILE in there else None,
+            ended=decode(_read(ended), Ended, str(ended)) if ended.name in there else None,
         )
 
     def _set_aside(self, place: Path) -> Path:
@@ -190,7 +189,22 @@ def _keep_logs(directory: Path, target: Path) -> None:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
+
+
+def _names(directory: Path) -> frozenset[str]:
+    """What lies in it; nothing once it is gone."""
+    try:
+        return frozenset(os.listdir(directory))
+    except FileNotFoundError:
+        return frozenset()
+    except NotADirectoryError as error:
+        raise BadInput(f"{directory}: {error.strerror}") from error
+
+
+def _life(directory: Path) -> Life:
+    path = directory / LIFE_FILE
+    return decode(_read(path), Life, str(path))
 
 
 def _read(path: Path) -> bytes:
@@ -229,8 +243,6 @@ def _usage(path: Path) -> Usage | None:
 
 
 def _failure(path: Path) -> str:
-    if not path.exists():
-        return ""
     try:
         return decode(_read(path), Failure, str(path)).sentence or "the trainer failed without a word"
     except BadInput as error:
