@@ -1,12 +1,11 @@
 """A site's batch system: jobs wait, run, are preempted, lose their nodes, reach their walltime, deliver.
 
-It outlives the agent, as Slurm does; a ``SimulatedLauncher`` is what one agent asks it through, with the promises of
-``site_agent.launchers.base``. A running job writes its folder as the trainer does: progress, checkpoints, result.
+It outlives the agent, as Slurm does; ``simulation.launcher`` is what one agent asks it through. A running job writes
+its folder as the trainer does: progress, checkpoints, result.
 """
 
 import enum
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from simulation.plan import SitePlan
 from simulation.streams import stream
 from simulation.weather import Weather, fault_named
 from site_agent.core.facts import Cause, Progress, Seen, Sighting, Usage
-from site_agent.launchers.base import LIFE_FILE, USAGE_FILE, Life
+from site_agent.launchers.base import USAGE_FILE
 from site_agent.trainer.folder import CONTINUE, FINISH, STOP, Failure, FailureReason, JobFolder, write_failure
 
 _SEEN_SECONDS = 15.0  # until an agent's next look finds what has happened; it asks a batch system so often
@@ -79,7 +78,7 @@ class Cluster:
         self.silences = 0  #: of the batch system, that the dice said so far
         self._model_bytes = model_bytes
         self._happened = happened
-        self._seed = seed
+        self.seed = seed
         self._dice = stream(seed, "cluster", plan.name)
         self._jobs: dict[Path, _Job] = {}
         self._count = 0
@@ -99,7 +98,7 @@ class Cluster:
         if known is not None:
             job.step_before, job.used_before = known.step_before, known.used_before
         self._jobs[directory] = job
-        dice = stream(self._seed, "queue", self.plan.name, directory.name, life)
+        dice = stream(self.seed, "queue", self.plan.name, directory.name, life)
         waits = lognormal(dice, self.plan.queue_median_minutes * 60.0, self.plan.queue_sigma)
         self._next(job, waits, self._begin, job)
         return self._native_id(job)
@@ -174,7 +173,7 @@ class Cluster:
         """Of all that may end it, what comes first."""
         assert job.order is not None
         plan, weather = self.plan, self.weather
-        dice = stream(self._seed, "life", plan.name, job.directory.name, job.life)
+        dice = stream(self.seed, "life", plan.name, job.directory.name, job.life)
         rest = size_of_order(job.order.job) - job.step_before
         ways: list[tuple[float, Callable[..., None], tuple[Any, ...]]] = [
             (rest * self._seconds_of_step(job.order.job.work), self._finish, (job,)),
@@ -230,7 +229,7 @@ class Cluster:
     def _deliver(self, job: _Job, steps: int) -> None:
         """The result of so many steps; a short one where it was asked to finish."""
         assert job.order is not None
-        dice = stream(self._seed, "result", self.plan.name, job.directory.name, job.life)
+        dice = stream(self.seed, "result", self.plan.name, job.directory.name, job.life)
         unlucky = bool(self.weather.loss) and dice.random() < self.weather.loss / 4.0
         spoilt = unlucky and self.falls("spoilt", job.directory.name, job.life)
         self._progress(job, steps)
@@ -376,55 +375,3 @@ class Cluster:
                 detail=detail,
             )
         )
-
-
-class SimulatedLauncher:
-    """Satisfies ``site_agent.launchers.base.Launcher``, for one agent.
-
-    look_seconds  how often it looks though nothing happens; what happens wakes it
-    """
-
-    def __init__(self, cluster: Cluster, look_seconds: float) -> None:
-        self._cluster = cluster
-        self._look_seconds = look_seconds
-        self._is_urgent = False
-        self._dice = stream(cluster._seed, "launcher", cluster.plan.name)
-
-    @property
-    def poll_seconds(self) -> float:
-        return min(60.0, self._look_seconds) if self._is_urgent else self._look_seconds
-
-    def submit(self, directory: Path, life: int) -> None:
-        path = directory / LIFE_FILE
-        intent = Life(number=life, name=f"{directory.name}#{life}", host=self._cluster.plan.name)
-        write_bytes_atomically(path, encode(intent))
-        if self._fails():
-            raise Unavailable("sbatch: error: Unable to contact slurm controller (simulated)")
-        native = self._cluster.submit(directory, life)
-        if self._fails():
-            raise Unavailable("sbatch: error: Socket timed out on send/recv operation (simulated)")
-        write_bytes_atomically(path, encode(replace(intent, native_id=native)))
-
-    def poll(self, directories: Sequence[Path]) -> dict[Path, Sighting]:
-        self._is_urgent = any(
-            os.path.exists(directory / STOP) or os.path.exists(directory / FINISH)
-            for directory in directories
-        )
-        if self._fails():
-            why = Sighting(seen=Seen.UNKNOWN, detail="squeue: error: Unable to contact slurm controller")
-            self._is_urgent = True
-            return dict.fromkeys(directories, why)
-        return {directory: self._cluster.sight(directory) for directory in directories}
-
-    def cancel(self, directory: Path) -> None:
-        if self._fails():
-            raise Unavailable("scancel: error: Unable to contact slurm controller (simulated)")
-        self._cluster.cancel(directory)
-
-    def _fails(self) -> bool:
-        """A controller that does not answer; as often as the weather loses messages."""
-        loss = self._cluster.weather.loss
-        if not loss or self._dice.random() >= loss:
-            return False
-        self._cluster.silences += 1
-        return self._cluster.falls("silence", self._cluster.plan.name, self._cluster.silences)

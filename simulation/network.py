@@ -10,8 +10,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from consortium.identity import Credentials
-from simulation.calls import Call, Download, Metadata, Unary, Upload, unavailable
+from simulation.calls import Call, Metadata, Unary, unavailable
 from simulation.loop import Process, VirtualLoop, current
+from simulation.pieces import Download, Upload
 from simulation.wires import SILENCE_SECONDS, Wire
 
 

@@ -15,8 +15,9 @@ from consortium.invitation import Invitation
 from consortium.jobs import Purpose
 from consortium.manifests import DataManifest, Holding
 from simulation.checkers import Referee
-from simulation.cluster import Cluster, SimulatedLauncher
+from simulation.cluster import Cluster
 from simulation.coordinators import ENROLMENT, MAIN
+from simulation.launcher import SimulatedLauncher
 from simulation.learning import holding_digest
 from simulation.loop import Process, VirtualLoop
 from simulation.machine import Host
