@@ -40,6 +40,10 @@ class Blobs(Protocol):
         """When the blob was stored, in seconds since the epoch by the store's clock; Unavailable if it is not here."""
         ...
 
+    def renew(self, digest: Digest) -> bool:
+        """Whether the blob is here; it then counts as stored now, so that no cleaning takes it away."""
+        ...
+
     def remove(self, digest: Digest, stored_before: float = math.inf) -> int:
         """Delete a blob, and what says that somebody delivered it; the bytes that it had, 0 if it was not here.
 

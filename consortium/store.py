@@ -98,6 +98,10 @@ class BlobStore:
         """When the blob was stored, or stored once more; seconds since the epoch."""
         return self.path(digest).stat().st_mtime
 
+    def renew(self, digest: Digest) -> bool:
+        """Whether the blob is here; it then counts as stored now, so that no cleaning takes it away."""
+        return self._renewed(self._place(digest))
+
     def remove(self, digest: Digest, stored_before: float = math.inf) -> int:
         """Delete a blob, and what says that somebody delivered it; the bytes that it had, 0 if it was not here.
 

@@ -70,6 +70,11 @@ class S3BlobStore:
     def stored_at(self, digest: Digest) -> float:
         return self._known_to_be_there(digest).stored_at
 
+    def renew(self, digest: Digest) -> bool:
+        """Asked of the bucket itself; nobody cleans one while a coordinator runs."""
+        self._known.pop(digest, None)
+        return self.has(digest)
+
     def remove(self, digest: Digest, stored_before: float = math.inf) -> int:
         """A bucket cannot look and delete at once: whoever gives ``stored_before`` keeps everybody from storing."""
         self._known.pop(digest, None)

@@ -198,7 +198,7 @@ def main_server(
     artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(driver), server)
-    flower_pb2_grpc.add_FlowerServiceServicer_to_server(FlowerService(driver), server)
+    flower_pb2_grpc.add_FlowerServiceServicer_to_server(FlowerService(driver, workshop.store), server)
     audit_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseService(driver), server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
     names = [

@@ -15,7 +15,7 @@ from consortium.blobs import Blobs
 from consortium.canonical import decode, digest_of_fact
 from consortium.codecs.names import is_coded
 from consortium.errors import BadInput, Corrupt, Unavailable
-from consortium.flower.letters import ARRAYS, LETTER, LETTER_BYTES_MAX, read_letter
+from consortium.flower.letters import ARRAYS, LETTER, LETTER_BYTES_MAX, check_parcel, read_letter
 from consortium.identity import identity_of
 from consortium.ids import Digest, Language, SiteName
 from consortium.jobs import Evaluate, FlowerMessage, Merge, Tokenizer, Train
@@ -247,6 +247,8 @@ def _reply(contribution: Contribution, store: Blobs) -> str:
     named = {LETTER: ref, **{f"{ARRAYS}{parcel.digest}": parcel for parcel in letter.parcels}}
     if named != contribution.artifacts:
         raise BadInput(f"artifacts are {sorted(contribution.artifacts)}, the letter names {sorted(named)}")
+    for parcel in letter.parcels:  # one that cannot be read would end the ServerApp, each time it is started
+        check_parcel(store.path(parcel.digest))
     return f"a reply of {len(letter.records)} record(s) by {contribution.site}"
 
 

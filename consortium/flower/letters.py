@@ -10,6 +10,7 @@ array is opaque here: whatever its ``stype`` says, byte for byte.
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from consortium.canonical import Fact, decode, encode
 from consortium.errors import BadInput
@@ -56,7 +57,12 @@ class Parcel(Fact):
 
 
 def read_letter(data: bytes, what: str = "letter") -> Letter:
-    return decode(data, Letter, what)
+    """Raises BadInput for bytes that are none, or that name a record twice."""
+    letter = decode(data, Letter, what)
+    names = [record.name for record in letter.records]
+    if len(set(names)) < len(names):
+        raise BadInput(f"{what}: names a record twice; give each a name of its own")
+    return letter
 
 
 def inputs_of(letter: FileRef, content: Letter) -> tuple[Digest, ...]:
@@ -73,16 +79,29 @@ def write_parcel(path: Path, arrays: Iterable[tuple[ArrayHead, bytes]]) -> None:
             file.write(part)
 
 
+def check_parcel(path: Path) -> None:
+    """Raise BadInput unless the file is a parcel: its header can be read and tells of all its bytes."""
+    with disk_errors(path), open(path, "rb") as file:
+        _heads(path, file)
+
+
 def read_parcel(path: Path) -> Iterator[tuple[ArrayHead, bytes]]:
     """Every array of a parcel, one after the other. Raises BadInput for a file that is none."""
     with disk_errors(path), open(path, "rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        size = path.stat().st_size
-        if not 0 < length <= min(_HEADER_BYTES_MAX, size - _LENGTH_BYTES):
-            raise BadInput(f"{path.name}: no parcel of arrays: its header would have {length} bytes")
-        header = decode(file.read(length), Parcel, f"parcel {path.name}")
-        told = sum(head.size for head in header.arrays)
-        if min((head.size for head in header.arrays), default=0) < 0 or _LENGTH_BYTES + length + told != size:
-            raise BadInput(f"{path.name}: its header tells of {told} bytes of arrays, the file has others")
-        for head in header.arrays:
+        for head in _heads(path, file):
             yield head, file.read(head.size)
+
+
+def _heads(path: Path, file: BinaryIO) -> tuple[ArrayHead, ...]:
+    """What the parcel says of its arrays; the file then stands at the first one."""
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    size = path.stat().st_size
+    if not 0 < length <= min(_HEADER_BYTES_MAX, size - _LENGTH_BYTES):
+        raise BadInput(f"{path.name}: no parcel of arrays: its header would have {length} bytes")
+    heads = decode(file.read(length), Parcel, f"parcel {path.name}").arrays
+    told = sum(head.size for head in heads)
+    if min((head.size for head in heads), default=0) < 0 or _LENGTH_BYTES + length + told != size:
+        raise BadInput(f"{path.name}: its header tells of {told} bytes of arrays, the file has others")
+    if len({head.name for head in heads}) < len(heads):
+        raise BadInput(f"{path.name}: two arrays of one name; the second would displace the first")
+    return heads

@@ -22,8 +22,12 @@ def referenced(state: State) -> dict[Digest, str]:
 
 
 def open_since(state: State) -> float | None:
-    """When the oldest open job was planned: what was stored since may be for it, reported or not; None: none is."""
-    return min((job.planned_at for job in state.open_jobs()), default=None)
+    """When the oldest open job was planned, or the oldest open Flower run opened: what was stored since may be for it,
+    reported or not; None: there is none. A ServerApp brings a message's arrays before it says whom they are for.
+    """
+    began = [job.planned_at for job in state.open_jobs()]
+    began += [run.opened_at for run in state.flower_runs.values() if run.status == "open"]
+    return min(began, default=None)
 
 
 def _of_campaign(campaign: CampaignState) -> Iterator[Digest]:

@@ -138,4 +138,11 @@ class JobGrid(compat.Grid):  # type: ignore[misc, unused-ignore]
         if path.stat().st_size > LETTER_BYTES_MAX:
             raise BadInput(f"letter {reply.letter.digest}: has more than {LETTER_BYTES_MAX} bytes")
         letter = read_letter(path.read_bytes(), f"reply to {reply.job}")
-        return compat.reply_to(message, carrying.unpack(letter, self._post.find))
+        parcels = {ref: self._post.find(ref) for ref in letter.parcels}
+        try:
+            content = carrying.unpack(letter, parcels.__getitem__)
+        except BadInput as error:
+            # Admission cannot tell, it knows nothing of flwr. To raise would end the ServerApp, each time it is started
+            _log.warning("%s has a reply that is none: %s", reply.job, error)
+            return compat.reply_to(message, compat.Error(NO_REPLY, f"its reply is none: {error}"))
+        return compat.reply_to(message, content)

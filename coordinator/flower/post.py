@@ -83,7 +83,10 @@ class CoordinatorPost:
 
     def push(self, run: CampaignId, orders: Sequence[FlowerOrder]) -> None:
         request = flower_pb2.PushRequest(run=run, orders=[encode(order) for order in orders])
-        self._ask(lambda: self._flower.Push(request, timeout=_CALL_SECONDS))
+        while missing := self._ask(lambda: self._flower.Push(request, timeout=_CALL_SECONDS)).missing:
+            for name in missing:  # cleaned away since they were brought, or the store was restored
+                self._sent.discard(digest_in(name))
+                self.keep(self._store.path(digest_in(name)))
 
     def replies(self, run: CampaignId, jobs: Sequence[JobId], known: int | None) -> list[Reply]:
         """Of ``jobs``, those that are answered or given up; waits a while for more than ``known``. None: waits not."""

@@ -1,16 +1,18 @@
 """What the process asks that runs a Flower ServerApp."""
 
 import asyncio
+from collections.abc import Sequence
 
 import grpc
 from sprachbund.v1 import flower_pb2, flower_pb2_grpc
 
 from consortium import ids
+from consortium.blobs import Blobs
 from consortium.canonical import decode, encode
 from consortium.errors import BadInput
 from consortium.flower.letters import LETTER
 from consortium.flower.runs import FlowerOrder, FlowerRun
-from consortium.ids import JobId
+from consortium.ids import Digest, JobId
 from coordinator.core import commands as cm
 from coordinator.core.flower import opened
 from coordinator.core.state import Job
@@ -23,8 +25,9 @@ _ORDERS_MAX = 10_000  # of one call; each becomes an entry of the ledger
 
 
 class FlowerService(flower_pb2_grpc.FlowerServiceServicer):
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, store: Blobs) -> None:
         self._driver = driver
+        self._store = store
 
     async def OpenRun(
         self, request: flower_pb2.OpenRunRequest, context: grpc.aio.ServicerContext
@@ -40,7 +43,16 @@ class FlowerService(flower_pb2_grpc.FlowerServiceServicer):
             raise BadInput(f"{len(request.orders)} messages in one call; at most {_ORDERS_MAX}")
         orders = tuple(decode(order, FlowerOrder, "Flower order") for order in request.orders)
         command = cm.PushFlowerMessages(run=ids.campaign_id(request.run), orders=orders)
+        if missing := await asyncio.to_thread(self._missing, orders):
+            return flower_pb2.PushResponse(reason="inputs are missing", missing=missing)
         return flower_pb2.PushResponse(reason=self._driver.execute(command).reason)
+
+    def _missing(self, orders: Sequence[FlowerOrder]) -> list[Digest]:
+        """Inputs that are not in the store; the others count as stored now, so that no cleaning takes them away
+        before the ledger names them.
+        """
+        inputs = sorted({digest for order in orders for digest in order.inputs})
+        return [digest for digest in inputs if not self._store.renew(digest)]
 
     async def Replies(
         self, request: flower_pb2.RepliesRequest, context: grpc.aio.ServicerContext

@@ -22,7 +22,7 @@ from consortium.flower.compat import (
     records_from_bytes,
     records_to_bytes,
 )
-from consortium.flower.letters import ARRAYS, LETTER, Letter, inputs_of
+from consortium.flower.letters import ARRAYS, LETTER, Letter, Record, inputs_of
 from consortium.flower.runs import node_of
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, SiteName, digest_of
 from consortium.jobs import Assignment, FlowerMessage, Purpose
@@ -30,7 +30,8 @@ from consortium.manifests import Contribution, FileRef
 from consortium.store import BlobStore
 from coordinator.inspection import _reply
 from site_agent.config import Flower
-from site_agent.trainer.folder import CONTINUE_LATER, Failure, Site
+from site_agent.ssh.files import _to_push
+from site_agent.trainer.folder import CONTINUE_LATER, STATE, Failure, Site
 
 CONFIG = {"local-epochs": 1, "learning-rate": 0.5, "seconds-per-epoch": 0.0}
 MODULES = """
@@ -138,6 +139,13 @@ def test_the_state_that_the_order_names_is_used_if_it_is_here(is_here: bool, tmp
     assert contribution.residual_before == (digest_of(state) if is_here else None)
 
 
+def test_all_that_is_staged_goes_to_a_site_behind_ssh(tmp_path: Path) -> None:
+    """``Context.state`` with it: without, the app would begin anew with each message, and nobody would notice."""
+    folder = job_folder(tmp_path / "job")
+    (folder / STATE).write_bytes(b"kept")
+    assert set(_to_push(folder)) == {path for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -212,3 +220,13 @@ def test_a_reply_is_what_its_letter_names_and_nothing_else(tmp_path: Path) -> No
     ):
         with pytest.raises(BadInput, match=why):
             _reply(replace(contribution, artifacts=artifacts), store)
+
+
+def test_a_reply_whose_arrays_cannot_be_read_never_reaches_the_server_app(tmp_path: Path) -> None:
+    """It would end there, and end again each time it is started."""
+    contribution, store, _ = a_reply(tmp_path)
+    no_parcel = store.put_bytes(b"\x10" + b"no arrays of anybody")
+    letter = store.put_bytes(encode(Letter(records=(Record(name="a", arrays=no_parcel),))))
+    artifacts = {LETTER: letter, f"{ARRAYS}{no_parcel.digest}": no_parcel}
+    with pytest.raises(BadInput, match="no parcel of arrays"):
+        _reply(replace(contribution, artifacts=artifacts), store)

@@ -18,13 +18,16 @@ from flwr.serverapp import strategy as flower
 from quickstart import task
 from quickstart.client_app import app as client_app
 
+from consortium.canonical import encode, replace
 from consortium.errors import BadInput
 from consortium.flower.dice import seed
+from consortium.flower.letters import Letter, Record
 from consortium.flower.runs import node_of
 from consortium.ids import digest_of
 from coordinator.flower.apps import find_app, overridden
 from coordinator.flower.driving import drive
 from coordinator.flower.grid import NO_REPLY, JobGrid
+from coordinator.flower.post import Reply
 
 STRATEGIES: dict[str, Callable[[], Any]] = {
     "FedAvg": flower.FedAvg,
@@ -129,6 +132,21 @@ def test_replies_come_by_site_each_to_its_message(tmp_path: Path) -> None:
         question = by_id[reply.metadata.reply_to_message_id]
         assert reply.metadata.src_node_id == question.metadata.dst_node_id and reply.metadata.group_id == "7"
     assert [(order.ordinal, order.copy) for order in post.pushed] == [(1, 1), (1, 2)] * 3
+
+
+def test_a_reply_that_only_flwr_can_tell_is_none_is_an_error_and_ends_nobody(tmp_path: Path) -> None:
+    grid, post = grid_of(tmp_path)
+    told = post.replies
+
+    def forged(*asked: Any) -> list[Reply]:
+        found = told(*asked)
+        letter = post.keep_bytes(encode(Letter(records=(Record(name="said", other=b"\xff of no protobuf"),))))
+        return [replace(reply, letter=letter) if reply.job.endswith("-west") else reply for reply in found]
+
+    post.replies = forged  # type: ignore[method-assign]
+    north, west = grid.send_and_receive([message(grid, site, site) for site in ("west", "north")])
+    assert north.has_content() and west.has_error()
+    assert "its reply is none: record 'said': no records of a Flower message" in west.error.reason
 
 
 def test_what_is_pushed_can_be_pulled_once(tmp_path: Path) -> None:

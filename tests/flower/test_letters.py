@@ -8,11 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consortium.canonical import decode, encode
+from consortium.canonical import decode, encode, replace
 from consortium.errors import BadInput
 from consortium.flower.carrying import pack, unpack
 from consortium.flower.compat import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from consortium.flower.letters import ArrayHead, Letter, inputs_of, read_parcel, write_parcel
+from consortium.flower.letters import (
+    ArrayHead,
+    Letter,
+    Record,
+    check_parcel,
+    inputs_of,
+    read_letter,
+    read_parcel,
+    write_parcel,
+)
 from consortium.store import BlobStore
 
 
@@ -69,6 +78,17 @@ def test_a_record_that_is_not_the_one_it_is_called_is_refused(tmp_path: Path) ->
         unpack(forged, lambda ref: tmp_path)
 
 
+def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
+    """The second would displace the first without a word."""
+    record = Record(name="a", other=b"")
+    with pytest.raises(BadInput, match="letter: names a record twice"):
+        read_letter(encode(Letter(records=(record, record))))
+    head = ArrayHead(name="w", dtype="float32", shape=(1,), stype="numpy.ndarray", size=4)
+    write_parcel(tmp_path / "parcel", [(head, bytes(4)), (head, bytes(4))])
+    with pytest.raises(BadInput, match="two arrays of one name"):
+        check_parcel(tmp_path / "parcel")
+
+
 @settings(max_examples=200, deadline=None)
 @given(place=st.integers(0, 400), byte=st.integers(0, 255), cut=st.integers(0, 40))
 def test_any_damage_to_a_parcel_is_refused_or_harmless(
@@ -76,12 +96,15 @@ def test_any_damage_to_a_parcel_is_refused_or_harmless(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged"
     head = ArrayHead(name="w", dtype="float32", shape=(8,), stype="numpy.ndarray", size=32)
-    write_parcel(path, [(head, bytes(32)), (head, bytes(32))])
+    write_parcel(path, [(head, bytes(32)), (replace(head, name="b"), bytes(32))])
     data = bytearray(path.read_bytes())
     data[place % len(data)] = byte
     path.write_bytes(bytes(data[: len(data) - cut]))
     try:
         arrays = list(read_parcel(path))
     except BadInput:
+        with pytest.raises(BadInput):
+            check_parcel(path)
         return
+    check_parcel(path)
     assert sum(len(data) for _, data in arrays) <= 64

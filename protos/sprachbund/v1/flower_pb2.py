@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asprachbund/v1/flower.proto\x12\rsprachbund.v1\x1a\x1egoogle/protobuf/duration.proto\"\x1d\n\x0eOpenRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\x0c\"\x1e\n\x0fOpenRunResponse\x12\x0b\n\x03run\x18\x01 \x01(\x0c\"*\n\x0bPushRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06orders\x18\x02 \x03(\x0c\"\x1e\n\x0cPushResponse\x12\x0e\n\x06reason\x18\x01 \x01(\t\"c\n\x0eRepliesRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04jobs\x18\x02 \x03(\t\x12\r\n\x05known\x18\x03 \x01(\r\x12\'\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"P\n\x0b\x46lowerReply\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06letter\x18\x02 \x01(\t\x12\x14\n\x0cletter_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\">\n\x0fRepliesResponse\x12+\n\x07replies\x18\x01 \x03(\x0b\x32\x1a.sprachbund.v1.FlowerReply\"1\n\x12\x43ompleteRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"%\n\x13\x43ompleteRunResponse\x12\x0e\n\x06reason\x18\x01 \x01(\t2\xba\x02\n\rFlowerService\x12H\n\x07OpenRun\x12\x1d.sprachbund.v1.OpenRunRequest\x1a\x1e.sprachbund.v1.OpenRunResponse\x12?\n\x04Push\x12\x1a.sprachbund.v1.PushRequest\x1a\x1b.sprachbund.v1.PushResponse\x12H\n\x07Replies\x12\x1d.sprachbund.v1.RepliesRequest\x1a\x1e.sprachbund.v1.RepliesResponse\x12T\n\x0b\x43ompleteRun\x12!.sprachbund.v1.CompleteRunRequest\x1a\".sprachbund.v1.CompleteRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asprachbund/v1/flower.proto\x12\rsprachbund.v1\x1a\x1egoogle/protobuf/duration.proto\"\x1d\n\x0eOpenRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\x0c\"\x1e\n\x0fOpenRunResponse\x12\x0b\n\x03run\x18\x01 \x01(\x0c\"*\n\x0bPushRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06orders\x18\x02 \x03(\x0c\"/\n\x0cPushResponse\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07missing\x18\x02 \x03(\t\"c\n\x0eRepliesRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04jobs\x18\x02 \x03(\t\x12\r\n\x05known\x18\x03 \x01(\r\x12\'\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"P\n\x0b\x46lowerReply\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06letter\x18\x02 \x01(\t\x12\x14\n\x0cletter_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\">\n\x0fRepliesResponse\x12+\n\x07replies\x18\x01 \x03(\x0b\x32\x1a.sprachbund.v1.FlowerReply\"1\n\x12\x43ompleteRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"%\n\x13\x43ompleteRunResponse\x12\x0e\n\x06reason\x18\x01 \x01(\t2\xba\x02\n\rFlowerService\x12H\n\x07OpenRun\x12\x1d.sprachbund.v1.OpenRunRequest\x1a\x1e.sprachbund.v1.OpenRunResponse\x12?\n\x04Push\x12\x1a.sprachbund.v1.PushRequest\x1a\x1b.sprachbund.v1.PushResponse\x12H\n\x07Replies\x12\x1d.sprachbund.v1.RepliesRequest\x1a\x1e.sprachbund.v1.RepliesResponse\x12T\n\x0b\x43ompleteRun\x12!.sprachbund.v1.CompleteRunRequest\x1a\".sprachbund.v1.CompleteRunResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,17 +39,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUSHREQUEST']._serialized_start=140
   _globals['_PUSHREQUEST']._serialized_end=182
   _globals['_PUSHRESPONSE']._serialized_start=184
-  _globals['_PUSHRESPONSE']._serialized_end=214
-  _globals['_REPLIESREQUEST']._serialized_start=216
-  _globals['_REPLIESREQUEST']._serialized_end=315
-  _globals['_FLOWERREPLY']._serialized_start=317
-  _globals['_FLOWERREPLY']._serialized_end=397
-  _globals['_REPLIESRESPONSE']._serialized_start=399
-  _globals['_REPLIESRESPONSE']._serialized_end=461
-  _globals['_COMPLETERUNREQUEST']._serialized_start=463
-  _globals['_COMPLETERUNREQUEST']._serialized_end=512
-  _globals['_COMPLETERUNRESPONSE']._serialized_start=514
-  _globals['_COMPLETERUNRESPONSE']._serialized_end=551
-  _globals['_FLOWERSERVICE']._serialized_start=554
-  _globals['_FLOWERSERVICE']._serialized_end=868
+  _globals['_PUSHRESPONSE']._serialized_end=231
+  _globals['_REPLIESREQUEST']._serialized_start=233
+  _globals['_REPLIESREQUEST']._serialized_end=332
+  _globals['_FLOWERREPLY']._serialized_start=334
+  _globals['_FLOWERREPLY']._serialized_end=414
+  _globals['_REPLIESRESPONSE']._serialized_start=416
+  _globals['_REPLIESRESPONSE']._serialized_end=478
+  _globals['_COMPLETERUNREQUEST']._serialized_start=480
+  _globals['_COMPLETERUNREQUEST']._serialized_end=529
+  _globals['_COMPLETERUNRESPONSE']._serialized_start=531
+  _globals['_COMPLETERUNRESPONSE']._serialized_end=568
+  _globals['_FLOWERSERVICE']._serialized_start=571
+  _globals['_FLOWERSERVICE']._serialized_end=885
 # @@protoc_insertion_point(module_scope)

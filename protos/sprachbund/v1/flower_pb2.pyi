@@ -30,10 +30,12 @@ class PushRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., orders: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class PushResponse(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "missing")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, reason: _Optional[str] = ..., missing: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RepliesRequest(_message.Message):
     __slots__ = ("run", "jobs", "known", "wait")
