@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from consortium.canonical import Fact, encode
+from coordinator.core.snapshot import keep
 from coordinator.driver import replay
 from coordinator.ledger import Ledger
 from coordinator.ledger_check import verify_chain
@@ -48,7 +49,7 @@ def measure(folder: Path, what: str) -> Opened:
         detail = ""
         if what == "snapshot":
             began = time.perf_counter()
-            data = state.snapshot()
+            data = keep(state)
             made = time.perf_counter()
             ledger.save_snapshot(data, ledger.head)
             detail = f"{len(data) / 1e6:.0f} MB; {made - began:.1f} s to make, the rest to write"

@@ -29,6 +29,7 @@ from coordinator.core.decide import Moment
 from coordinator.core.gate import GateVerdict
 from coordinator.core.machine import handle
 from coordinator.core.owed import Inspect, Judge, MakeBase, Merge, Owed, owed
+from coordinator.core.snapshot import keep
 from coordinator.core.state import Job, RoundState
 from coordinator.driver import replay
 from coordinator.founding import Keys, found
@@ -89,7 +90,7 @@ class Past:
         """With a snapshot and a signed checkpoint of the end."""
         self._flush()
         head = self.ledger.head
-        self.ledger.save_snapshot(self.state.snapshot(), head)
+        self.ledger.save_snapshot(keep(self.state), head)
         self.ledger.save_checkpoint(sign_checkpoint(self.keys.ledger, head.seq, head.hash))
         self.ledger.close()
 

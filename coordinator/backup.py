@@ -22,6 +22,7 @@ from consortium.folders import fresh_folder
 from consortium.store import BlobStore
 from coordinator.chain import AnyLedger, Head
 from coordinator.cleaning import require_whole
+from coordinator.core.snapshot import keep
 from coordinator.driver import replay
 from coordinator.ledgers import open_ledger
 from coordinator.sealed_keys import open_keys, public_files, seal_keys
@@ -133,7 +134,7 @@ def restore(
                     f"{source}: its ledger does not lead to entry {head.seq} {head.hash[:12]}; it was changed"
                 )
             state = replay(ledger)
-            ledger.save_snapshot(state.snapshot(), head)
+            ledger.save_snapshot(keep(state), head)
         blobs, store = BlobStore(source / "store"), BlobStore(folder / "store")
         digests = blobs.digests()
         for number, digest in enumerate(digests, 1):

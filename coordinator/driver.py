@@ -25,7 +25,7 @@ from coordinator.core.concerned import Standing, concerned, standing
 from coordinator.core.decide import Moment, decide
 from coordinator.core.fold import apply
 from coordinator.core.machine import Decision, handle
-from coordinator.core.snapshot import restore
+from coordinator.core.snapshot import keep, restore
 from coordinator.core.state import State
 from coordinator.core.story import Line, sentence, tell
 from coordinator.core.transitions import JobState
@@ -46,9 +46,15 @@ _PAUSE_SHARE = 4.0  # and no sooner again than after so many times what the last
 _INCARNATIONS_MAX = 1000  # of one site; an agent from cron is a new one every few minutes
 
 
+class _Told(msgspec.Struct):
+    event: ev.AnyEvent
+
+
+_TOLD = msgspec.json.Decoder(_Told)
+
+
 def decode_event(recorded: Recorded) -> ev.AnyEvent:
-    event: ev.AnyEvent = msgspec.convert(recorded.event, type=ev.AnyEvent)
-    return event
+    return _TOLD.decode(recorded.entry).event
 
 
 def replay(ledger: AnyLedger, *, from_snapshot: bool = True) -> State:
@@ -144,7 +150,7 @@ class Driver:
         if not recorded:
             return decision
         for event, entry in zip(decision.events, recorded, strict=True):
-            _log.info("%s", sentence(event), extra={"event": entry.event["kind"], "sequence": entry.seq})
+            _log.info("%s", sentence(event), extra={"event": entry.kind, "sequence": entry.seq})
         self._forget()
         self.announce()
         if any(isinstance(event, _MILESTONES) for event in decision.events):
@@ -176,7 +182,7 @@ class Driver:
         """A signed checkpoint, and a snapshot if there were so many events since the last. The past stands without."""
         try:
             if self.sequence - self._kept >= events:
-                self._ledger.save_snapshot(self.state.snapshot(), self._ledger.head)
+                self._ledger.save_snapshot(keep(self.state), self._ledger.head)
                 self._kept = self.sequence
             self._ledger.save_checkpoint(self.checkpoint())
         except Unavailable as error:

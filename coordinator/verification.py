@@ -24,7 +24,7 @@ from consortium.witnesses import Seen, Witnesses
 from coordinator.config import is_postgres
 from coordinator.core.decide import BY_HAND
 from coordinator.core.fold import apply, growth
-from coordinator.core.snapshot import is_current
+from coordinator.core.snapshot import is_current, restore
 from coordinator.core.state import CampaignState, Job, Site, State, Version
 from coordinator.driver import decode_event
 from coordinator.ledger_check import verify_chain
@@ -128,11 +128,14 @@ def _report(found: _Findings) -> Report:
 
 def _agrees(state: State, snapshot: bytes) -> bool:
     """Whether a snapshot is what the events tell. One of another release is not used, so it cannot mislead."""
-    return not is_current(snapshot) or state.snapshot() == snapshot
+    if not is_current(snapshot):
+        return True
+    kept = restore(snapshot)
+    return kept.snapshot() == state.snapshot() and kept.index == state.index
 
 
 def _replayed(ledger: str, found: _Findings, seen: Sequence[Seen]) -> State | None:
-    """The state as the events alone tell it; a snapshot must agree with it byte for byte."""
+    """The state as the events alone tell it; a snapshot must agree with it in every byte."""
     state, witnesses = State(), Witnesses(seen)
     try:
         with open_ledger(ledger, read_only=True) as opened:

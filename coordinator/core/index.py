@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from consortium.ids import CampaignId, JobId, SiteName
 from consortium.jobs import Purpose
+from coordinator.core.resting import Brief, brief
 from coordinator.core.transitions import JobState
 
 if TYPE_CHECKING:
-    from coordinator.core.resting import Brief, Jobs
+    from coordinator.core.resting import Jobs
     from coordinator.core.state import Job
 
 _TRAINING = (Purpose.SEED, Purpose.ROUND, Purpose.RIVAL)
@@ -26,10 +27,14 @@ class Index:
         self._held: dict[SiteName, list[JobId]] = {}  # leased, sorted
         self._open_jobs: tuple[Job, ...] | None = None  # asked for many times between two changes
         self._admitted: dict[tuple[str, ...], list[tuple[float, JobId]]] = {}
-        for job in jobs.briefs():
-            self.note(job)
-            if job.contribution is not None:
-                self.admit(job)
+        for one in jobs.briefs():
+            if not one.is_final:
+                self.note(one)
+            if one.contributor is not None:
+                for key in _keys(one):
+                    self._admitted.setdefault(key, []).append((one.admitted_at, one.id))
+        for names in self._admitted.values():
+            names.sort()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Index):
@@ -64,9 +69,9 @@ class Index:
             if before != holder:
                 insort(self._held.setdefault(holder, []), job.id)
 
-    def admit(self, job: "Job | Brief") -> None:
+    def admit(self, job: "Job") -> None:
         """Its result was admitted just now."""
-        for key in _keys(job):
+        for key in _keys(brief(job)):
             insort(self._admitted.setdefault(key, []), (job.admitted_at, job.id))
 
     def open_jobs(self) -> tuple["Job", ...]:
@@ -91,11 +96,10 @@ class Index:
         return (self._jobs[name] for _, name in reversed(self._admitted.get(key, [])))
 
 
-def _keys(job: "Job | Brief") -> Iterable[tuple[str, ...]]:
-    assert job.contribution is not None
-    site = job.contribution.site
+def _keys(job: "Brief") -> Iterable[tuple[str, ...]]:
+    assert job.contributor is not None
     yield (job.purpose,)
-    yield (job.purpose, site)
+    yield (job.purpose, job.contributor)
     if job.purpose in _TRAINING:
-        yield (site, "trained")
-        yield (site, "trained", job.campaign)
+        yield (job.contributor, "trained")
+        yield (job.contributor, "trained", job.campaign)

@@ -16,7 +16,7 @@ from consortium.forecasts import Assumptions
 from coordinator.config import CoordinatorConfig
 from coordinator.core import commands as cm
 from coordinator.core.forecast import forecast
-from coordinator.core.snapshot import restore
+from coordinator.core.snapshot import keep, restore
 from coordinator.driver import Driver, opening_of
 from coordinator.guard import caller
 from coordinator.reading import unknown_subject
@@ -150,10 +150,10 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
                 windows.check(window)
         if self._forecasting is not None and not self._forecasting.done():
             raise Unavailable("another forecast is under way; ask again in a moment")
-        snapshot, now = self._driver.state.snapshot(), self._driver.clock()
+        kept, now = keep(self._driver.state), self._driver.clock()
 
         def foresee() -> bytes:
-            state = restore(snapshot)
+            state = restore(kept)
             return encode(forecast(state, spec, now, lambda site, at: opening_of(site.windows, at), assumed))
 
         # elsewhere, for it takes a second where there are many rounds; a thread goes on when nobody waits any more

@@ -21,7 +21,7 @@ from coordinator.core.fold import apply
 from coordinator.core.gate import GateVerdict
 from coordinator.core.machine import handle
 from coordinator.core.owed import Inspect, Judge, MakeBase, Merge, Owed, owed
-from coordinator.core.snapshot import restore
+from coordinator.core.snapshot import keep, restore
 from coordinator.core.state import Job, State
 from coordinator.driver import openings
 from policies.campaign import Campaign, ModelSource, Quorum, SeedRound, TokenizerSource, TrainPlan
@@ -243,7 +243,7 @@ class Coordinator:
 
     def crash(self, from_snapshot: bool = False) -> None:
         """Forget everything but the ledger (or but a snapshot of the state), and start again."""
-        self.state = restore(self.state.snapshot()) if from_snapshot else self.replayed()
+        self.state = restore(keep(self.state)) if from_snapshot else self.replayed()
         self.renewed, self.started_at = {}, self.now
 
     # --- what tests say ---

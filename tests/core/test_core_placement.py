@@ -31,7 +31,7 @@ from coordinator.core.orders import merge_order
 from coordinator.core.pace import Runner, share_out
 from coordinator.core.place import waiting
 from coordinator.core.resting import Jobs
-from coordinator.core.snapshot import restore
+from coordinator.core.snapshot import keep, restore
 from coordinator.core.state import Job, RoundState
 from coordinator.core.transitions import JobState
 from policies.campaign import Quorum
@@ -186,7 +186,7 @@ class Pile(Jobs):
 
 def test_a_sync_does_not_look_through_all_jobs_there_ever_were() -> None:
     coordinator = second_campaign()
-    coordinator.state = restore(coordinator.state.snapshot())
+    coordinator.state = restore(keep(coordinator.state))
     coordinator.state.jobs = pile = Pile(coordinator.state.jobs, Job)
     assert coordinator.state.index
     pile.is_high = True
