@@ -1,11 +1,17 @@
-"""A coordinator, a site's config, and a program that stands in for the trainer."""
+"""A coordinator, a site's config, a stand-in for the trainer; launchers on a Slurm of fake commands."""
 
 import sys
 
 import pytest
 from fake_coordinator import NORTH, PROGRAM, FakeCoordinator
+from fake_slurm import FakeSlurm
+from launcher_contract import JOB
+from slurm_launching import QUICK, TRAINER, Clock
 
+from policies.site_profile import SiteProfile
 from site_agent.config import SiteConfig
+from site_agent.launchers.slurm.commands import LocalCommands, LocalFiles
+from site_agent.launchers.slurm.launcher import SlurmLauncher
 
 
 @pytest.fixture
@@ -34,3 +40,49 @@ def program(tmp_path) -> tuple[str, str]:
     path.parent.mkdir()
     path.write_text(PROGRAM)
     return sys.executable, str(path)
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    slurm = FakeSlurm(tmp_path / "slurm")
+    yield slurm
+    slurm.close()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def launch(slurm, tmp_path, clock):
+    """Makes launchers, with any key of the profile changed; their job is the contract's."""
+    job = tmp_path / "job.py"
+    job.write_text(JOB)
+
+    def make(command=(sys.executable, str(job)), patience=QUICK, **profile):
+        return SlurmLauncher(
+            SiteProfile(**{"poll_seconds": 0.02, **profile}),
+            LocalCommands(slurm.environment),
+            LocalFiles(),
+            command,
+            patience=patience,
+            clock=clock,
+        )
+
+    return make
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """Writes a training checkpoint and CONTINUE when it finds STOP, a result when it finds ``finish``."""
+    path = tmp_path / "trainer.py"
+    path.write_text(TRAINER)
+    return sys.executable, str(path)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    directory = tmp_path / "spool" / "job.a1"
+    directory.mkdir(parents=True)
+    return directory
