@@ -50,6 +50,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         self._act_for = act_for
         self._may_carry = may_carry or may_write
         self._turns: dict[str, asyncio.Semaphore] = {}  # by owner: no more at once than partials are kept
+        self._begin: dict[str, asyncio.Lock] = {}  # by owner: room is made for one after the other
 
     async def Stat(
         self, request: artifact_pb2.StatRequest, context: grpc.aio.ServicerContext
@@ -86,7 +87,8 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
     ) -> artifact_pb2.UploadResponse:
         await asyncio.to_thread(self._store.require_room, size - offset)
         if offset == 0:
-            await asyncio.to_thread(self._store.make_room, owner, PARTIALS_PER_OWNER - 1)
+            async with self._begin.setdefault(owner, asyncio.Lock()):
+                await asyncio.to_thread(self._take_place, digest, owner)
         await context.send_initial_metadata(((UPLOAD_ACCEPTED, "yes"),))
         async for message in messages:
             data = message.data
@@ -137,6 +139,12 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         if self._act_for is None:
             raise Refused(f"blobs for site {site}: nobody carries for sites here")
         return self._act_for(caller, site)
+
+    def _take_place(self, digest: Digest, owner: str) -> None:
+        """Make room for a new partial, and begin it, so that whoever comes next sees it."""
+        if not self._store.received(digest, owner):
+            self._store.make_room(owner, PARTIALS_PER_OWNER - 1)
+            self._store.append(digest, owner, 0, b"")
 
     def _stat(self, digest: Digest, owner: str, may_read: bool) -> artifact_pb2.StatResponse:
         if self._store.has(digest) and (may_read or self._store.delivered(digest, owner)):

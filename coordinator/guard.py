@@ -22,6 +22,9 @@ _caller: ContextVar[Identity] = ContextVar("caller")
 _standing: ContextVar[Callable[[], None]] = ContextVar("standing")
 
 _CALLS_AT_ONCE = 64  # of one holder: an agent has one Sync and a transfer an attempt
+_LONG_AT_ONCE = 16  # of those calls that read everything, or go on for ever
+_LONG = frozenset({"/sprachbund.v1.AuditService/ReadLedger", "/sprachbund.v1.AdminService/Watch"})
+_BYTES_A_CALL = 64 << 10  # a longer message counts as several calls: what it takes to read grows with it
 _BURST_SECONDS = 10.0  # of the average rate may come at once: the shards of a model
 _HOLDERS_MAX = 10_000  # whose pace is remembered; who is idle for so long starts afresh
 
@@ -47,20 +50,37 @@ class Pace:
         self._at_once: dict[str, int] = {}
 
     @contextlib.contextmanager
-    def call(self, who: str) -> Iterator[None]:
-        """For as long as the call lasts. Raises Unavailable for one too many."""
+    def call(self, who: str, method: str = "", size: int = 0) -> Iterator[None]:
+        """For as long as the call lasts. Raises Unavailable for one too many.
+
+        size  bytes of its request, where it is one message
+        """
+        if method in _LONG:
+            with self._one_of(f"{who} {method}", _LONG_AT_ONCE), self._call(who, size):
+                yield
+        else:
+            with self._call(who, size):
+                yield
+
+    @contextlib.contextmanager
+    def _call(self, who: str, size: int) -> Iterator[None]:
         now = self._clock()
         left, before = self._left.pop(who, (self._burst, now))
         left = min(self._burst, left + (now - before) * self._per_second)
-        self._left[who] = (max(0.0, left - 1.0), now)
+        self._left[who] = (max(0.0, left - 1.0 - size // _BYTES_A_CALL), now)
         if len(self._left) > _HOLDERS_MAX:
             del self._left[next(iter(self._left))]  # the longest idle
         if left < 1.0:
             raise Unavailable(
                 f"{who} calls more than {self._per_second:g} times a second; wait and call more slowly"
             )
-        if self._at_once.get(who, 0) >= _CALLS_AT_ONCE:
-            raise Unavailable(f"{who} has {_CALLS_AT_ONCE} calls under way; wait until some have ended")
+        with self._one_of(who, _CALLS_AT_ONCE):
+            yield
+
+    @contextlib.contextmanager
+    def _one_of(self, who: str, most: int) -> Iterator[None]:
+        if self._at_once.get(who, 0) >= most:
+            raise Unavailable(f"{who} has {most} calls under way; wait until some have ended")
         self._at_once[who] = self._at_once.get(who, 0) + 1
         try:
             yield
@@ -97,7 +117,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries n
         return handler
 
     @contextlib.contextmanager
-    def _admitted(self, context: grpc.aio.ServicerContext, method: str) -> Iterator[None]:
+    def _admitted(self, context: grpc.aio.ServicerContext, method: str, request: Any) -> Iterator[None]:
         driver = self._driver
         identity = peer_identity(context.auth_context(), driver.state.consortium, time.time())
         who = identity.role, identity.name, identity.fingerprint
@@ -105,14 +125,15 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries n
         if identity.role is Role.SITE:
             _, incarnation = program_of(context.invocation_metadata())
             driver.fence(SiteName(identity.name), incarnation)
-        with self._pace.call(f"{identity.role} {identity.name}"):
+        size = request.ByteSize() if hasattr(request, "ByteSize") else 0
+        with self._pace.call(f"{identity.role} {identity.name}", method, size):
             _caller.set(identity)
             _standing.set(lambda: _require(may_go_on(driver.state, *who)))
             yield
 
     def _unary(self, behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            with self._admitted(context, method):
+            with self._admitted(context, method, request):
                 return await behaviour(_watched(request), context)
 
         return call
@@ -121,7 +142,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries n
         self, behaviour: Callable[..., AsyncIterator[Any]], method: str
     ) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            with self._admitted(context, method):
+            with self._admitted(context, method, request):
                 async for response in behaviour(_watched(request), context):
                     still_allowed()
                     yield response

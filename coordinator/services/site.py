@@ -42,6 +42,7 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
         self._keys = keys
         self._config = config
         self._orders: dict[AttemptId, tuple[bytes, bytes]] = {}
+        self._newest: dict[SiteName, site_pb2.SyncRequest] = {}  # of each site, the one that is believed
 
     async def Sync(
         self, request: site_pb2.SyncRequest, context: grpc.aio.ServicerContext
@@ -50,8 +51,13 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
         command = sync_command(site, request)
         loop = asyncio.get_running_loop()
         until, waited = loop.time() + min(seconds_of(request.wait), _WAIT_SECONDS_MAX), 0.0
+        self._newest[site] = request
         while True:
-            response = self.hear(site, request, command)
+            if self._newest[site] is request:
+                response = self.hear(site, request, command)
+            else:  # what it said has been heard; said again, it would contradict what the site has said since
+                driver.fence(site, request.incarnation)
+                response = self._response(site, request)
             begins = loop.time()
             if response.revision != request.seen or response.settled or begins >= until:
                 context.set_trailing_metadata(((WAITED, f"{waited:.6f}"),))

@@ -1,6 +1,5 @@
 """What the wire's messages say, in our words, and ours in the wire's. Raises BadInput for what is in no contract."""
 
-import functools
 import math
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -29,7 +28,10 @@ from policies import windows
 
 _RELEASE = version("sprachbund")
 _HOLDINGS_MAX = 1000  # two for every language there is text in; they go to the ledger
+_DESCRIPTION_BYTES_MAX = 128 << 10  # of all that a site says of itself: so many holdings, with long licences
+_ATTEMPTS_MAX = 10_000  # of one Sync: as many as a site can have slots
 _NAME_CHARACTERS_MAX = 100
+_REASON_CHARACTERS_MAX = 1000
 _WINDOWS_MAX = 20  # and allocations
 _COUNT_MAX = 1 << 53  # larger ones no float holds
 _END_OF_TIME = 253_402_300_800.0  # of protobuf's timestamps and Python's dates: the year 10000
@@ -67,13 +69,26 @@ PEOPLE: dict[str, Literal["admin", "auditor", "reader"]] = {
 
 def sync_command(site: SiteName, request: site_pb2.SyncRequest) -> cm.SyncSite:
     """What a Sync says, in our words. Raises BadInput for what is not in the contract, Refused for an unfit release."""
-    said = _described(site, request.site.SerializeToString(deterministic=True))
-    return replace(said, reports=tuple(_report(line) for line in request.attempts))
+    if len(request.attempts) > _ATTEMPTS_MAX:
+        raise BadInput(f"{len(request.attempts)} attempts in one Sync; at most {_ATTEMPTS_MAX}")
+    description = request.site.SerializeToString(deterministic=True)
+    if len(description) > _DESCRIPTION_BYTES_MAX:
+        raise BadInput(
+            f"site {site} says {len(description)} bytes of itself, at most {_DESCRIPTION_BYTES_MAX}: they stand in the "
+            "ledger for good; fewer holdings, shorter licences"
+        )
+    known = _DESCRIPTIONS.get(site)
+    if known is None or known[0] != description:
+        known = _DESCRIPTIONS[site] = description, _described(site, description)
+    return replace(known[1], reports=tuple(_report(line) for line in request.attempts))
 
 
-@functools.lru_cache(maxsize=4096)
+#: What each site said of itself last. It says the same in every Sync, so it is read and checked once.
+_DESCRIPTIONS: dict[SiteName, tuple[bytes, cm.SyncSite]] = {}
+
+
 def _described(site: SiteName, description: bytes) -> cm.SyncSite:
-    """What a site says of itself, without reports. It says the same in every Sync, so it is read and checked once."""
+    """What a site says of itself, without reports."""
     request = site_pb2.SyncRequest(site=site_pb2.SiteDescription.FromString(description))
     if why := misfit(request.site.agent_version, _RELEASE):
         raise Refused(why)
@@ -87,14 +102,14 @@ def _described(site: SiteName, description: bytes) -> cm.SyncSite:
         raise BadInput("two allocations of one name; what is used could not be told apart")
     return cm.SyncSite(
         site=site,
-        agent_version=request.site.agent_version[:100],
+        agent_version=readable(request.site.agent_version, _NAME_CHARACTERS_MAX),
         slots=min(request.site.slots, 10_000),
         draining=request.site.draining,
         merges=request.site.merges,
         allocations=tuple(_allocation(a) for a in sorted(request.site.allocations, key=lambda a: a.name)),
         windows=tuple(_window(w) for w in request.site.windows),
         gpus=min(request.site.gpus, 100_000),
-        launcher=request.site.launcher[:_NAME_CHARACTERS_MAX],
+        launcher=readable(request.site.launcher, _NAME_CHARACTERS_MAX),
         holdings=_holdings(request.site.holdings),
         reports=(),
     )
@@ -139,10 +154,10 @@ def _report(line: site_pb2.AttemptReport) -> cm.Report:
         attempt=ids.attempt_id(line.attempt),
         phase=_PHASES[line.phase],
         outcome=_OUTCOMES[line.outcome] if ended else None,
-        reason=line.reason[:1000],
+        reason=readable(line.reason, _REASON_CHARACTERS_MAX),
         envelope=ids.digest(line.contribution) if line.contribution else None,
         usage=_usage(line) if line.HasField("usage") else None,
-        detail=line.detail[:1000],
+        detail=readable(line.detail, _REASON_CHARACTERS_MAX),
         started=line.started,
     )
 
@@ -215,6 +230,8 @@ def move(request: admin_pb2.PromoteRequest, verb: Literal["promote", "roll_back"
 def short(name: str, what: str) -> str:
     if len(name) > _NAME_CHARACTERS_MAX:
         raise BadInput(f"{what} {name[:20]!r}… has {len(name)} characters; at most {_NAME_CHARACTERS_MAX}")
+    if not name.isprintable():
+        raise BadInput(f"{what} {name!r} has characters that cannot be printed; leave them out")
     return name
 
 
@@ -229,7 +246,12 @@ def seconds_of(duration: Duration) -> float:
 def said(reason: str) -> str:
     if not reason.strip():
         raise BadInput("a reason is needed: it stands in the ledger for the auditor")
-    return reason.strip()[:1000]
+    return readable(reason.strip(), _REASON_CHARACTERS_MAX)
+
+
+def readable(text: str, characters_max: int) -> str:
+    """Of words that go to ledger, logs and terminals: so many, and none that could steer any of the three."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:characters_max])
 
 
 def checkpoint_message(checkpoint: Checkpoint) -> site_pb2.LedgerCheckpoint:

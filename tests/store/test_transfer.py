@@ -307,3 +307,26 @@ async def test_abandoned_uploads_of_a_site_do_not_pile_up(coordinator: Coordinat
             header = artifact_pb2.UploadHeader(digest=digest_of(bytes([number])), size=20)
             await send(stub, [artifact_pb2.UploadRequest(header=header), DATA])
     assert len(list((tmp_path / "coordinator" / "partials" / "sofia").iterdir())) == 8
+
+
+async def test_uploads_that_begin_at_once_do_not_pile_up_either(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    all_begun = asyncio.Event()
+
+    async def half(number: int) -> Any:
+        header = artifact_pb2.UploadHeader(digest=digest_of(b"%d" % number), size=20)
+        yield artifact_pb2.UploadRequest(header=header)
+        await all_begun.wait()
+        yield DATA
+
+    async with coordinator.serving(), coordinator.stub(SOFIA) as stub:
+        for number in range(7):
+            header = artifact_pb2.UploadHeader(digest=digest_of(bytes([number])), size=20)
+            await send(stub, [artifact_pb2.UploadRequest(header=header), DATA])
+        calls = [stub.Upload(half(number)) for number in range(PARTIALS_PER_OWNER)]
+        for call in calls:
+            assert (await call.initial_metadata())[UPLOAD_ACCEPTED] == "yes"
+        all_begun.set()
+        assert [(await call).received for call in calls] == [10] * len(calls)  # none took another's place
+    assert len(list((tmp_path / "coordinator" / "partials" / "sofia").iterdir())) == PARTIALS_PER_OWNER

@@ -320,3 +320,19 @@ def test_nobody_holds_more_calls_than_a_program_needs() -> None:
         stack.enter_context(pace.call("ohrid"))
     with pace.call("sofia"):
         pass
+
+
+def test_long_messages_and_long_answers_count_for_more() -> None:
+    pace = Pace(50.0, lambda: 0.0)  # 500 calls in a burst
+    for _ in range(2):
+        with pace.call("sofia", "/sprachbund.v1.SiteService/Sync", 16 << 20):
+            pass
+    with pytest.raises(Unavailable, match="more than 50 times a second"), pace.call("sofia"):
+        pass
+    ledger = "/sprachbund.v1.AuditService/ReadLedger"
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(pace.call("ohrid", ledger))
+        with pytest.raises(Unavailable, match="16 calls under way"):
+            stack.enter_context(pace.call("ohrid", ledger))
+        stack.enter_context(pace.call("ohrid"))

@@ -21,6 +21,8 @@ from consortium.canonical import replace
 from consortium.errors import Refused, Unavailable
 from consortium.ids import AttemptId, digest_of
 from consortium.jobs import Outcome, Phase
+from consortium.views import ConsortiumView
+from coordinator.ledger import Ledger
 from site_agent.core.facts import Ended, Report
 
 
@@ -145,3 +147,41 @@ async def test_only_one_coordinator_serves_a_home(consortium: Consortium) -> Non
         with pytest.raises(Unavailable, match="this process has the ledger open already; close it first"):
             async with second.running():
                 pass
+
+
+async def test_many_waiting_syncs_of_one_site_do_not_contradict_each_other_for_ever(
+    consortium: Consortium, base: Path
+) -> None:
+    """Each says other slots; only the newest is believed, and each is taken down once at most."""
+    site, slots = ScriptedSite(consortium, "sofia"), range(2, 42)
+
+    def described() -> int:
+        with Ledger(consortium.home / "ledger.sqlite", read_only=True) as ledger:
+            return sum(
+                entry.event["kind"] == "SiteDescribed" and entry.event["site"] == "sofia"
+                for entry in ledger.read()
+            )
+
+    async with consortium.running(), consortium.admin() as admin, site.connected() as calls:
+        await introduce(consortium)
+        seen, before = (await calls.Sync(site.request())).revision, described()
+        waiting = []
+        for number in slots:
+            request = site.request(seen=seen, wait=duration(60.0))
+            request.site.slots = number
+            waiting.append(calls.Sync(request))
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while slots_of(await admin.view(), "sofia") != number:
+                    await asyncio.sleep(0)
+        assert described() == before + len(slots)
+        await admin.set_site("sofia", "DRAIN")
+        await admin.set_site("sofia", "RESUME")
+        await admin.submit(campaign(base))  # news for all that wait
+        async with asyncio.timeout(PATIENCE_SECONDS / 2):
+            answers = await asyncio.gather(*waiting)
+        assert {one.wanted[0].attempt for one in answers} == {"demo_r1-train-sofia.a1"}
+        assert described() == before + len(slots)
+
+
+def slots_of(view: ConsortiumView, name: str) -> int:
+    return next(site.slots for site in view.sites if site.site == name)
