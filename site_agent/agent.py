@@ -18,15 +18,13 @@ from pathlib import Path
 
 from sprachbund.v1 import site_pb2
 
-from consortium.canonical import Fact
-from consortium.errors import BadInput, SprachbundError, Superseded, Unavailable
-from consortium.ids import AttemptId
+from consortium.errors import SprachbundError, Superseded, Unavailable
 from consortium.jobs import Phase
 from consortium.store import BlobStore
 from site_agent.config import SiteConfig
 from site_agent.conversation import Conversation
 from site_agent.core.consent import slots
-from site_agent.core.facts import Act, Action, AttemptFiles, Limits, Observation, Plan, Sighting
+from site_agent.core.facts import Act, Action, Limits, Observation, Plan
 from site_agent.core.reconcile import reconcile
 from site_agent.courier.link import make_link
 from site_agent.deeds import Deeds
@@ -35,10 +33,10 @@ from site_agent.heartbeat import Heartbeat
 from site_agent.identity import SiteIdentity
 from site_agent.launchers.base import Launcher
 from site_agent.link import News
-from site_agent.mode import Mode, read_mode
 from site_agent.presence import Presence
 from site_agent.residuals import Residuals
-from site_agent.spending import Spending, Standing
+from site_agent.sight import Seen, Sight
+from site_agent.spending import Spending
 from site_agent.spool import Spool
 from site_agent.ssh.remote import remote_site
 from site_agent.status import SEEN_SECONDS
@@ -55,15 +53,6 @@ _SLOW_SECONDS = 45.0  # a launcher that failed after that is not asked a second 
 _OF_THE_LAUNCHER = (Act.LAUNCH, Act.KILL)
 _ONCE_MAX = 10  # looks of one run for what goes on beside it
 _STEPS_MAX = 5  # an action may make the next one due at once; after so many, the rest waits for the next look
-
-
-class Seen(Fact):
-    """Everything that one look at the site finds."""
-
-    held: tuple[AttemptFiles, ...] = ()
-    sightings: dict[AttemptId, Sighting] = {}
-    mode: Mode = Mode()
-    standing: Standing = Standing()
 
 
 class Agent:
@@ -84,9 +73,9 @@ class Agent:
             config, self._spool, BlobStore(home), Residuals(home / "residuals"), launcher, self._transfers
         )
         self._site = remote_site(config)  # None: the agent is at its site
-        self._has_taken_back = False
         self._description = Description(config)
         self._spending = Spending(config)
+        self._sight = Sight(home, self._spool, launcher, self._spending, self._site)
         self._supervisor = Supervisor(os.environ)
         self._presence = Presence(home, config.site, self._incarnation)
         self._release = version("sprachbund")
@@ -186,7 +175,7 @@ class Agent:
         """Look, decide and do, until nothing more can be done at once. None: the spool cannot be read now."""
         for _ in range(_STEPS_MAX):
             try:
-                seen = await asyncio.to_thread(self._look)
+                seen = await asyncio.to_thread(self._sight.look)
             except Unavailable as error:
                 self._say("spool", logging.ERROR, str(error))
                 return None
@@ -218,41 +207,6 @@ class Agent:
                 is_slow |= time.monotonic() - began >= _SLOW_SECONDS
             self._heartbeat.moved()
         return changed and not is_slow
-
-    def _look(self) -> Seen:
-        self._take_back()
-        held, complaints = self._spool.look()
-        for complaint in complaints:
-            _log.error("%s", complaint)
-        begun = {self._spool.directory(files.attempt): files.attempt for files in held if files.lives}
-        polled = self._launcher.poll(list(begun)) if begun else {}
-        if polled:  # a result that came meanwhile counts, or a life that is gone would seem to have left none
-            held, _ = self._spool.look()
-        sightings = {begun[directory]: sighting for directory, sighting in polled.items()}
-        try:
-            mode = read_mode(self._home)
-        except BadInput as error:  # what the operator wants cannot be known: nothing new, then
-            mode = Mode(mode="drain", reason=str(error))
-        held = tuple(
-            self._spool.watch(files, sightings[files.attempt].seen) if files.attempt in sightings else files
-            for files in held
-        )
-        return Seen(held=held, sightings=sightings, mode=mode, standing=self._spending.look(held))
-
-    def _take_back(self) -> None:
-        """Once: what an agent before this one, elsewhere, left at a site behind SSH.
-
-        Raises Unavailable if the site does not answer and nothing is held here: then nothing is known.
-        """
-        if self._site is None or self._has_taken_back:
-            return
-        try:
-            for directory in self._site.files.take_back():
-                _log.info("%s lies at the site and is taken back", directory.name)
-            self._has_taken_back = True
-        except Unavailable:
-            if not any(self._spool.root.glob("*/*/job.json")):
-                raise
 
     def _observed(self, seen: Seen) -> Observation:
         news = self._talk.news
