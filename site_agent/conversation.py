@@ -10,7 +10,7 @@ from typing import Any
 
 from sprachbund.v1 import site_pb2
 
-from consortium.errors import Broken, SprachbundError, Superseded
+from consortium.errors import Broken, Refused, SprachbundError, Superseded
 from site_agent.core.facts import Report
 from site_agent.link import Link, News
 
@@ -20,6 +20,9 @@ _PAUSE_SECONDS = 0.2  # at least, between two Syncs that tell the same: the answ
 _BACKOFF_SECONDS = 0.5  # doubled with each failure in a row, with jitter, lest all sites come back at once
 _BACKOFF_SECONDS_MAX = (
     10.0  # with jitter 15: after a long outage, too, all sites are back within half a minute
+)
+_REFUSED_SECONDS_MAX = (
+    60.0  # it does answer, and will say the same until a person acts: suspended for a month, say
 )
 
 
@@ -86,7 +89,8 @@ class Conversation:
             if isinstance(error, Superseded):
                 self.superseded = str(error)
             self._failures += 1
-            pause = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS * 2.0 ** min(self._failures - 1, 10))
+            most = _REFUSED_SECONDS_MAX if isinstance(error, Refused) else _BACKOFF_SECONDS_MAX
+            pause = min(most, _BACKOFF_SECONDS * 2.0 ** min(self._failures - 1, 10))
             self._not_before = now + pause * random.uniform(0.5, 1.5)
             self._complain(error)
         else:

@@ -11,6 +11,7 @@ from consortium.ids import AttemptId
 _log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 15.0  # after a transfer lost patience, which takes it a minute or two
+_REFUSED_SECONDS = 60.0  # the whole site is refused, until a person acts
 _PAUSE_SECONDS_MAX = 3600.0  # the pause doubles with each failure that says something of the attempt itself
 _REFUSALS_MAX = 3
 _DEATHS_MAX = 8  # with those pauses half an hour
@@ -91,7 +92,8 @@ class Transfers:
                 self.problems[attempt] = str(error)
             if isinstance(error, Died) and self._count_death(attempt) >= _DEATHS_MAX:
                 self.problems[attempt] = f"{error}; that was the last of {_DEATHS_MAX} tries"
-            self._pause(attempt)
+            whole_site = isinstance(error, Refused) and not self._connected()
+            self._pause(attempt, _REFUSED_SECONDS if whole_site else _PAUSE_SECONDS)
         except Exception:
             _log.exception("%s: an error of the agent itself; it is tried again", attempt)
             self._count_death(attempt)
@@ -101,7 +103,7 @@ class Transfers:
         self._deaths[attempt] = self._deaths.get(attempt, 0) + 1
         return self._deaths[attempt]
 
-    def _pause(self, attempt: AttemptId) -> None:
+    def _pause(self, attempt: AttemptId, seconds: float = _PAUSE_SECONDS) -> None:
         longer = 2.0 ** max(0, self._deaths.get(attempt, 0) - 1)
-        seconds = min(_PAUSE_SECONDS * longer, _PAUSE_SECONDS_MAX)
+        seconds = min(seconds * longer, _PAUSE_SECONDS_MAX)
         self._not_before[attempt] = asyncio.get_running_loop().time() + seconds
