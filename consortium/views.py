@@ -133,6 +133,8 @@ class CampaignView(Fact):
     rounds: tuple[RoundView, ...]
     versions: tuple[VersionView, ...]
     models: tuple[ModelView, ...]
+    rounds_left_out: int = 0  #: older than those that are shown
+    versions_left_out: int = 0
 
 
 class FlowerRunView(Fact):
@@ -158,3 +160,4 @@ class ConsortiumView(Fact):
     jobs: tuple[JobView, ...]
     attempts: tuple[AttemptView, ...]
     flower_runs: tuple[FlowerRunView, ...] = ()
+    jobs_left_out: int = 0  #: that are over, and older than those that are shown

@@ -29,7 +29,7 @@ from coordinator.core.snapshot import keep, restore
 from coordinator.core.state import State
 from coordinator.core.story import Line, sentence, tell
 from coordinator.core.transitions import JobState
-from coordinator.core.view import Sight, releases, view
+from coordinator.core.view import SHOWN_MAX, Sight, releases, view
 from policies.windows import Openings, opening
 
 _log = logging.getLogger(__name__)
@@ -274,7 +274,8 @@ class Driver:
             self._checkpoint = sign_checkpoint(self._key, head.seq, head.hash)
         return self._checkpoint
 
-    def view(self) -> ConsortiumView:
+    def view(self, most: int = SHOWN_MAX) -> ConsortiumView:
+        """As it stands; of what is over the newest, see ``core.view``."""
         head = self._ledger.head
         return view(
             self.state,
@@ -284,6 +285,7 @@ class Driver:
             seen=self.seen,
             sights=self.sights,
             openings=openings(self.state, self.clock(), look=self._openings),
+            most=most,
         )
 
     def releases(self) -> Releases:

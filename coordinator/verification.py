@@ -163,9 +163,10 @@ def _replayed(ledger: str, found: _Findings, seen: Sequence[Seen]) -> State | No
 
 
 def _admitted(state: State, programme: CampaignId) -> Iterator[Job]:
-    for _, job in sorted(state.jobs.items()):
-        if job.campaign == programme and job.contribution is not None:
-            yield job
+    for name in sorted(
+        one.id for one in state.jobs.briefs() if one.campaign == programme and one.contributor
+    ):
+        yield state.jobs.glance(name)
 
 
 def _certificate(site: Site, mark: str, pem: str, state: State) -> None:

@@ -41,6 +41,11 @@ def status(view: ConsortiumView, width: int = 100) -> RenderableType:
                     "jobs: " + ", ".join(f"{states[word]} {word}" for word in sorted(states)), "bright_black"
                 )
             )
+    if view.jobs_left_out:
+        left_out = (
+            f"{view.jobs_left_out} older jobs are over and not shown; `sprachbund why JOB` tells of each"
+        )
+        parts.append(words(left_out, "bright_black"))
     for run in view.flower_runs:
         given_up = f", {run.given_up} without a reply" if run.given_up else ""
         said = f"Flower run {run.run} of {run.app}: {run.status}, {run.answered} of {run.messages} messages answered"

@@ -16,8 +16,8 @@ def referenced(state: State) -> dict[Digest, str]:
     found: dict[Digest, str] = {}
     for name, campaign in sorted(state.campaigns.items()):
         found |= {digest: f"campaign {name}" for digest in _of_campaign(campaign)}
-    for job_id, job in sorted(state.jobs.items()):
-        found |= {digest: f"job {job_id}" for digest in _of_job(job)}
+    for job_id in sorted(state.jobs):
+        found.update((digest, f"job {job_id}") for digest in _of_job(state.jobs.glance(job_id)))
     return found
 
 

@@ -7,6 +7,7 @@ brief stays open, for whoever looks through all of them.
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -81,6 +82,15 @@ class Jobs(dict[JobId, "Job"]):
             msgspec.json.decode(self._raw(found, name), type=self._kind) if isinstance(found, Pack) else found
         )
 
+    def is_over(self, name: JobId) -> bool:
+        """Whether the job is final; without waking it."""
+        found = cast("Job | Pack", super().__getitem__(name))
+        return isinstance(found, Pack) or found.is_final
+
+    def newest_over(self, most: int) -> Iterator["Job"]:
+        """Up to so many jobs that are final, the newest first, to be read only: about in the order of their plans."""
+        return (self.glance(name) for name in islice((x for x in reversed(self) if self.is_over(x)), most))
+
     def values(self) -> Iterator["Job"]:  # type: ignore[override]
         return (self[name] for name in self)
 
@@ -111,18 +121,18 @@ class Jobs(dict[JobId, "Job"]):
 
     def rest(self) -> list[Pack]:
         """Those that are final rest from now on, in these packs."""
-        kept, loose = [], [job.id for job in self.awake() if job.is_final]
+        kept, loose = [], [job for job in self.awake() if job.is_final]
         for pack in self._packs():
             here = [one if one and self._lies_in(pack, one.id) else None for one in pack.briefs]
             if 2 * here.count(None) > len(here):  # most were woken since
-                loose += [one.id for one in here if one]
+                loose += [self.glance(one.id) for one in here if one]
             elif here != pack.briefs:
                 kept.append(self._put(Pack(here, pack.data)))
             else:
                 kept.append(pack)
-        loose.sort()
+        loose.sort(key=lambda job: (job.planned_at, job.id))
         for start in range(0, len(loose), _PACKED_TOGETHER):
-            jobs = [self.glance(name) for name in loose[start : start + _PACKED_TOGETHER]]
+            jobs = loose[start : start + _PACKED_TOGETHER]
             data = b"[" + b",".join(map(encode, jobs)) + b"]"
             kept.append(self._put(Pack([brief(job) for job in jobs], zlib.compress(data, _LEVEL))))
         return kept

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from consortium.canonical import Fact
-from consortium.ids import short
+from consortium.ids import JobId, short
 from coordinator.core import events as ev
 from coordinator.core.decide import Moment
 from coordinator.core.place import waiting
@@ -94,11 +94,12 @@ def _round_of_job(job: str) -> str:
 
 
 def _now(state: State, subject: str, moment: Moment) -> list[str]:
-    for name, job in state.jobs.items():
-        if subject in (name, job.attempt):
-            return [
-                f"{job.state.value}: {waiting(state, job, moment) if job.state is JobState.PLANNED else job.reason}"
-            ]
+    for name in (JobId(subject), JobId(subject.rpartition(".a")[0])):  # a job, an attempt of one
+        if name in state.jobs:
+            job = state.jobs.glance(name)
+            if subject in (name, job.attempt):
+                reason = waiting(state, job, moment) if job.state is JobState.PLANNED else job.reason
+                return [f"{job.state.value}: {reason}"]
     for wait in waits(state, moment):
         if subject in (wait.campaign, f"{wait.campaign}/r{wait.round}"):
             return [f"waits for {wait.reason}"]

@@ -1,20 +1,23 @@
 """State and presence -> a frozen picture for people and scripts."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from consortium import views as vw
 from consortium.capacity import Opening
-from consortium.ids import AttemptId, SiteName
+from consortium.ids import AttemptId, CampaignId, SiteName
 from consortium.jobs import Train
 from consortium.metrics import bits_per_byte
 from coordinator.core.accounting import held_back
 from coordinator.core.decide import Moment
 from coordinator.core.estimates import HOUR, queue_seconds
 from coordinator.core.place import best_prospect, waiting
-from coordinator.core.state import CampaignState, FlowerRunState, Job, Round, RoundState, Site, State, Version
-from coordinator.core.transitions import JobState
+from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State, Version
+from coordinator.core.transitions import FINAL, JobState
 from coordinator.core.waits import Waiting, waits
+
+SHOWN_MAX = 1000  #: of what is over: a screen shows fewer, and a year's would be more than a message may hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,24 +41,30 @@ def view(
     seen: Mapping[SiteName, float],
     sights: Mapping[AttemptId, Sight],
     openings: Mapping[SiteName, Opening] | None = None,
+    most: int = SHOWN_MAX,
 ) -> vw.ConsortiumView:
-    """The whole consortium at ``now``; ``seen`` is when each site last synced, ``sights`` what it said."""
+    """The whole consortium at ``now``; ``seen`` is when each site last synced, ``sights`` what it said.
+
+    most  of jobs that are over, and of a campaign's rounds, models and versions: the newest so many
+    """
     moment = Moment(now=now, openings=openings or {})
     reasons = waits(state, moment)
+    jobs = sorted([*state.open_jobs(), *state.jobs.newest_over(most)], key=lambda job: job.id)
     return vw.ConsortiumView(
         consortium=state.consortium,
         sequence=sequence,
         head=head,
         now=now,
         sites=tuple(_site(state, s, moment, seen) for _, s in sorted(state.sites.items())),
-        campaigns=tuple(_campaign(state, c, reasons) for _, c in sorted(state.campaigns.items())),
-        jobs=tuple(_job(state, j, moment) for _, j in sorted(state.jobs.items())),
+        campaigns=tuple(_campaign(state, c, reasons, most) for _, c in sorted(state.campaigns.items())),
+        jobs=tuple(_job(state, job, moment) for job in jobs),
         attempts=tuple(
             _attempt(job, sights.get(job.attempt))
-            for _, job in sorted(state.jobs.items())
+            for job in jobs
             if job.state is JobState.LEASED and job.attempt is not None
         ),
-        flower_runs=tuple(_flower_run(state, run) for _, run in sorted(state.flower_runs.items())),
+        flower_runs=_flower_runs(state),
+        jobs_left_out=len(state.jobs) - len(jobs),
     )
 
 
@@ -114,18 +123,23 @@ def _site(state: State, site: Site, moment: Moment, seen: Mapping[SiteName, floa
     )
 
 
-def _flower_run(state: State, run: FlowerRunState) -> vw.FlowerRunView:
-    jobs = [job for job in state.jobs.values() if job.campaign == run.spec.run]
-    answered = sum(job.state is JobState.DONE for job in jobs)
-    return vw.FlowerRunView(
-        run=run.spec.run,
-        app=run.spec.app,
-        status=run.status,
-        reason=run.reason,
-        sites=run.spec.sites,
-        messages=len(jobs),
-        answered=answered,
-        given_up=sum(job.is_final for job in jobs) - answered,
+def _flower_runs(state: State) -> tuple[vw.FlowerRunView, ...]:
+    states: dict[CampaignId, Counter[JobState]] = {name: Counter() for name in state.flower_runs}
+    for one in state.jobs.briefs() if states else ():
+        if one.campaign in states:
+            states[one.campaign][one.state] += 1
+    return tuple(
+        vw.FlowerRunView(
+            run=name,
+            app=run.spec.app,
+            status=run.status,
+            reason=run.reason,
+            sites=run.spec.sites,
+            messages=states[name].total(),
+            answered=states[name][JobState.DONE],
+            given_up=sum(states[name][over] for over in FINAL if over is not JobState.DONE),
+        )
+        for name, run in sorted(state.flower_runs.items())
     )
 
 
@@ -172,9 +186,12 @@ def _attempt(job: Job, sight: Sight | None) -> vw.AttemptView:
     )
 
 
-def _campaign(state: State, campaign: CampaignState, reasons: tuple[Waiting, ...]) -> vw.CampaignView:
+def _campaign(
+    state: State, campaign: CampaignState, reasons: tuple[Waiting, ...], most: int
+) -> vw.CampaignView:
     name = campaign.spec.campaign
     waiting_for = [w.reason for w in reasons if w.campaign == name]
+    versions, models = _in_order(campaign), _models(state, campaign, most)
     return vw.CampaignView(
         campaign=name,
         status=campaign.status,
@@ -183,7 +200,7 @@ def _campaign(state: State, campaign: CampaignState, reasons: tuple[Waiting, ...
         rounds_planned=campaign.spec.rounds,
         tokenizer=campaign.tokenizer,
         head=campaign.head,
-        rounds=tuple(_round(state, r) for _, r in sorted(campaign.rounds.items())),
+        rounds=tuple(_round(state, r) for _, r in sorted(campaign.rounds.items())[-most:]),
         versions=tuple(
             vw.VersionView(
                 name=v.name,
@@ -195,9 +212,11 @@ def _campaign(state: State, campaign: CampaignState, reasons: tuple[Waiting, ...
                 reason=v.reason,
                 merged_by=v.merged_by,
             )
-            for v in _in_order(campaign)
+            for v in versions[-most:]
         ),
-        models=_models(state, campaign),
+        models=models,
+        rounds_left_out=max(0, len(campaign.rounds) - most),
+        versions_left_out=max(0, len(versions) - most),
     )
 
 
@@ -214,19 +233,19 @@ def _round(state: State, round_: Round) -> vw.RoundView:
         reason=round_.reason,
         base=round_.base,
         candidate=round_.candidate,
-        jobs_done=sum(state.jobs[j].is_final for j in jobs),
+        jobs_done=sum(map(state.jobs.is_over, jobs)),
         jobs=len(jobs),
     )
 
 
-def _models(state: State, campaign: CampaignState) -> tuple[vw.ModelView, ...]:
-    """Every scored model: versions in the order they were made, then rivals by name."""
+def _models(state: State, campaign: CampaignState, most: int) -> tuple[vw.ModelView, ...]:
+    """Scored models, the newest so many: versions in the order they were made, then rivals by name."""
     found = []
-    for version in _in_order(campaign):
+    for version in _in_order(campaign)[-most:]:
         if version.digest in campaign.scores:
             found.append(_model(campaign, version.digest, version.name, "version", version.digest, None))
-    for name in campaign.rivals:
-        job = state.jobs[name]
+    for name in campaign.rivals[-most:]:
+        job = state.jobs.glance(name)
         if name in campaign.scores and job.contribution is not None and isinstance(job.work, Train):
             role = "specialist" if job.work.languages else "rival"
             delta = job.contribution.artifacts["delta"].digest

@@ -17,6 +17,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.core import commands as cm
 from coordinator.core.forecast import forecast
 from coordinator.core.snapshot import keep, restore
+from coordinator.core.view import SHOWN_MAX
 from coordinator.driver import Driver, opening_of
 from coordinator.guard import caller
 from coordinator.reading import unknown_subject
@@ -25,7 +26,10 @@ from policies import windows
 from policies.campaign import Campaign
 from policies.membership import Membership
 
+_CAMPAIGN_BYTES_MAX = 1 << 20
 _TOKEN_SECONDS_MAX = 30 * 86_400.0  #: an invitation that a courier carries may be under way for weeks
+
+_VIEW_BYTES_MAX = 15 << 20  # a message may have 16 MiB (``consortium.channels``)
 
 Carry = Callable[[bytes, identity.Identity], admin_pb2.CarryResponse]  #: a bundle's head, and who carries it
 
@@ -47,9 +51,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def SubmitCampaign(
         self, request: admin_pb2.SubmitCampaignRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.CommandResponse:
-        return self._done(
-            cm.SubmitCampaign(campaign=decode(request.campaign, Campaign, "campaign"), sender=caller().name)
-        )
+        return self._done(cm.SubmitCampaign(campaign=_campaign(request.campaign), sender=caller().name))
 
     async def StopCampaign(
         self, request: admin_pb2.StopCampaignRequest, context: grpc.aio.ServicerContext
@@ -111,17 +113,24 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.CommandResponse:
         return self._done(move(request, "roll_back"))
 
+    def _view(self) -> admin_pb2.View:
+        """As much of what is over as a message holds."""
+        most = SHOWN_MAX
+        while len(view := encode(self._driver.view(most))) > _VIEW_BYTES_MAX and most > 1:
+            most //= 2
+        return admin_pb2.View(view=view)
+
     async def GetView(
         self, request: admin_pb2.GetViewRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.View:
-        return admin_pb2.View(view=encode(self._driver.view()))
+        return self._view()
 
     async def Watch(
         self, request: admin_pb2.WatchRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[admin_pb2.View]:
         seconds = max(0.1, seconds_of(request.interval) or 1.0)
         while True:
-            yield admin_pb2.View(view=encode(self._driver.view()))
+            yield self._view()
             await asyncio.sleep(seconds)
 
     async def Why(
@@ -143,7 +152,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def Forecast(
         self, request: admin_pb2.ForecastRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.ForecastResponse:
-        spec = decode(request.campaign, Campaign, "campaign")
+        spec = _campaign(request.campaign)
         assumed = decode(request.assumptions or b"{}", Assumptions, "assumptions")
         for site in assumed.sites:
             for window in site.windows or ():
@@ -159,3 +168,11 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         # elsewhere, for it takes a second where there are many rounds; a thread goes on when nobody waits any more
         self._forecasting = asyncio.create_task(asyncio.to_thread(foresee))
         return admin_pb2.ForecastResponse(forecast=await asyncio.shield(self._forecasting))
+
+
+def _campaign(data: bytes) -> Campaign:
+    if len(data) > _CAMPAIGN_BYTES_MAX:
+        raise BadInput(
+            f"the campaign has {len(data)} bytes, at most {_CAMPAIGN_BYTES_MAX}: it stands in the ledger for good"
+        )
+    return decode(data, Campaign, "campaign")
