@@ -27,8 +27,9 @@ def screen(stderr: bool = False) -> "Console":
 def put(fact: Any) -> None:
     """One line of canonical JSON on stdout."""
     from consortium.canonical import encode
+    from consortium.harmless import harmless_json
 
-    sys.stdout.write(encode(fact).decode() + "\n")
+    sys.stdout.write(harmless_json(encode(fact).decode()) + "\n")
     sys.stdout.flush()
 
 
@@ -94,13 +95,13 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
         def tell(what: str, done: int, all_: int) -> None:
             if what not in tasks:
-                tasks[what] = progress.add_task(what)
+                tasks[what] = progress.add_task(_harmless(what))
             progress.update(tasks[what], completed=done, total=all_)
 
         yield tell
 
 
 def _harmless(text: str) -> str:
-    from console.screens.parts import plain
+    from consortium.harmless import harmless
 
-    return "\n".join(plain(line) for line in text.splitlines())
+    return "\n".join(harmless(line) for line in text.splitlines())

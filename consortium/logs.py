@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from consortium.files import disk_errors, make_folder
+from consortium.harmless import harmless_json
 
 _ALWAYS_THERE = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
 
@@ -24,7 +25,7 @@ class _JsonLines(logging.Formatter):
         line |= {key: value for key, value in record.__dict__.items() if key not in _ALWAYS_THERE}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return harmless_json(json.dumps(line, ensure_ascii=False, default=str))
 
 
 def log_json(

@@ -17,6 +17,9 @@ from policies.campaign import COURIER_LEASE_HOURS, TEMPERATURE, Campaign, TrainP
 from policies.merge_rules import merge_notes, merge_problems
 from policies.ranges import Fraction, Natural, NotNegative, Positive, Share
 
+LEASE_SECONDS_MIN = 0.5  #: half of the coordinator's pause between two looks at leases
+_DESCRIPTION_CHARACTERS_MAX = 4000
+
 # Ranges of facts that ``consortium`` owns, whose types say only int or float.
 _OPTIMIZER = {
     "learning_rate": Positive,
@@ -89,6 +92,8 @@ def notes_on(campaign: Campaign) -> tuple[Problem, ...]:
 
 def _problems_in(campaign: Campaign, config: dict[str, Any] | None) -> Iterator[Problem]:
     yield from _names(campaign)
+    yield from _description(campaign.description)
+    yield from _leases(campaign)
     yield from _quorum(campaign)
     yield from _optimizer(campaign.train.optimizer, campaign.train.steps, "train")
     if campaign.seed_round is not None:
@@ -97,6 +102,32 @@ def _problems_in(campaign: Campaign, config: dict[str, Any] | None) -> Iterator[
     yield from merge_problems(campaign)
     if config is not None:
         yield from _config(config, campaign)
+
+
+def _description(text: str) -> Iterator[Problem]:
+    if len(text) > _DESCRIPTION_CHARACTERS_MAX:
+        yield (
+            ("description",),
+            f"{len(text)} characters; at most {_DESCRIPTION_CHARACTERS_MAX}: link to the rest",
+        )
+    if not all(letter.isprintable() or letter in "\n\t" for letter in text):
+        yield (
+            ("description",),
+            "has characters that cannot be printed and may steer a terminal; leave them out",
+        )
+
+
+def _leases(campaign: Campaign) -> Iterator[Problem]:
+    for field, seconds in (
+        ("lease_seconds", campaign.lease_seconds),
+        ("courier_lease_hours", campaign.courier_lease_hours * 3600.0),
+    ):
+        if seconds < LEASE_SECONDS_MIN:
+            sentence = (
+                f"{seconds:g} s are over before anybody can say a word, and each lease that lapses stands in the "
+                f"ledger; give at least {LEASE_SECONDS_MIN:g} s, and minutes in earnest"
+            )
+            yield (field,), sentence
 
 
 def _names(campaign: Campaign) -> Iterator[Problem]:

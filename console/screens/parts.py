@@ -6,6 +6,7 @@ States are told by sign and word first, by colour second: the screens read the s
 from rich.table import Table
 from rich.text import Text
 
+from consortium.harmless import harmless
 from consortium.views import SiteView
 
 _LOOKS = {
@@ -50,7 +51,7 @@ _LOOK_OF = {
 
 def plain(text: str) -> str:
     """``text`` without anything that could steer a terminal: names and reasons may come from another site."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return harmless(text)
 
 
 def words(text: str, style: str = "") -> Text:

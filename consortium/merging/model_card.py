@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import yaml
 
+from consortium.harmless import harmless
 from consortium.ids import Digest
 from consortium.merging.recipes.export import dump
 from consortium.merging.recipes.merge_file import MergeFile, MergeModel
@@ -26,7 +27,7 @@ def model_card(
         "library_name: transformers",
         "tags: [merge, sprachbund]",
         "---",
-        f"# {_line(title)}",
+        f"# {harmless(title)}",
         "",
         f"{len(file.models)} {'inputs' if len(file.models) > 1 else 'input'}, merged with `sprachbund merge` by method "
         f"`{file.recipe.method}` ({SIGNATURES[file.recipe.method].paper}). {base}The weights are {file.recipe.dtype}; "
@@ -36,10 +37,10 @@ def model_card(
         "|---|---|---|",
         *(f"| `{_code(model.name)}` | {model.pin.kind} | {_settings(model)} |" for model in file.models),
         "",
-        *(["## What was done to inputs", "", *(f"- {_line(one)}" for one in done), ""] if done else []),
+        *(["## What was done to inputs", "", *(f"- {harmless(one)}" for one in done), ""] if done else []),
         "## Compared with mergekit 0.1.5",
         "",
-        *(f"- {_line(one)}" for one in compared),
+        *(f"- {harmless(one)}" for one in compared),
         "",
         "## Recipe",
         "",
@@ -62,8 +63,4 @@ def _settings(model: MergeModel) -> str:
 
 def _code(text: str) -> str:
     """Text that cannot leave its code span or its cell."""
-    return _line(text).replace("`", "'").replace("|", "\\|")
-
-
-def _line(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return harmless(text).replace("`", "'").replace("|", "\\|")

@@ -7,7 +7,7 @@ that sends something else in the same place is told so: it would get a reply to 
 
 from collections.abc import Iterator
 
-from consortium.canonical import replace
+from consortium.canonical import encode, replace
 from consortium.errors import BadInput, Refused
 from consortium.flower.runs import FlowerOrder, FlowerRun, app_reference, job_part, message_type, node_of
 from consortium.ids import CampaignId, JobId, SiteName, campaign_id, job_named
@@ -16,8 +16,11 @@ from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.decide import Moment, decide
 from coordinator.core.state import FlowerRunState, Job, State
+from policies.consistency import LEASE_SECONDS_MIN
 
 _HOUR = 3600.0
+_RUN_BYTES_MAX = 256 << 10
+_GROUP_CHARACTERS_MAX = 200
 
 
 @decide.register
@@ -25,6 +28,15 @@ def _(command: cm.OpenFlowerRun, state: State, moment: Moment) -> list[ev.AnyEve
     asked = command.run
     campaign_id(asked.run)
     app_reference(asked.app)
+    if min(asked.lease_seconds, asked.courier_lease_hours * _HOUR) < LEASE_SECONDS_MIN:
+        raise BadInput(
+            f"Flower run {asked.run}: a lease is shorter than {LEASE_SECONDS_MIN:g} s; give minutes"
+        )
+    if len(encode(asked)) > _RUN_BYTES_MAX:
+        raise BadInput(
+            f"Flower run {asked.run}: its settings have more than {_RUN_BYTES_MAX} bytes, which stand in each of its "
+            "orders; send what is large in a message"
+        )
     if asked.run in state.campaigns:
         raise Refused(f"a campaign {asked.run!r} exists already; choose another name for the run")
     if (known := state.flower_runs.get(asked.run)) is not None:
@@ -87,6 +99,11 @@ def _work(run: FlowerRunState, order: FlowerOrder) -> FlowerMessage:
     if order.site not in run.spec.sites:
         raise BadInput(
             f"Flower run {run.spec.run} has no site {order.site!r}; its sites: {', '.join(run.spec.sites)}"
+        )
+    if len(order.group) > _GROUP_CHARACTERS_MAX or not order.group.isprintable():
+        raise BadInput(
+            f"message {order.ordinal} to {order.site}: its group has to be one line of at most "
+            f"{_GROUP_CHARACTERS_MAX} characters"
         )
     if order.ordinal < 1 or order.copy < 1 or order.letter.digest not in order.inputs:
         raise BadInput(

@@ -17,6 +17,7 @@ from consortium import ids
 from consortium.canonical import replace
 from consortium.capacity import Allocation, Usage, Window
 from consortium.errors import BadInput, Refused
+from consortium.harmless import harmless
 from consortium.ids import SiteName
 from consortium.jobs import Outcome, Phase
 from consortium.manifests import Holding
@@ -102,14 +103,14 @@ def _described(site: SiteName, description: bytes) -> cm.SyncSite:
         raise BadInput("two allocations of one name; what is used could not be told apart")
     return cm.SyncSite(
         site=site,
-        agent_version=readable(request.site.agent_version, _NAME_CHARACTERS_MAX),
+        agent_version=harmless(request.site.agent_version, _NAME_CHARACTERS_MAX),
         slots=min(request.site.slots, 10_000),
         draining=request.site.draining,
         merges=request.site.merges,
         allocations=tuple(_allocation(a) for a in sorted(request.site.allocations, key=lambda a: a.name)),
         windows=tuple(_window(w) for w in request.site.windows),
         gpus=min(request.site.gpus, 100_000),
-        launcher=readable(request.site.launcher, _NAME_CHARACTERS_MAX),
+        launcher=harmless(request.site.launcher, _NAME_CHARACTERS_MAX),
         holdings=_holdings(request.site.holdings),
         reports=(),
     )
@@ -154,10 +155,10 @@ def _report(line: site_pb2.AttemptReport) -> cm.Report:
         attempt=ids.attempt_id(line.attempt),
         phase=_PHASES[line.phase],
         outcome=_OUTCOMES[line.outcome] if ended else None,
-        reason=readable(line.reason, _REASON_CHARACTERS_MAX),
+        reason=harmless(line.reason, _REASON_CHARACTERS_MAX),
         envelope=ids.digest(line.contribution) if line.contribution else None,
         usage=_usage(line) if line.HasField("usage") else None,
-        detail=readable(line.detail, _REASON_CHARACTERS_MAX),
+        detail=harmless(line.detail, _REASON_CHARACTERS_MAX),
         started=line.started,
     )
 
@@ -246,12 +247,7 @@ def seconds_of(duration: Duration) -> float:
 def said(reason: str) -> str:
     if not reason.strip():
         raise BadInput("a reason is needed: it stands in the ledger for the auditor")
-    return readable(reason.strip(), _REASON_CHARACTERS_MAX)
-
-
-def readable(text: str, characters_max: int) -> str:
-    """Of words that go to ledger, logs and terminals: so many, and none that could steer any of the three."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:characters_max])
+    return harmless(reason.strip(), _REASON_CHARACTERS_MAX)
 
 
 def checkpoint_message(checkpoint: Checkpoint) -> site_pb2.LedgerCheckpoint:
