@@ -27,7 +27,7 @@ from coordinator.core.fold import apply
 from coordinator.core.machine import Decision, handle
 from coordinator.core.snapshot import keep, restore
 from coordinator.core.state import State
-from coordinator.core.story import Line, sentence, tell
+from coordinator.core.story import Line, known_as, past, present, sentence
 from coordinator.core.transitions import JobState
 from coordinator.core.view import SHOWN_MAX, Sight, releases, view
 from policies.windows import Openings, opening
@@ -299,5 +299,9 @@ class Driver:
     def entries(self, from_sequence: int) -> Iterator[Recorded]:
         yield from self._ledger.read(max(1, from_sequence))
 
-    def why(self, subject: str) -> tuple[Line, ...]:
-        return tell(self.events(), self.state, subject, self._moment(self.state, self.clock()))
+    async def why(self, subject: str) -> tuple[Line, ...]:
+        """See ``core.story``. The ledger is read by a thread: a million entries take a while."""
+        lines, end = await asyncio.to_thread(
+            lambda names: past(self.events(), names), known_as(self.state, subject)
+        )
+        return (*lines, *present(self.state, subject, self._moment(self.state, self.clock()), end))

@@ -1,6 +1,6 @@
 """One subject's life in words, told from the ledger: what ``sprachbund why`` prints."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from consortium.canonical import Fact
 from consortium.ids import JobId, short
@@ -31,21 +31,59 @@ def tell(
     moment    of "now"; None: when the last event was written
     Returns no lines if nothing in the ledger speaks of it.
     """
-    lines: list[Line] = []
-    last = (0, 0.0)
-    known_as = {subject, _digest_of(state, subject)}
-    holders: dict[str, str] = {}  # attempt -> site
+    lines, end = past(happened, known_as(state, subject))
+    return (*lines, *present(state, subject, moment or Moment(now=end.at), end))
+
+
+class End(Fact):
+    """Where a story's past ends."""
+
+    sequence: int = 0
+    at: float = 0.0
+
+
+def known_as(state: State, subject: str) -> frozenset[str]:
+    """All names by which events may speak of ``subject``."""
+    return frozenset({subject, _digest_of(state, subject) or subject})
+
+
+def past(
+    happened: Iterable[tuple[int, float, ev.AnyEvent]], names: frozenset[str]
+) -> tuple[tuple[Line, ...], End]:
+    """Every event that concerns one of ``names``. It needs no state: a thread may read a long ledger beside the loop."""
+    lines, end, known = [], End(), _Known()
     for sequence, at, event in happened:
-        last = (sequence, at)
-        if isinstance(event, ev.JobLeased):
-            holders[event.attempt] = event.site
-        if known_as & _concerned(event, state, holders):
+        end = End(sequence=sequence, at=at)
+        known.note(event)
+        if names & _concerned(event, known):
             lines.append(Line(at=at, sequence=sequence, text=sentence(event)))
-    lines.extend(
-        Line(at=last[1], sequence=last[0], text=f"now: {text}")
-        for text in _now(state, subject, moment or Moment(now=last[1]))
+    return tuple(lines), end
+
+
+def present(state: State, subject: str, moment: Moment, end: End) -> tuple[Line, ...]:
+    """What ``subject`` waits for now."""
+    return tuple(
+        Line(at=end.at, sequence=end.sequence, text=f"now: {text}") for text in _now(state, subject, moment)
     )
-    return tuple(lines)
+
+
+class _Known:
+    """What earlier events said of those that later ones only name."""
+
+    def __init__(self) -> None:
+        self.holders: dict[str, str] = {}  #: attempt -> site
+        self.holds: dict[str, str] = {}  #: job -> the site of its newest attempt
+        self.only: dict[str, str] = {}  #: job -> the one site that it is for
+        self.made: dict[tuple[str, str], int] = {}  #: campaign and version -> round
+
+    def note(self, event: ev.AnyEvent) -> None:
+        match event:
+            case ev.JobPlanned() if len(event.sites) == 1:
+                self.only[event.job] = event.sites[0]
+            case ev.JobLeased():
+                self.holders[event.attempt] = self.holds[event.job] = event.site
+            case ev.VersionMade():
+                self.made[event.campaign, event.version] = event.round
 
 
 def _digest_of(state: State, subject: str) -> str | None:
@@ -56,7 +94,7 @@ def _digest_of(state: State, subject: str) -> str | None:
     return None
 
 
-def _concerned(event: ev.AnyEvent, state: State, holders: Mapping[str, str]) -> set[str]:
+def _concerned(event: ev.AnyEvent, known: _Known) -> set[str]:
     """Everybody and everything that an event is about."""
     if isinstance(event, ev.CampaignOpened):
         return {event.campaign.campaign}
@@ -70,20 +108,19 @@ def _concerned(event: ev.AnyEvent, state: State, holders: Mapping[str, str]) -> 
         names.add(f"{said['campaign']}/r{number}")
     if (job := said["job"]) is not None:
         names.add(_round_of_job(job))
-        if job in state.jobs and len(state.jobs[job].sites) == 1:
-            names.update(state.jobs[job].sites)
-    if (holder := holders.get(str(said["attempt"]))) is not None:
+        if job in known.only:
+            names.add(known.only[job])
+    if (holder := known.holders.get(str(said["attempt"]))) is not None:
         names.add(holder)
     if isinstance(event, ev.RoundCollected):  # whose delta is not merged is told so
         names.update(job for job in event.left_out)
-        names.update(site for job in event.left_out if (site := state.jobs[job].site) is not None)
+        names.update(known.holds[job] for job in event.left_out if job in known.holds)
     if isinstance(event, ev.VersionMade):
         names.add(event.name)
         if event.merged_by is not None:
             names.add(event.merged_by)
     if isinstance(event, ev.VersionPromoted | ev.VersionRejected | ev.RolledBack):
-        made = state.campaigns[event.campaign].versions[event.version]
-        names.add(f"{event.campaign}/r{made.round}")
+        names.add(f"{event.campaign}/r{known.made[event.campaign, event.version]}")
     return names
 
 

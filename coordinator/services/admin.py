@@ -136,7 +136,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def Why(
         self, request: admin_pb2.WhyRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.WhyResponse:
-        lines = self._driver.why(request.subject)
+        lines = await self._driver.why(request.subject)
         if not lines:
             raise BadInput(unknown_subject(request.subject))
         return admin_pb2.WhyResponse(
