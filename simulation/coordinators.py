@@ -101,7 +101,8 @@ class CoordinatorHost:
         self.process: Process | None = None
         self.config = config
         self.crashes = 0
-        self._membership, self._machine, self._host = membership, machine, host
+        self.host = host
+        self._membership, self._machine = membership, machine
         self._loop, self._network, self._referee = loop, network, referee
         self._model_bytes, self._happened, self._rest_seconds = model_bytes, happened, rest_seconds
         self._ledger: Ledger | None = None
@@ -115,10 +116,10 @@ class CoordinatorHost:
 
     @property
     def true_time(self) -> float:
-        return self._host.true_time
+        return self.host.true_time
 
     def start(self) -> None:
-        self.process = Process("coordinator", self._host)
+        self.process = Process("coordinator", self.host)
         self.process.on_death = self._died
         self.process.spawn(self._watched(self._serve(self.process)))
 
@@ -135,7 +136,7 @@ class CoordinatorHost:
 
     async def _serve(self, process: Process) -> None:
         self._ledger = ledger = Ledger(Path(self.config.ledger or self.home / "ledger.sqlite"))
-        driver = Driver(ledger, self.keys.ledger, self._host.clock)
+        driver = Driver(ledger, self.keys.ledger, self.host.clock)
         if self.driver is None:
             self._referee.wrote(list(ledger.read()), driver.renewed, driver.started_at)
         self._watch(ledger, driver)
@@ -231,10 +232,10 @@ class CoordinatorHost:
         raise AssertionError(f"unknown work {owed!r}")
 
     def _span(self, kind: str, subject: str, seconds: float) -> None:
-        now = self._host.true_time
+        now = self.host.true_time
         self._happened(
             Happening(at=now, place="coordinator", kind=kind, subject=subject, until=now + seconds)
         )
 
     def _moment(self, kind: str, detail: str) -> None:
-        self._happened(Happening(at=self._host.true_time, place="coordinator", kind=kind, detail=detail))
+        self._happened(Happening(at=self.host.true_time, place="coordinator", kind=kind, detail=detail))

@@ -10,6 +10,7 @@ from consortium.ids import CampaignId, Language, SiteName
 from consortium.jobs import Optimizer
 from consortium.merging.recipe import Recipe
 from policies.campaign import (
+    Admission,
     Campaign,
     Gate,
     ModelSource,
@@ -26,6 +27,7 @@ from site_agent.limits import Granted, OpenHours
 
 _NAMES = ("north", "south", "west")
 _LANGUAGES = (Language("fi"), Language("ga"), Language("hu"))
+_MORE_SHARE = 0.4  # of the seeds have a third site, and as many a second round: many small worlds see more
 _CLEARS_AFTER_HOURS = 20.0
 _HOURS_MAX = 200.0  #: within which everything must have ended, seventeen times as long as it takes
 _OPTIMIZER = Optimizer(learning_rate=0.01)
@@ -34,7 +36,7 @@ _OPTIMIZER = Optimizer(learning_rate=0.01)
 def drawn_plan(seed: int) -> Plan:
     """Two or three sites and a campaign of one or two rounds."""
     dice = stream(seed, "plan")
-    names = _NAMES[: 2 + int(dice.random() * 2)]
+    names = _NAMES[: 3 if dice.random() < _MORE_SHARE else 2]
     sites = tuple(_site(seed, name, language) for name, language in zip(names, _LANGUAGES, strict=False))
     return Plan(
         campaign=_campaign(seed, sites),
@@ -58,6 +60,10 @@ def drawn_weather(name: str = "rough") -> Weather:
         disk_full_per_day=weather.disk_full_per_day * 5.0,
         torn_writes_per_day=weather.torn_writes_per_day * 10.0,
         clock_jumps_per_day=weather.clock_jumps_per_day * 5.0,
+        coordinator_disk_full_per_day=weather.disk_full_per_day * 5.0,
+        coordinator_clock_jumps_per_day=weather.clock_jumps_per_day * 5.0,
+        second_agents_per_day=weather.site_faults * 0.25,
+        meddling_per_day=weather.site_faults * 0.25,
         clears_after_hours=_CLEARS_AFTER_HOURS,
     )
 
@@ -74,14 +80,17 @@ def _campaign(seed: int, among: tuple[SitePlan, ...]) -> Campaign:
     merge_at: Any = dice.choice(["coordinator", "coordinator", "site", "any"])
     if merge_at == "site" and not any(site.merges for site in among):  # it would wait for one for ever
         merge_at = "any"
+    scored = stream(seed, "campaign", "loss check")
+    check: Any = scored.choice(["off", "off", "off", "off", "advise", "decide"])
     return Campaign(
         campaign=CampaignId("drawn"),
+        admission=Admission(loss_check=check),
         languages=tuple(_LANGUAGES[:sites]),
         sites_expected=expected,
         model=ModelSource(config={"model_type": "llama", "vocab_size": 300}),
         tokenizer=TokenizerSource(vocabulary_size=300, bytes_per_language=1000),
         seed_round=SeedRound(steps=steps // 2, optimizer=_OPTIMIZER) if dice.random() < 0.5 else None,
-        rounds=1 + int(dice.random() * 2),
+        rounds=2 if dice.random() < _MORE_SHARE else 1,
         train=TrainPlan(
             steps=steps,
             batch_sequences=8,

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from random import Random as Dice
 
+from simulation.admins import Admins
 from simulation.coordinators import CoordinatorHost
 from simulation.draws import gap_seconds, lognormal, normal
 from simulation.hostile import Stranger
 from simulation.loop import VirtualLoop
-from simulation.machine import kill_soon
+from simulation.machine import Host, kill_soon
 from simulation.network import Network
 from simulation.outcome import Happening
 from simulation.sites import SiteHost
@@ -31,20 +32,27 @@ class Faults:
         coordinator: CoordinatorHost,
         sites: list[SiteHost],
         stranger: Stranger,
+        admins: Admins,
         happened: Callable[[Happening], None],
     ) -> None:
         self.counts: dict[str, int] = {}
         self.fallen: list[str] = []
         self._name = ""  #: of the one that falls
         self._seed, self._weather, self._loop, self._network = seed, weather, loop, network
-        self._coordinator, self._happened, self._stranger = coordinator, happened, stranger
+        self._coordinator, self._happened = coordinator, happened
+        self._stranger, self._admins = stranger, admins
         self._is_over = False
         self._every("crash", "coordinator", weather.crashes_per_day, self._crash)
+        own = coordinator.host
+        self._every("disk full", own.name, weather.coordinator_disk_full_per_day, self._fill_disk, own)
+        self._every("clock jump", own.name, weather.coordinator_clock_jumps_per_day, self._jump, own)
         for site in sites:
             self._every("partition", site.plan.name, weather.partitions_per_day, self._partition, site)
-            self._every("disk full", site.plan.name, weather.disk_full_per_day, self._fill_disk, site)
+            self._every("disk full", site.plan.name, weather.disk_full_per_day, self._fill_disk, site.host)
             self._every("torn write", site.plan.name, weather.torn_writes_per_day, self._tear, site)
-            self._every("clock jump", site.plan.name, weather.clock_jumps_per_day, self._jump, site)
+            self._every("clock jump", site.plan.name, weather.clock_jumps_per_day, self._jump, site.host)
+            self._every("second agent", site.plan.name, weather.second_agents_per_day, self._double, site)
+            self._every("admin", site.plan.name, weather.meddling_per_day, self._meddle, site)
             killed = site.plan.agent_kill_per_day * weather.site_faults
             self._every("agent killed", site.plan.name, killed, self._kill, site)
             self._every("hostile", site.plan.name, _HOSTILE_PER_DAY * weather.loss, self._intrude, site)
@@ -102,13 +110,16 @@ class Faults:
 
         self._later(seconds, heal)
 
-    def _fill_disk(self, dice: Dice, site: SiteHost) -> None:
-        seconds = lognormal(dice, self._weather.disk_full_minutes * 60.0, 1.0)
-        site.host.disk_is_full = True
-        self._span(site.plan.name, "disk full", seconds)
+    def _fill_disk(self, dice: Dice, host: Host) -> None:
+        median = self._weather.disk_full_minutes * 60.0
+        if host is self._coordinator.host:
+            median /= 6.0  # somebody is called at once
+        seconds = lognormal(dice, median, 1.0)
+        host.disk_is_full = True
+        self._span(host.name, "disk full", seconds)
 
         def empty() -> None:
-            site.host.disk_is_full = False
+            host.disk_is_full = False
 
         self._later(seconds, empty)
 
@@ -122,10 +133,25 @@ class Faults:
             kill_soon(site.process, dice, dice.random() < 0.5)
             self._moment(site.plan.name, "agent killed")
 
-    def _jump(self, dice: Dice, site: SiteHost) -> None:
+    def _jump(self, dice: Dice, host: Host) -> None:
         seconds = round(self._weather.clock_jump_seconds * normal(dice), 3)
-        site.host.skew += seconds
-        self._moment(site.plan.name, "clock jump", f"{seconds:+.0f} s")
+        host.skew += seconds
+        self._moment(host.name, "clock jump", f"{seconds:+.0f} s")
+
+    def _double(self, dice: Dice, site: SiteHost) -> None:
+        if site.process is not None and site.process.alive:
+            site.start()
+            self._moment(site.plan.name, "second agent")
+
+    def _meddle(self, dice: Dice, site: SiteHost) -> None:
+        name = self._name  # the admin says later what they do
+
+        def told(about: str, what: str) -> None:
+            at = self._coordinator.true_time
+            detail = f"{what} {about}"
+            self._happened(Happening(at=at, place=site.plan.name, kind="admin", subject=name, detail=detail))
+
+        self._admins.meddle(dice, site, told)
 
     def _intrude(self, dice: Dice, site: SiteHost) -> None:
         self._stranger.intrude(dice, site)

@@ -34,6 +34,10 @@ _RATES = (
         "disk_full_per_day",
         "torn_writes_per_day",
         "clock_jumps_per_day",
+        "coordinator_disk_full_per_day",
+        "coordinator_clock_jumps_per_day",
+        "second_agents_per_day",
+        "meddling_per_day",
     ),
     *("loss", "repeat", "reorder", "delay_seconds", "site_faults"),
 )

@@ -104,7 +104,8 @@ class SiteHost:
         rest_seconds: Callable[[], float],
     ) -> None:
         self.plan, self.config, self.host, self.cluster = plan, config, host, cluster
-        self.process: Process | None = None
+        self.process: Process | None = None  #: the newest; older ones leave once they hear of it
+        self._processes: list[Process] = []
         self.deaths = 0
         self._loop, self._network, self._referee = loop, network, referee
         self._happened, self._rest_seconds = happened, rest_seconds
@@ -112,17 +113,18 @@ class SiteHost:
         self._invitation: Invitation | None = None
 
     def start(self, invitation: Invitation | None = None) -> None:
-        """Begin, or begin again."""
+        """Begin, or begin again; beside one that still runs, as who types too fast does."""
         self._invitation = invitation or self._invitation
         self.process = process = Process(f"agent of {self.plan.name}", self.host)
-        process.on_death = self._died
+        self._processes = [*(one for one in self._processes if one.alive), process]
+        process.on_death = lambda: self._died(process)
         process.spawn(self._run(process))
 
     def stop(self) -> None:
         """For good."""
-        if self.process is not None:
-            self.process.on_death = lambda: None
-            self.process.kill()
+        for process in self._processes:
+            process.on_death = lambda: None
+            process.kill()
 
     async def _run(self, process: Process) -> None:
         home = Path(self.config.home)
@@ -147,11 +149,12 @@ class SiteHost:
             )
         process.kill()
 
-    def _died(self) -> None:
-        assert self.process is not None
+    def _died(self, process: Process) -> None:
         self.deaths += 1
+        self._network.hang_up(process)
+        if process is not self.process:  # an older one: nobody starts it again
+            return
         self.cluster.stirred = lambda: None
-        self._network.hang_up(self.process)
         rest = self._rest_seconds()
         now = self.host.true_time
         self._happened(

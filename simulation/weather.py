@@ -34,6 +34,12 @@ class Weather(Fact):
     torn_writes_per_day: NotNegative = 0.0  #: a write of an agent is cut, and its process with it
     clock_jumps_per_day: NotNegative = 0.0  #: of a site's clock
     clock_jump_seconds: NotNegative = 300.0  #: standard deviation of a jump, forwards and backwards
+    coordinator_disk_full_per_day: NotNegative = 0.0  #: nothing can be written down; for a sixth of a site's
+    coordinator_clock_jumps_per_day: NotNegative = 0.0  #: as far as a site's
+    second_agents_per_day: NotNegative = 0.0  #: started beside a site's agent, on the same home
+    meddling_per_day: NotNegative = (
+        0.0  #: an admin drains, suspends, promotes, rolls back or stops; for each site
+    )
     site_faults: NotNegative = (
         1.0  #: factor on the rates of a site's plan: preempted, node lost, agent killed
     )
@@ -107,7 +113,8 @@ PRESETS: dict[str, Weather] = {
 _SHARES = ("loss", "repeat", "reorder")
 _RATES = (
     *("partitions_per_day", "crashes_per_day", "disk_full_per_day", "torn_writes_per_day"),
-    *("clock_jumps_per_day", "site_faults"),
+    *("clock_jumps_per_day", "site_faults", "coordinator_disk_full_per_day"),
+    *("coordinator_clock_jumps_per_day", "second_agents_per_day", "meddling_per_day"),
 )
 
 

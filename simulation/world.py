@@ -8,30 +8,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import grpc
-from sprachbund.v1 import admin_pb2, admin_pb2_grpc
-
-from consortium.canonical import digest_of_fact, encode
+from consortium.canonical import digest_of_fact
 from consortium.channels import CHUNK_BYTES
-from consortium.errors import SprachbundError, Unavailable
-from consortium.identity import Credentials
 from consortium.ids import SiteName
-from consortium.invitation import Invitation
-from consortium.wire_errors import from_rpc_error
 from coordinator.config import CoordinatorConfig
 from coordinator.core import events as ev
 from coordinator.core.decide import Moment
 from coordinator.core.waits import waits
 from policies.membership import Group, Membership
+from simulation.admins import Admins
 from simulation.checkers import Referee
 from simulation.cluster import Cluster
-from simulation.coordinators import ENROLMENT, MAIN, CoordinatorHost, run_here
+from simulation.coordinators import CoordinatorHost, run_here
 from simulation.diary import Diary, endings, merged_tokens, versions_of
 from simulation.draws import lognormal
 from simulation.faults import Faults
 from simulation.hostile import Stranger
 from simulation.learning import Pupil, Trainer, base_files
-from simulation.loop import Process, VirtualLoop
+from simulation.loop import VirtualLoop
 from simulation.machine import Host, Machine, inhabited
 from simulation.network import Network
 from simulation.outcome import Cost, Happening, Outcome
@@ -46,9 +40,8 @@ from site_agent.describing import Describing
 
 _CHUNK_BYTES = 512  # of the real ones, so that even a tiny file goes in pieces and can be cut in between
 _REST_SECONDS, _REST_SIGMA = 60.0, 1.0  # until a service manager has an agent running again
-_SETTLING_SECONDS = 2 * 3600.0  # after the last campaign's end: agents tell, are settled, tidy up
+_SETTLING_SECONDS = 3600.0  # after the last campaign's end: agents tell, are settled, tidy up
 _TELL_SECONDS = 3600.0  # simulated, between two calls of ``progress``
-_TRY_AGAIN_SECONDS = 30.0
 
 Progress = Callable[[float, float], None]  #: hours simulated, and at most
 
@@ -194,6 +187,9 @@ class World:
     def _open(self) -> None:
         self.coordinator.start()
         stranger = Stranger(self.network, self.coordinator, self.referee.blame)
+        self.network.wires["admin"] = Wire("admin", self.seed, PRESETS["calm"], 10.0, 1000.0, 1000.0)
+        host = self._host("admin", 0.0)
+        admins = Admins(host, self.network, self.coordinator, self.referee.blame)
         self.faults = Faults(
             self.seed,
             self.weather,
@@ -202,11 +198,10 @@ class World:
             self.coordinator,
             self.sites,
             stranger,
+            admins,
             self.diary.note,
         )
-        host = self._host("admin", 0.0)
-        self.network.wires["admin"] = Wire("admin", self.seed, PRESETS["calm"], 10.0, 1000.0, 1000.0)
-        Process("admin", host).spawn(self._administered())
+        admins.begin(self.sites, self.plan.campaign, self._give_up)
         clears = self.weather.clears_after_hours
         if clears is not None:
             self.loop.call_later(clears * 3600.0, self._clear_up, context=self.loop.outside)
@@ -216,45 +211,14 @@ class World:
         self.faults.stop()
         for wire in self.network.wires.values():
             wire.is_cut, wire.weather = False, PRESETS["calm"]
+        self.coordinator.host.disk_is_full = False
         for site in self.sites:
             site.host.disk_is_full = False
             site.cluster.weather = PRESETS["calm"]
 
-    async def _administered(self) -> None:
-        try:
-            await self._administer()
-        except SprachbundError as error:
-            self.referee.blame(f"the campaign cannot be submitted: {error}")
-            self._over = True
-            self._ended.set()
-
-    async def _administer(self) -> None:
-        """Invite every site, then submit the campaign; again and again until it is done."""
-        folder = self.coordinator.home / "admin"
-        own = Credentials((folder / "admin.pem").read_bytes(), (folder / "admin.key").read_bytes())
-        channel = self.network.open_channel(MAIN, b"", own)
-        stub: Any = admin_pb2_grpc.AdminServiceStub(channel)
-        authority = self.coordinator.keys.authority.pem.decode()
-        for site in self.sites:
-            request = admin_pb2.IssueTokenRequest(
-                site=site.plan.name,
-                organisation=site.plan.organisation or site.plan.name,
-                country=site.plan.country,
-            )
-            request.valid.FromSeconds(30 * 86400)
-            answer = await _insist(stub.IssueToken, request)
-            invitation = Invitation(
-                consortium="simulated",
-                site=site.plan.name,
-                coordinator=MAIN,
-                enrolment=ENROLMENT,
-                authority=authority,
-                token=answer.token,
-            )
-            self.loop.call_soon(site.start, invitation, context=self.loop.outside)
-        await _insist(
-            stub.SubmitCampaign, admin_pb2.SubmitCampaignRequest(campaign=encode(self.plan.campaign))
-        )
+    def _give_up(self) -> None:
+        self._over = True
+        self._ended.set()
 
     # ---- while it runs
 
@@ -283,8 +247,7 @@ class World:
                         self._weights[ref.digest] = self.plan.model_bytes / self._tensor_bytes
             case ev.CampaignEnded():
                 if all(campaign.status != "open" for campaign in self.referee.state.campaigns.values()):
-                    self._over = True
-                    self._ended.set()
+                    self._give_up()
             case _:
                 pass
 
@@ -375,15 +338,3 @@ def _silence() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
-
-
-async def _insist(ask: Any, request: Any) -> Any:
-    """The answer, however long it takes. Raises what trying again cannot help."""
-    while True:
-        try:
-            return await ask(request, timeout=60.0)
-        except grpc.RpcError as error:
-            refused = from_rpc_error(error)
-            if not isinstance(refused, Unavailable):
-                raise refused from error
-            await asyncio.sleep(_TRY_AGAIN_SECONDS)
