@@ -6,6 +6,7 @@ Ledger first, world second: nobody is told of an event before it is on disk. The
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,9 @@ _MILESTONES = (ev.VersionPromoted, ev.VersionRejected, ev.RoundFailed, ev.Campai
 #: A snapshot when so many of all events have happened since the last: it costs the more the more there are, and a start
 #: has so many to read again. For years that is at every milestone.
 _SNAPSHOT_SHARE = 0.02
+_REST_EVENTS = (
+    50_000  # in a replay: so many events later jobs that are over rest, lest all be in memory at once
+)
 _PAUSE_SECONDS = 0.01  # after an event, for others to come: whom they concern is looked up once for all
 _PAUSE_SHARE = 4.0  # and no sooner again than after so many times what the last look took
 
@@ -60,12 +64,29 @@ def decode_event(recorded: Recorded) -> ev.AnyEvent:
 def replay(ledger: AnyLedger, *, from_snapshot: bool = True) -> State:
     """The state that the ledger tells: its snapshot, if there is a whole one, and everything since."""
     state, seq = State(), 0
-    if from_snapshot and (snapshot := ledger.snapshot()):
-        with contextlib.suppress(msgspec.ValidationError):  # another release wrote it; the events say it all
-            state, seq = restore(snapshot.state), snapshot.seq
-    for recorded in ledger.read(seq + 1):
-        apply(decode_event(recorded), state, recorded.at)
+    with _nothing_collected():
+        if from_snapshot and (snapshot := ledger.snapshot()):
+            with contextlib.suppress(
+                msgspec.ValidationError
+            ):  # another release wrote it; the events say it all
+                state, seq = restore(snapshot.state), snapshot.seq
+        for recorded in ledger.read(seq + 1):
+            apply(decode_event(recorded), state, recorded.at)
+            if recorded.seq % _REST_EVENTS == 0:
+                state.jobs.rest()
     return state
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """While a state is read nothing of it becomes garbage, and looking for some would take longer than the reading."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def openings(

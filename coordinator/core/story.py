@@ -50,7 +50,7 @@ def known_as(state: State, subject: str) -> frozenset[str]:
 def past(
     happened: Iterable[tuple[int, float, ev.AnyEvent]], names: frozenset[str]
 ) -> tuple[tuple[Line, ...], End]:
-    """Every event that concerns one of ``names``. It needs no state: a thread may read a long ledger beside the loop."""
+    """Every event that concerns one of ``names``. Needs no state: a thread may read a long ledger."""
     lines, end, known = [], End(), _Known()
     for sequence, at, event in happened:
         end = End(sequence=sequence, at=at)
