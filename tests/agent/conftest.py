@@ -1,6 +1,8 @@
 """A coordinator, a site's config, a stand-in for the trainer; launchers on a Slurm of fake commands."""
 
+import asyncio
 import sys
+from pathlib import Path
 
 import pytest
 from fake_coordinator import NORTH, PROGRAM, FakeCoordinator
@@ -10,6 +12,8 @@ from slurm_launching import QUICK, TRAINER, Clock
 
 from policies.site_profile import SiteProfile
 from site_agent.config import SiteConfig
+from site_agent.enrol import enrol
+from site_agent.launchers.local import LocalLauncher
 from site_agent.launchers.slurm.commands import LocalCommands, LocalFiles
 from site_agent.launchers.slurm.launcher import SlurmLauncher
 
@@ -40,6 +44,24 @@ def program(tmp_path) -> tuple[str, str]:
     path.parent.mkdir()
     path.write_text(PROGRAM)
     return sys.executable, str(path)
+
+
+@pytest.fixture
+async def identity(config, coordinator):
+    return await asyncio.to_thread(enrol, config, coordinator.invitation())
+
+
+@pytest.fixture
+def launcher(program):
+    return LocalLauncher(program, poll_seconds=0.05)
+
+
+@pytest.fixture
+def hold(program):
+    """While this file exists and ``go`` does not, jobs wait."""
+    path = Path(program[1]).with_name("hold")
+    path.touch()
+    return path
 
 
 @pytest.fixture

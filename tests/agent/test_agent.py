@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from agents_at_work import running, until
 from fake_coordinator import A1, NORTH, PATIENCE_SECONDS, delta_of_base
 from sprachbund.v1 import site_pb2
 
@@ -26,7 +27,6 @@ from consortium.signing import CONTRIBUTION, key_of_certificate, new_key, new_le
 from site_agent.agent import Agent
 from site_agent.config import Consent
 from site_agent.doctor import doctor
-from site_agent.enrol import enrol
 from site_agent.identity import SiteIdentity
 from site_agent.launchers.local import LocalLauncher
 from site_agent.running import run_agent
@@ -40,37 +40,8 @@ SUCCEEDED, FAILED, REFUSED, CANCELLED = (
 
 
 @pytest.fixture
-async def identity(config, coordinator):
-    return await asyncio.to_thread(enrol, config, coordinator.invitation())
-
-
-@pytest.fixture
-def launcher(program):
-    return LocalLauncher(program, poll_seconds=0.05)
-
-
-@pytest.fixture
 def directory(config):
     return Path(config.home) / "spool" / "demo_r1-train-north" / A1
-
-
-@pytest.fixture
-def hold(program):
-    """While this file exists and ``go`` does not, jobs wait."""
-    path = Path(program[1]).with_name("hold")
-    path.touch()
-    return path
-
-
-@contextlib.asynccontextmanager
-async def running(config, identity, launcher):
-    agent = asyncio.create_task(Agent(config, identity, launcher).run())
-    try:
-        yield agent
-    finally:
-        agent.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await agent
 
 
 @pytest.fixture
@@ -79,12 +50,6 @@ async def agent(config, identity, launcher, directory):
         yield task
     if directory.exists():
         launcher.cancel(directory)
-
-
-async def until(condition, what):
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_from_assignment_to_contribution(agent, config, coordinator, identity, directory):
