@@ -140,6 +140,8 @@ async def _lead(
         await asyncio.wait({stopping, losing, worker}, return_when=asyncio.FIRST_COMPLETED)
         if worker.done():  # it never ends by itself; without it rounds would stand still, so fail aloud
             await worker
+        if losing.done():  # quietly if another leads now, aloud if the ledger's file was replaced
+            await losing
     except Unavailable:
         if not losing.done() and _leads(driver):
             raise

@@ -50,7 +50,7 @@ class Lease:
             self._path = path.resolve()
             if self._path in self._held:
                 raise Unavailable(f"{path}: this process has the ledger open already; close it first")
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
