@@ -7,7 +7,7 @@ WORKDIR ?=
 SEED ?= 1
 JOBS ?= 2
 
-.PHONY: seeds mutation demo test check format stubs schemas chaos storm slurm slurm-demo slurm-release soak benchmarks sbom audit clean help
+.PHONY: seeds mutation demo test test-here test-on-slurm check format stubs schemas chaos storm slurm slurm-demo slurm-release soak benchmarks sbom audit clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -15,9 +15,14 @@ help:  ## what there is
 demo: $(VENV)/demo-installed  ## set up, then a whole consortium on this machine: WORKDIR=... SEED=1
 	$(BIN)/sprachbund demo $(if $(WORKDIR),--workdir $(WORKDIR)) --seed $(SEED)
 
-test: $(VENV)/dev-installed check  ## set up, then all checks and tests, by two processes (JOBS=...)
+test: $(VENV)/dev-installed check  ## set up, then all checks and tests, by three processes that mostly wait (JOBS=2 ...)
+	$(MAKE) --jobs 2 --keep-going --output-sync test-here test-on-slurm
+
+test-here: $(VENV)/dev-installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/slurm --ignore tests/ssh
-	$(BIN)/python -m pytest tests/slurm tests/ssh  # they share a cluster, which one process starts and takes down
+
+test-on-slurm: $(VENV)/dev-installed  # one process: they share a cluster, which it starts and takes down
+	$(BIN)/python -m pytest tests/slurm tests/ssh
 
 check: $(VENV)/dev-installed  ## format, lint, types, import contracts, generated files
 	$(BIN)/ruff format --check .
