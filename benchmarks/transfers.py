@@ -9,6 +9,8 @@ Up and down, in one run and in turn, each over mutual TLS on loopback, server an
   raw TLS    a TLS socket that does the same work: 1 MiB pieces, sha256 at the receiver, file fsynced and renamed
   gRPC       a byte stream of gRPC without protobuf messages, 1 MiB pieces, the same work at the receiver
   gRPC, null the same into nothing: no digest, no disk
+  Flower     arrays of as many bytes between a ServerApp and a ClientApp (benchmarks/flower_transfers.py): no TLS, no
+             disk; --flower-runs times, in the same run
 
 The file is random and in the page cache of the sender; what is received is a fresh file each time, deleted after.
 Linux only.
@@ -17,7 +19,6 @@ Linux only.
 import argparse
 import asyncio
 import hashlib
-import json
 import multiprocessing
 import os
 import socket
@@ -32,6 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from flower_transfers import FlowerMoved
+from flower_transfers import measure as measure_flower
 from sprachbund.v1 import artifact_pb2_grpc
 
 from consortium.canonical import Fact, encode
@@ -363,7 +366,7 @@ class Pair:
         self.client.kill()
 
 
-def table(moved: list[Moved], pairs: list[Pair]) -> str:
+def table(moved: list[Moved], pairs: list[Pair], flower: list[FlowerMoved]) -> str:
     lines = [
         "| way | what | MB/s, median (least to most) | ours / it | server CPU s | client CPU s | peak MiB, each |",
         "|---|---|---|---|---|---|---|",
@@ -382,6 +385,17 @@ def table(moved: list[Moved], pairs: list[Pair]) -> str:
                 f"| {ours / statistics.median(speeds):.2f} | {cpu[0]:.2f} | {cpu[1]:.2f} "
                 f"| {pair.peaks[0]:.0f} / {pair.peaks[1]:.0f} |"
             )
+        if by_flower := sorted(
+            (one for one in flower if one.way == way), key=lambda one: one.megabytes_per_second
+        ):
+            middle = statistics.median(one.megabytes_per_second for one in by_flower)
+            most = [
+                max(getattr(one, f"{side}_peak_mib") for one in by_flower) for side in ("server", "client")
+            ]
+            lines.append(
+                f"| {way} | Flower | {middle:.1f} ({by_flower[0].megabytes_per_second:.1f} to "
+                f"{by_flower[-1].megabytes_per_second:.1f}) | {ours / middle:.1f} | | | {most[0]:.0f} / {most[1]:.0f} |"
+            )
     return "\n".join(lines)
 
 
@@ -395,6 +409,7 @@ def main() -> None:
     )
     parser.add_argument("--megabytes", type=int, default=500)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--flower-runs", type=int, default=1, help="0: without; about a minute each")
     parser.add_argument("--workdir", type=Path, help="default: a temporary folder")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -417,10 +432,12 @@ def main() -> None:
                         f"{run} {one.way:4} {one.kind:10} {one.megabytes_per_second:7.0f} MB/s",
                         file=sys.stderr,
                     )
-        text = table(moved, pairs)
         for pair in pairs:
             pair.stop()
-    print(json.dumps([json.loads(encode(m)) for m in moved]) if arguments.json else text)
+        (folder / "flower").mkdir()
+        flower = measure_flower(folder / "flower", arguments.megabytes, arguments.flower_runs)
+        text = table(moved, pairs, flower)
+    print(encode({"moved": moved, "flower": flower}).decode() if arguments.json else text)
     print(f"load {os.getloadavg()[0]:.1f}", file=sys.stderr)
 
 
