@@ -102,6 +102,7 @@ def run(config: Config, log_level: LogLevel = "info") -> None:
     Logs JSON lines to stderr. May be killed at any moment: started again, it goes on from its ledger.
     """
     import asyncio
+    import os
     import sys
 
     from consortium.channels import keep_freed_memory
@@ -110,6 +111,7 @@ def run(config: Config, log_level: LogLevel = "info") -> None:
     from coordinator.daemon import serve
 
     loaded = load_coordinator_config(config)
+    os.umask(0o077)  # what a coordinator writes is for nobody else to read
     log_json(sys.stderr, log_level.upper())
     keep_freed_memory()
     asyncio.run(serve(loaded))

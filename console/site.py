@@ -75,14 +75,18 @@ def run(
     Logs JSON lines to stderr, or where the config's `log` says. May be killed at any moment: started again, it
     finds its jobs.
     """
+    import os
     import sys
 
     from consortium.channels import keep_freed_memory
+    from consortium.files import make_private_folder
     from consortium.logs import log_json
     from site_agent.config import load_site_config
     from site_agent.running import run_agent
 
     loaded = load_site_config(config)
+    os.umask(0o077)  # what an agent writes, and its jobs after it, is for nobody else to read
+    make_private_folder(Path(loaded.home))
     log = loaded.log
     target = Path(log.file) if log.file else sys.stderr
     log_json(target, log_level.upper(), log.bytes_max, log.keep)

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,19 @@ def make_folder(path: Path) -> None:
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
     sync_folder(path.parent)
+
+
+def make_private_folder(path: Path, tighten: bool = True) -> None:
+    """Make ``path`` as a folder for its owner alone, and what is missing above it.
+
+    tighten  take the rights of others (not the group's: somebody gave them on purpose) from one that is there already
+    """
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(path.parent)
+    elif tighten and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o007:
+        path.chmod(mode & ~0o007)
 
 
 def start_writeback(file: int, offset: int, length: int) -> None:

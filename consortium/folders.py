@@ -19,9 +19,10 @@ from consortium.files import disk_errors, make_folder, move_into_place, sync_fol
 
 
 @contextlib.contextmanager
-def fresh_folder(place: Path) -> Iterator[Path]:
+def fresh_folder(place: Path, mode: int = 0o755) -> Iterator[Path]:
     """An empty folder to fill with fsynced files; becomes ``place`` when the block ends well, else vanishes.
 
+    mode  of the folder itself; 0o700 for what nobody else should read
     Raises BadInput if ``place`` exists, DiskFull or Unavailable as the disk has it.
     """
     if os.path.lexists(place):
@@ -34,7 +35,7 @@ def fresh_folder(place: Path) -> Iterator[Path]:
         try:
             _lock(lock)
             yield partial
-            partial.chmod(0o755)
+            partial.chmod(mode)
             for folder in sorted({partial, *(path.parent for path in partial.rglob("*"))}):
                 sync_folder(folder)
             move_into_place(partial, place)

@@ -26,6 +26,7 @@ from consortium.errors import BadInput, Corrupt, DiskFull, Unavailable
 from consortium.files import (
     disk_errors,
     make_folder,
+    make_private_folder,
     move_into_place,
     sync_file,
     sync_folder,
@@ -70,6 +71,7 @@ class BlobStore:
         self._partials: dict[tuple[str, Digest], _Partial] = {}
         self._lock = threading.Lock()
         with disk_errors(root):
+            make_private_folder(root, tighten=False)
             make_folder(self._blobs)
             make_folder(self._partials_root)
 

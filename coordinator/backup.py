@@ -17,7 +17,7 @@ from pathlib import Path
 
 from consortium.canonical import Fact, decode, encode
 from consortium.errors import BadInput, Broken, Refused, Unavailable
-from consortium.files import disk_errors, make_folder, write_bytes_atomically
+from consortium.files import disk_errors, make_private_folder, write_bytes_atomically
 from consortium.folders import fresh_folder
 from consortium.store import BlobStore
 from coordinator.chain import AnyLedger, Head
@@ -61,7 +61,8 @@ def back_up(
     """
     if out.exists() and any(out.iterdir()) and not (out / "ledger.sqlite").exists():
         raise Refused(f"{out}: holds something else than a backup; name an empty folder")
-    make_folder(out)
+    with disk_errors(out):
+        make_private_folder(out)
     for name, path in public_files(Path(places.home)).items():
         write_bytes_atomically(out / "public" / name, path.read_bytes())
     if config is not None and config.is_file():
@@ -124,7 +125,7 @@ def restore(
                 f"{source}: has no sealed keys; restore without a passphrase, put the keys in by hand"
             )
         keys = open_keys(source / "keys.sealed", passphrase)
-    with fresh_folder(home) as folder:
+    with fresh_folder(home, mode=0o700) as folder:
         head = Head(seq=made.sequence, hash=made.head)
         old, new = source / "ledger.sqlite", folder / "ledger.sqlite"
         with open_ledger(old, read_only=True) as kept, open_ledger(new) as ledger:

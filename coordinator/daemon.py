@@ -29,7 +29,7 @@ from sprachbund.v1 import (
 
 from consortium.channels import ENROLMENT_OPTIONS, SERVER_OPTIONS, enrolment_credentials, server_credentials
 from consortium.errors import BadInput, Unavailable
-from consortium.files import write_bytes_atomically
+from consortium.files import disk_errors, make_private_folder, write_bytes_atomically
 from consortium.identity import Identity
 from consortium.ids import Digest
 from coordinator.artifacts import ArtifactService
@@ -65,6 +65,8 @@ async def serve(config: CoordinatorConfig) -> None:
     Writes the ports it got to ``home/ports.json`` once it answers.
     """
     home = Path(config.home)
+    with disk_errors(home):
+        make_private_folder(home)
     keys = Keys.load(home, config.names, time.time())
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

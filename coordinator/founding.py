@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from consortium.canonical import decode
 from consortium.connection import Connection, write_connection
 from consortium.errors import Refused, Unavailable
-from consortium.files import make_folder, write_bytes_atomically
+from consortium.files import disk_errors, make_folder, make_private_folder, write_bytes_atomically
 from consortium.identity import (
     CLOCK_SKEW_SECONDS,
     COORDINATOR_DAYS,
@@ -75,7 +75,8 @@ def found(config: CoordinatorConfig, now: float) -> Keys:
     place = places_in(config).ledger
     if _is_taken(place):
         raise Refused(f"{shown(place)}: a consortium lives here already; choose another home")
-    make_folder(home)
+    with disk_errors(home):
+        make_private_folder(home)
     authority = Authority.create(config.consortium, now)
     authority.save(home / "authority")
     server = authority.coordinator(config.names, now)

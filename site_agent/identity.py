@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from consortium.canonical import Fact, decode, encode
 from consortium.errors import BadInput, Unavailable
-from consortium.files import disk_errors, make_folder, write_bytes_atomically
+from consortium.files import disk_errors, make_folder, make_private_folder, write_bytes_atomically
 from consortium.identity import Credentials, identity_of
 from consortium.ids import SiteName
 from consortium.roles import Role
@@ -58,6 +58,8 @@ class SiteIdentity:
 
     def save(self, home: Path) -> None:
         folder = home / "identity"
+        with disk_errors(home):
+            make_private_folder(home)
         write_bytes_atomically(folder / "trust.json", encode(self.trust))
         write_bytes_atomically(folder / "site.pem", private_pem(self.key) + self.certificate, mode=0o600)
         (folder / "next.key").unlink(missing_ok=True)
