@@ -47,6 +47,10 @@ def run_app(
         int,
         typer.Option("--attempts-max", min=1, help="Failed attempts at one message before it is given up."),
     ] = 3,
+    reply_gigabytes: Annotated[
+        float,
+        typer.Option("--reply-gigabytes", min=0.001, help="Of one reply; a larger one is refused."),
+    ] = 16.0,
     as_json: Json = False,
     who: As = None,
 ) -> None:
@@ -76,6 +80,7 @@ def run_app(
         lease_seconds=lease_seconds,
         attempts_max=attempts_max,
         reply_hours=reply_hours,
+        reply_bytes_max=int(reply_gigabytes * (1 << 30)),
     )
     person = find_person(who)
     with tempfile.TemporaryDirectory(prefix="sprachbund-flower-") as folder:

@@ -31,8 +31,12 @@ from coordinator.merge_inspection import MergeCheck, inspect_version
 from policies.campaign import Admission
 
 _ENVELOPE_BYTES_MAX = 1 << 20
-_SCORES_BYTES_MAX = 1 << 30
-_TOKENIZER_BYTES_MAX = 256 << 20
+#: JSON takes ten to thirty times its bytes when it is read, and what is delivered is read again after each crash: of
+#: scores as many as a million documents have, of a tokenizer as much as its entries can need.
+_SCORES_BYTES_MAX = 48 << 20
+_TOKENIZER_BYTES_MAX = 64 << 20
+_TOKENIZER_BYTES = 4 << 20
+_TOKENIZER_ENTRY_BYTES = 256
 _COUNTS_BYTES_MAX = 64 << 20
 _COUNT_MAX = 1 << 53  #: larger numbers of tokens or bytes are a stranger's joke, and no float holds them
 
@@ -82,7 +86,7 @@ def inspect_delivery(delivery: Delivery, store: Blobs) -> ReportInspection:
                 manifest = inspect_version(job.work, contribution, store, delivery.merge)
                 reason = f"{delivery.merge.what}; {delivery.merge.how}"
             case FlowerMessage():
-                reason = _reply(contribution, store)
+                reason = _reply(contribution, store, delivery.limits.bytes_max)
     except BadInput as refusal:
         return ReportInspection(job=job.id, attempt=job.attempt, contribution=None, reason=str(refusal))
     return ReportInspection(
@@ -238,7 +242,7 @@ def _token_counts(work: Train, contribution: Contribution, store: Blobs) -> None
         )
 
 
-def _reply(contribution: Contribution, store: Blobs) -> str:
+def _reply(contribution: Contribution, store: Blobs, bytes_max: int) -> str:
     """A letter that can be read, and the arrays that it names; what they mean is for the ServerApp to say."""
     ref = contribution.artifacts.get(LETTER)
     if ref is None:
@@ -247,6 +251,12 @@ def _reply(contribution: Contribution, store: Blobs) -> str:
     named = {LETTER: ref, **{f"{ARRAYS}{parcel.digest}": parcel for parcel in letter.parcels}}
     if named != contribution.artifacts:
         raise BadInput(f"artifacts are {sorted(contribution.artifacts)}, the letter names {sorted(named)}")
+    # a parcel that several records name is as often in memory
+    size = ref.size + sum(record.arrays.size for record in letter.records if record.arrays)
+    if size > bytes_max:
+        raise BadInput(
+            f"a reply of {size} bytes, this run takes {bytes_max} at most; send less, or fewer times the same"
+        )
     for parcel in letter.parcels:  # one that cannot be read would end the ServerApp, each time it is started
         check_parcel(store.path(parcel.digest))
     return f"a reply of {len(letter.records)} record(s) by {contribution.site}"
@@ -305,7 +315,8 @@ def load_scores(ref: FileRef, store: Blobs) -> Scores:
 
 
 def _tokenizer(work: Tokenizer, contribution: Contribution, store: Blobs) -> dict[str, float]:
-    data = store.read_bytes(contribution.artifacts["tokenizer"].digest, _TOKENIZER_BYTES_MAX)
+    most = min(_TOKENIZER_BYTES_MAX, _TOKENIZER_BYTES + _TOKENIZER_ENTRY_BYTES * work.vocabulary_size)
+    data = store.read_bytes(contribution.artifacts["tokenizer"].digest, most)
     try:
         model = json.loads(data)["model"]
         kind, size = model["type"], len(model["vocab"])

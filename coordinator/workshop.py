@@ -99,7 +99,8 @@ def inspect_job(
     assert job.site is not None
     work = job.work
     if isinstance(work, FlowerMessage):  # no delta: nothing is measured against a base
-        reply = Delivery(job, state.sites[job.site], state.consortium, Admission(), Path)
+        limits = Admission(bytes_max=state.flower_runs[job.campaign].spec.reply_bytes_max)
+        reply = Delivery(job, state.sites[job.site], state.consortium, limits, Path)
         return inspect_delivery(reply, workshop.store)
     campaign = state.campaigns[job.campaign]
 

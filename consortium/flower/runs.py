@@ -37,6 +37,8 @@ class FlowerRun(Fact):
     courier_lease_hours: Annotated[float, Meta(gt=0)] = 336.0
     attempts_max: Annotated[int, Meta(ge=1)] = 3  #: of one message at one site
     reply_hours: Annotated[float, Meta(gt=0)] | None = None  #: then a message is given up; None: never
+    #: of one reply, as the ServerApp will have it in memory: a site must not end it by its size
+    reply_bytes_max: Annotated[int, Meta(ge=1)] = 16 << 30
 
 
 class FlowerOrder(Fact):

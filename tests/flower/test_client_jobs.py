@@ -207,7 +207,7 @@ def a_reply(tmp_path: Path) -> tuple[Contribution, BlobStore, Letter]:
 
 def test_a_reply_is_what_its_letter_names_and_nothing_else(tmp_path: Path) -> None:
     contribution, store, letter = a_reply(tmp_path)
-    assert _reply(contribution, store) == "a reply of 1 record(s) by north"
+    assert _reply(contribution, store, 1 << 20) == "a reply of 1 record(s) by north"
     parcel = f"{ARRAYS}{letter.parcels[0].digest}"
     stranger = FileRef(digest=Digest("1" * 64), size=3)
     for artifacts, why in (
@@ -219,7 +219,7 @@ def test_a_reply_is_what_its_letter_names_and_nothing_else(tmp_path: Path) -> No
         ({LETTER: store.put_bytes(b"\xff" * 50)}, "letter of north: "),
     ):
         with pytest.raises(BadInput, match=why):
-            _reply(replace(contribution, artifacts=artifacts), store)
+            _reply(replace(contribution, artifacts=artifacts), store, 1 << 20)
 
 
 def test_a_reply_whose_arrays_cannot_be_read_never_reaches_the_server_app(tmp_path: Path) -> None:
@@ -229,4 +229,17 @@ def test_a_reply_whose_arrays_cannot_be_read_never_reaches_the_server_app(tmp_pa
     letter = store.put_bytes(encode(Letter(records=(Record(name="a", arrays=no_parcel),))))
     artifacts = {LETTER: letter, f"{ARRAYS}{no_parcel.digest}": no_parcel}
     with pytest.raises(BadInput, match="no parcel of arrays"):
-        _reply(replace(contribution, artifacts=artifacts), store)
+        _reply(replace(contribution, artifacts=artifacts), store, 1 << 20)
+
+
+def test_a_reply_is_as_large_as_the_run_takes_however_often_it_names_its_arrays(tmp_path: Path) -> None:
+    contribution, store, letter = a_reply(tmp_path)
+    size = sum(ref.size for ref in contribution.artifacts.values())
+    assert _reply(contribution, store, size)
+    with pytest.raises(BadInput, match=f"a reply of {size} bytes, this run takes {size - 1} at most"):
+        _reply(contribution, store, size - 1)
+    (record,) = letter.records
+    bomb = Letter(records=tuple(replace(record, name=f"{number}") for number in range(1000)))
+    artifacts = {**contribution.artifacts, LETTER: store.put_bytes(encode(bomb))}
+    with pytest.raises(BadInput, match="or fewer times the same"):
+        _reply(replace(contribution, artifacts=artifacts), store, 100_000)
