@@ -6,9 +6,9 @@ descends.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,33 @@ _SPECIALIST_SHARD_BYTES = 4 << 30
 StillRows = Mapping[str, npt.NDArray[np.bool_]]
 
 
+class Coded(NamedTuple):
+    """A piece of a delta in blocks, as ``codecs/formats.py`` has it; the arrays may be overwritten by the next."""
+
+    codes: npt.NDArray[np.uint8]
+    scales_B: F32Array
+    residual_N: F32Array
+
+
+class Encoder(Protocol):
+    """Codes pieces of the trained tensors where they lie, such as on a GPU, to the codecs' bytes.
+
+    before_N, residual_N  into whose first elements the caller puts a piece of the base and of the residual; as
+                          long as the longest piece, a multiple of 4096
+    """
+
+    before_N: F32Array
+    residual_N: F32Array
+
+    def encode(
+        self, name: str, start: int, size: int, unmoved_N: npt.NDArray[np.bool_] | None
+    ) -> Coded | None:
+        """Elements ``start ..`` of a tensor; those of ``unmoved_N`` (size,) count as the base's.
+
+        None, with ``before_N`` and ``residual_N`` as they were: the codecs have to do this piece.
+        """
+
+
 def pseudo_gradient(delta: npt.NDArray[_Float]) -> npt.NDArray[_Float]:
     """The gradient that the outer optimizer sees: base minus trained."""
     return -delta
@@ -49,14 +76,14 @@ def write_delta(
     still    rows that are exactly zero in the delta
     Raises BadInput for a missing, extra or misshapen tensor and for one that is not finite.
     """
-    label = "the trained model"
-    _same_tensors(base, {name: tuple(array.shape) for name, array in trained.items()}, label)
+    weights = _Trained(base, trained)
     with TensorWriter(path, base.shapes, DTYPES[dtype]) as writer:
-        for name, start, after, piece in _pairs(base, trained, label):
-            np.subtract(after, piece, out=piece)
-            if (unmoved := _unmoved(still, base, name, start, piece.size)) is not None:
-                piece[unmoved] = 0.0
-            writer.write(name, start, piece)
+        for name in base:
+            for start, piece in base.pieces(name):
+                np.subtract(weights.piece(name, start, piece.size), piece, out=piece)
+                if (unmoved := _unmoved(still, base, name, start, piece.size)) is not None:
+                    piece[unmoved] = 0.0
+                writer.write(name, start, piece)
     return ref_of(path)
 
 
@@ -69,6 +96,7 @@ def write_coded_delta(
     residual_path: Path,
     density: float = DENSITY,
     still: StillRows | None = None,
+    encoder: Encoder | None = None,
 ) -> tuple[FileRef, FileRef]:
     """Write what can be said of (trained - base) + residual, and beside it, in float32, what could not.
 
@@ -77,44 +105,67 @@ def write_coded_delta(
     density        share of the elements that top-k keeps
     still          rows that are exactly zero in the delta. Their residual stays as it was: what was learned of
                    them before is still to be said, and what training did to them now never will be
+    encoder        codes what is stored in blocks where the weights lie; None: the codecs do all of it, here
     Returns digests and sizes of delta and residual. Raises as ``write_delta``.
     """
-    label = "the trained model"
-    _same_tensors(base, {name: tuple(array.shape) for name, array in trained.items()}, label)
+    weights = _Trained(base, trained)
     if residual is not None:
         check_delta(base, residual)
-    rest = np.empty(CHUNK, np.float32)
+    here = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     with (
         CodedWriter(path, base.shapes, encoding, density) as writer,
         TensorWriter(residual_path, base.shapes, "F32") as keeper,
     ):
-        for name, start, after, before in _pairs(base, trained, label):
-            left = rest[: after.size]
-            if residual is None:
-                left.fill(0.0)
-            else:
-                residual.read(name, start, left)
-            unmoved = _unmoved(still, base, name, start, after.size)
-            if unmoved is None:
-                writer.write(name, start, np.ascontiguousarray(after), before, left)
-            else:
-                owed, left[unmoved] = left[unmoved], 0.0
-                writer.write(name, start, np.where(unmoved, before, after), before, left)
-                left[unmoved] = owed
-            keeper.write(name, start, left)
+        for name, info in base.items():
+            there = encoder if encoder is not None and writer.is_in_blocks(name) else None
+            before_N, left_N = (there.before_N, there.residual_N) if there else here
+            for start in range(0, info.num_elements, before_N.size):
+                size = min(before_N.size, info.num_elements - start)
+                before, left = before_N[:size], left_N[:size]
+                base.read(name, start, before)
+                if residual is None:
+                    left.fill(0.0)
+                else:
+                    residual.read(name, start, left)
+                unmoved = _unmoved(still, base, name, start, size)
+                owed = None
+                if unmoved is not None:
+                    owed, left[unmoved] = left[unmoved], 0.0
+                coded = there.encode(name, start, size, unmoved) if there else None
+                if coded is not None:
+                    writer.write_blocks(name, start, coded.codes, coded.scales_B)
+                    left = coded.residual_N
+                else:
+                    after = weights.piece(name, start, size)
+                    if unmoved is not None:
+                        after = np.where(unmoved, before, after)
+                    writer.write(name, start, np.ascontiguousarray(after), before, left)
+                if unmoved is not None:
+                    left[unmoved] = owed
+                keeper.write(name, start, left)
     return ref_of(path), ref_of(residual_path)
 
 
-def _pairs(
-    base: Tensors, trained: Mapping[str, npt.NDArray[Any]], label: str
-) -> Iterator[tuple[str, int, F32Array, F32Array]]:
-    """``(name, start, trained, base)`` piece by piece; the base's array may be overwritten."""
-    for name in base:
-        flat = trained[name].reshape(-1)
-        for start, before in base.pieces(name):
-            after = flat[start : start + before.size].astype(np.float32, copy=False)
-            require_finite(after, label, name, start)
-            yield name, start, after, before
+class _Trained:
+    """The trained tensors, each asked for once, when its turn has come. Raises BadInput as ``write_delta``."""
+
+    def __init__(self, base: Tensors, trained: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._base, self._trained, self._label = base, trained, "the trained model"
+        self._name, self._flat = "", np.empty(0)
+        _same_names(base, trained, self._label)
+        for name, info in base.items():
+            if not info.num_elements:  # it never has its turn
+                self.piece(name, 0, 0)
+
+    def piece(self, name: str, start: int, size: int) -> F32Array:
+        """Elements ``start ..``, all of them finite."""
+        if name != self._name:
+            array = self._trained[name]
+            _same_shape(self._base, name, tuple(array.shape), self._label)
+            self._name, self._flat = name, array.reshape(-1)
+        after: F32Array = self._flat[start : start + size].astype(np.float32, copy=False)
+        require_finite(after, self._label, name, start)
+        return after
 
 
 def _unmoved(
@@ -130,7 +181,9 @@ def _unmoved(
 
 def check_delta(base: Tensors, delta: Tensors) -> None:
     """Raise BadInput naming the tensor unless ``delta`` has the names and shapes of ``base``."""
-    _same_tensors(base, delta.shapes, delta.label)
+    _same_names(base, delta, delta.label)
+    for name, info in delta.items():
+        _same_shape(base, name, info.shape, delta.label)
 
 
 def trained_tensors(base: Tensors, delta: Tensors) -> Iterator[tuple[str, F32Array]]:
@@ -165,13 +218,15 @@ def require_finite(values: npt.NDArray[_Float], label: str, name: str, start: in
         )
 
 
-def _same_tensors(base: Tensors, shapes: Mapping[str, tuple[int, ...]], label: str) -> None:
-    for name in sorted(base.keys() ^ shapes.keys()):
+def _same_names(base: Tensors, names: Collection[str], label: str) -> None:
+    for name in sorted(base.keys() ^ set(names)):
         fault = "is missing, the base has it" if name in base else "is not in the base"
         raise BadInput(f"{label}: tensor {name!r} {fault}; train from this base and change no layer")
-    for name, info in base.items():
-        if shapes[name] != info.shape:
-            raise BadInput(
-                f"{label}: tensor {name!r} has shape {list(shapes[name])}, the base {list(info.shape)}; "
-                "train from this base and change no layer"
-            )
+
+
+def _same_shape(base: Tensors, name: str, shape: tuple[int, ...], label: str) -> None:
+    if shape != base[name].shape:
+        raise BadInput(
+            f"{label}: tensor {name!r} has shape {list(shape)}, the base {list(base[name].shape)}; "
+            "train from this base and change no layer"
+        )

@@ -78,4 +78,5 @@ def choose(wish: str) -> Codecs:
         return portable
 
 
-KERNELS: Codecs = choose(os.environ.get(_VARIABLE, "auto"))
+WISH = os.environ.get(_VARIABLE, "auto")
+KERNELS: Codecs = choose(WISH)

@@ -13,6 +13,7 @@ from consortium import canonical
 from consortium.codecs.formats import METADATA, kept_before, layout_of, pieces_of
 from consortium.codecs.kernels import KERNELS
 from consortium.codecs.names import CodedName
+from consortium.codecs.portable import U8Array
 from consortium.errors import BadInput
 from consortium.tensor_writer import Shapes, TensorWriter
 from consortium.tensors import F32Array, StoredDType, encode
@@ -58,6 +59,16 @@ class CodedWriter:
                 f"{start + bad}; train again with a lower learning rate or tighter clipping"
             )
 
+    def is_in_blocks(self, name: str) -> bool:
+        """Whether a tensor is stored as int8 or int4, so that ``write_blocks`` may write it."""
+        return name in self._layout.shapes and self._layout.encoding != "topk"
+
+    def write_blocks(self, name: str, start: int, codes: U8Array, scales_B: F32Array) -> None:
+        """Put elements ``start ..`` in place that were coded elsewhere, to the codecs' bytes; as ``write``."""
+        at = start if self._layout.encoding == "int8" else start // 2
+        self._writer.write_stored(f"{name}:codes", at, codes)
+        self._writer.write_stored(f"{name}:scales", start // self._layout.block, scales_B)
+
     def __enter__(self) -> Self:
         self._writer.__enter__()
         return self
@@ -84,18 +95,16 @@ class CodedWriter:
     def _write_blocks(
         self, name: str, start: int, after_N: F32Array, before_N: F32Array, residual_N: F32Array
     ) -> int:
-        block, count = self._layout.block, residual_N.size
-        scales_B = np.empty(-(-count // block), np.float32)
+        count = residual_N.size
+        scales_B = np.empty(-(-count // self._layout.block), np.float32)
         if self._layout.encoding == "int8":
-            codes_N = np.empty(count, np.int8)
-            bad = KERNELS.encode_int8(after_N, before_N, residual_N, codes_N, scales_B)
-            where, codes = start, codes_N.view(np.uint8)
+            codes = np.empty(count, np.uint8)
+            bad = KERNELS.encode_int8(after_N, before_N, residual_N, codes.view(np.int8), scales_B)
         else:
-            where, codes = start // 2, np.empty(-(-count // 2), np.uint8)
+            codes = np.empty(-(-count // 2), np.uint8)
             bad = KERNELS.encode_int4(after_N, before_N, residual_N, codes, scales_B)
         if bad < 0:
-            self._writer.write_stored(f"{name}:codes", where, codes)
-            self._writer.write_stored(f"{name}:scales", start // block, scales_B)
+            self.write_blocks(name, start, codes, scales_B)
         return bad
 
     def _write_topk(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consortium.canonical import replace
-from consortium.deltas import StillRows, write_coded_delta, write_delta
+from consortium.deltas import Encoder, StillRows, write_coded_delta, write_delta
 from consortium.errors import BadInput
 from consortium.ids import Digest
 from consortium.jobs import Train
@@ -38,12 +38,16 @@ def deliver(
     account: Account,
     made: Made,
     count_tokens: Counts,
+    encoder: Encoder | None = None,
 ) -> None:
-    """Write ``result/``: the delta from the base to ``weights``, and the manifest with the steps really done."""
+    """Write ``result/``: the delta from the base to ``weights``, and the manifest with the steps really done.
+
+    encoder  codes ``weights`` where they lie, for a delta in int8 or int4; None: the codecs do, here
+    """
     counts_V = count_tokens() if work.token_counts or work.unseen_rows == "keep" else None
     with folder.result() as result:
         unseen_V = None if counts_V is None or work.unseen_rows == "move" else counts_V == 0
-        delta, residual_before, residual = _write_delta(folder, work, weights, result, unseen_V)
+        delta, residual_before, residual = _write_delta(folder, work, weights, result, unseen_V, encoder)
         artifacts = {"delta": delta}
         if counts_V is not None and work.token_counts:
             artifacts["token_counts"] = write_row_counts(result / "token_counts.safetensors", counts_V)
@@ -102,6 +106,7 @@ def _write_delta(
     weights: Mapping[str, F32Array],
     result: Path,
     unseen_V: npt.NDArray[np.bool_] | None,
+    encoder: Encoder | None,
 ) -> tuple[FileRef, Digest | None, Digest | None]:
     """The delta, and digests of the residual it was made with and of the one it leaves, if its encoding does."""
     path, encoding = result / "delta.safetensors", work.delta_dtype
@@ -113,7 +118,7 @@ def _write_delta(
         before = _usable_residual(folder, work)
         residual = stack.enter_context(TensorFile(folder.residual)) if before else None
         delta, after = write_coded_delta(
-            base, weights, path, encoding, residual, result / RESIDUAL, work.delta_density, still
+            base, weights, path, encoding, residual, result / RESIDUAL, work.delta_density, still, encoder
         )
         return delta, before, after.digest
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,24 @@ class Model:
         for name, values in tensors:
             self.weights[name].copy_(torch.from_numpy(values))
 
-    def arrays(self) -> dict[str, F32Array]:
-        """The weights in main memory; on CPU the very same memory."""
-        return {name: weight.detach().cpu().numpy() for name, weight in self.weights.items()}
+    def arrays(self) -> "Arrays":
+        return Arrays(self.weights)
+
+
+class Arrays(Mapping[str, F32Array]):
+    """Weights in main memory: on CPU the very same memory, from a GPU a copy, made when it is asked for."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> F32Array:
+        return self._weights[name].detach().cpu().numpy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from site_agent.trainer.batches import Batches, Stream
 from site_agent.trainer.delivery import deliver, deliver_saved
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, Preparation, ProgressLog, Stopped
 from site_agent.trainer.groups import factors_of
+from site_agent.trainer.kernels.encoding import gpu_encoder
 from site_agent.trainer.memory import MemoryPlan, Setup, Sizes, plan_memory, sizes_of, what_fits
 from site_agent.trainer.mixture import random_bits
 from site_agent.trainer.model import Model, load_model, read_config
@@ -75,6 +76,9 @@ def train(
     training = _Training(
         folder, work, ranks, shared, data, is_asked_to_stop, is_asked_to_finish, sizes, memory
     )
+    encoder = None
+    if ranks.is_first and not shared.is_sharded:  # tried before hours of training, not after
+        encoder = gpu_encoder(work.delta_dtype, shared.model.weights, ranks.device)
     account = training.run()
     if shared.is_sharded:  # no rank has the whole model; its checkpoint has
         training.save(account)
@@ -87,7 +91,7 @@ def train(
         if shared.is_sharded:
             deliver_saved(folder, work, count_tokens)
         else:
-            deliver(folder, work, model.arrays(), account, training.made(account), count_tokens)
+            deliver(folder, work, model.arrays(), account, training.made(account), count_tokens, encoder)
         shutil.rmtree(folder.path / "checkpoint", ignore_errors=True)
     ranks.wait()
 
