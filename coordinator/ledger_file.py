@@ -59,8 +59,13 @@ class Lease:
             raise Unavailable(
                 f"{path}: another coordinator (process {holder}) holds this ledger; stop it, then start again"
             ) from error
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, b"%d\n" % os.getpid(), 0)
+        try:
+            with disk_errors(path):
+                os.ftruncate(self._file, 0)
+                os.pwrite(self._file, b"%d\n" % os.getpid(), 0)
+        except BaseException:
+            os.close(self._file)
+            raise
         self._held.add(self._path)
 
     def release(self) -> None:

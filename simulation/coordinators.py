@@ -15,7 +15,7 @@ from typing import Any
 from sprachbund.v1 import enrolment_pb2_grpc
 
 from consortium.canonical import decode, encode
-from consortium.errors import BadInput, Refused, SprachbundError
+from consortium.errors import BadInput, Refused, SprachbundError, Unavailable
 from consortium.files import disk_errors
 from consortium.folders import fresh_folder
 from consortium.ids import Language
@@ -119,9 +119,9 @@ class CoordinatorHost:
         return self.host.true_time
 
     def start(self) -> None:
-        self.process = Process("coordinator", self.host)
-        self.process.on_death = self._died
-        self.process.spawn(self._watched(self._serve(self.process)))
+        self.process = process = Process("coordinator", self.host)
+        process.on_death = self._died
+        process.spawn(self._watched(self._serve(process)))
 
     def stop(self) -> None:
         """For good, as by a crash."""
@@ -135,8 +135,12 @@ class CoordinatorHost:
     # ---- inside
 
     async def _serve(self, process: Process) -> None:
-        self._ledger = ledger = Ledger(Path(self.config.ledger or self.home / "ledger.sqlite"))
-        driver = Driver(ledger, self.keys.ledger, self.host.clock)
+        try:
+            self._ledger = ledger = Ledger(Path(self.config.ledger or self.home / "ledger.sqlite"))
+            driver = Driver(ledger, self.keys.ledger, self.host.clock)
+        except Unavailable as error:
+            self._left(process, str(error))
+            return
         if self.driver is None:
             self._referee.wrote(list(ledger.read()), driver.renewed, driver.started_at)
         self._watch(ledger, driver)
@@ -153,6 +157,11 @@ class CoordinatorHost:
         self._network.up(process, {MAIN: main, ENROLMENT: enrolment})
         process.spawn(self._watched(self._tick(driver)))
         await Worker(driver, workshop).run()
+
+    def _left(self, process: Process, why: str) -> None:
+        """It leaves with a sentence, as on a full disk, and the service manager starts it again."""
+        self._moment("coordinator left", why)
+        process.kill()
 
     async def _tick(self, driver: Driver) -> None:
         while True:
