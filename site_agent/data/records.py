@@ -18,8 +18,10 @@ LINE_BYTES_MAX = (
 Format = Literal["txt", "jsonl", "parquet", "wet"]
 
 _HEADER_BYTES_MAX = 1 << 16
+_LINE_OVERHEAD = 48  # a line in memory, however short: millions of them may be one paragraph
 _BATCH_BYTES = 4 << 20  # of rows at a time
 _BATCH_ROWS = 1024
+_ITEMS_MAX = 10_000  # of a list in a row: of the languages that a document is said to be in
 
 
 class Record(NamedTuple):
@@ -60,7 +62,7 @@ def paragraphs(path: Path, stream: Stream) -> Iterator[Record]:
             if not block:
                 offset, start = record.offset, record.number
             block.append(line.rstrip(b"\r\n"))
-            size += len(line)
+            size += len(line) + _LINE_OVERHEAD
         if block and (ends or not has_blank_lines or size > LINE_BYTES_MAX):
             yield Record(offset, start, b"\n".join(block))
             block, size = [], 0
@@ -136,7 +138,11 @@ def rows(state: FileState, columns: Sequence[str], begin: int) -> Iterator[Recor
         raise changed(path)
     try:
         with pq.ParquetFile(path) as file:
-            known = file.schema_arrow.names
+            about_all, schema = file.metadata, file.schema_arrow
+        texts = [one.name for one in schema if one.name in columns and _is_text(one.type, pa)]
+        # a text that stands once in a page's dictionary may be named by each of its rows: it is not unfolded
+        with pq.ParquetFile(path, metadata=about_all, read_dictionary=texts) as file:
+            known = schema.names
             if columns[0] not in known:
                 raise BadInput(
                     f"{path}: has no column {columns[0]!r} but {', '.join(known)}; set `text_field:`"
@@ -153,7 +159,7 @@ def rows(state: FileState, columns: Sequence[str], begin: int) -> Iterator[Recor
                         for row in _plain(batch, pa):
                             at = offset + about.total_byte_size * place // about.num_rows
                             place += 1
-                            yield Record(at, number + place, row)
+                            yield Record(at, number + place, row, "" if row else "line too long")
                 offset += about.total_byte_size
                 number += about.num_rows
     except (pa.ArrowException, OSError) as error:
@@ -170,14 +176,40 @@ def rows_bytes(path: Path) -> int:
         return sum(file.metadata.row_group(index).total_byte_size for index in range(file.num_row_groups))
 
 
-def _plain(batch: Any, pa: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a batch; strings as bytes, because nobody has looked whether they are UTF-8."""
-    values = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            column = column.cast(pa.large_binary())
-        values[name] = column.to_pylist()
+def _plain(batch: Any, pa: Any) -> Iterator[dict[str, Any] | None]:
+    """The rows of a batch, one in memory at a time; strings as bytes, because nobody has looked whether they are UTF-8.
+
+    None: a value is over the limit.
+    """
     for index in range(batch.num_rows):
-        yield {name: column[index] for name, column in values.items()}
+        row = {
+            name: _value(column[index], pa)
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        }
+        yield None if any(value is _TOO_LONG for value in row.values()) else row
+
+
+def _is_text(kind: Any, pa: Any) -> bool:
+    types = pa.types
+    return bool(
+        types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_binary(kind)
+        or types.is_large_binary(kind)
+    )
+
+
+_TOO_LONG = object()
+
+
+def _value(scalar: Any, pa: Any) -> Any:
+    if pa.types.is_dictionary(scalar.type):
+        scalar = scalar.value
+    if isinstance(scalar, pa.ListScalar | pa.LargeListScalar) and len(scalar.values or ()) > _ITEMS_MAX:
+        return _TOO_LONG
+    if _is_text(scalar.type, pa):
+        data = scalar.as_buffer()
+        if data is not None and data.size > LINE_BYTES_MAX:
+            return _TOO_LONG
+        return None if data is None else data.to_pybytes()
+    return scalar.as_py()
