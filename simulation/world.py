@@ -24,7 +24,7 @@ from simulation.diary import Diary, endings, merged_tokens, versions_of
 from simulation.draws import lognormal
 from simulation.faults import Faults
 from simulation.hostile import Stranger
-from simulation.learning import Pupil, Trainer, base_files
+from simulation.learning import Pupil, Trainer
 from simulation.loop import VirtualLoop
 from simulation.machine import Host, Machine, inhabited
 from simulation.network import Network
@@ -34,6 +34,7 @@ from simulation.real import RealTrainer, at_work
 from simulation.sites import SiteHost, Told, config_of, manifest_of_site
 from simulation.streams import stream
 from simulation.weather import PRESETS, Weather
+from simulation.weights import Weighed, Weights
 from simulation.wires import Wire
 from site_agent.config import SiteConfig
 from site_agent.describing import Describing
@@ -64,6 +65,7 @@ class World:
         self._machine = Machine(self._host("ground", 0.0), seed)
         self.referee = Referee(lambda: self.loop.steps)
         self.diary = Diary()
+        self._weights = Weights(plan.model_bytes)
         self._over = False
         self._ended = asyncio.Event()
 
@@ -80,7 +82,8 @@ class World:
             self.loop.close()
 
     async def _story(self, rebuild: bool, progress: Progress | None) -> Outcome:
-        self.network.weight = self._weight
+        if not self._real:  # else everything has the size that it has
+            self.network.weight = self._weights.of
         self._begin()
         self._open()
         await self._wait(progress)
@@ -155,8 +158,6 @@ class World:
         self.network.gave = self._gave
         self.network.took = self._took
         self.referee.events += [self.diary.event, self._notice]
-        self._tensor_bytes = len(base_files(plan.campaign.languages)["model.safetensors"])
-        self._weights: dict[str, float] = {}
         self.sites = [self._site(site, lease / 3.0) for site in plan.sites]
 
     def _site(self, plan: SitePlan, sync_seconds: float) -> SiteHost:
@@ -165,7 +166,7 @@ class World:
             plan.name, self.seed, self.weather, plan.latency_ms, plan.up_mbps, plan.down_mbps
         )
         config = config_of(plan, self._home / plan.name, sync_seconds)
-        pupil: Trainer = Pupil(plan, self.seed, self.plan.campaign.languages)
+        pupil: Trainer = Weighed(Pupil(plan, self.seed, self.plan.campaign.languages), self._weights)
         if plan.name in self._real:
             config, pupil = at_work(self._real[plan.name], config), RealTrainer()
         cluster = Cluster(
@@ -242,18 +243,12 @@ class World:
     def _notice(self, event: ev.AnyEvent, at: float) -> None:
         match event:
             case ev.VersionMade():
-                for name, ref in event.manifest.files.items():
-                    if name.endswith(".safetensors"):
-                        self._weights[ref.digest] = self.plan.model_bytes / self._tensor_bytes
+                self._weights.version(event.manifest)
             case ev.CampaignEnded():
                 if all(campaign.status != "open" for campaign in self.referee.state.campaigns.values()):
                     self._give_up()
             case _:
                 pass
-
-    def _weight(self, digest: str) -> float:
-        """How many bytes of the simulated world one byte of a blob stands for."""
-        return 1.0 if self._real else self._weights.get(digest, 1.0)
 
     def _heard(self, place: str, method: str, request: bytes, response: bytes) -> None:
         if place != "admin":
