@@ -105,6 +105,8 @@ class Train(Fact, tag="train"):
     temperature: float = (
         5.0  #: of that sampling: a language's share goes with its text's size to the power of 1 / T
     )
+    #: what a sequence is: a stretch of the text, or whole documents that do not see each other
+    packing: Literal["stream", "documents"] = "stream"
     steps: int
     batch_sequences: int
     sequence_tokens: int

@@ -45,6 +45,8 @@ class TrainPlan(Fact):
     steps: Count
     batch_sequences: Count
     sequence_tokens: Annotated[int, Meta(ge=2)]  #: one to read and one to predict
+    #: what a sequence is: a stretch of the text, or whole documents that do not see each other
+    packing: Literal["stream", "documents"] = "stream"
     optimizer: Optimizer
     proximal: NotNegative = 0.0  #: FedProx's mu, in rounds
     groups: tuple[LayerGroup, ...] = ()  #: frozen or slower parts, in all jobs but the seed round

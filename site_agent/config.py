@@ -83,6 +83,21 @@ class Log(Fact):
     keep: Natural = 5  #: files set aside
 
 
+class Engine(Fact):
+    """How this site computes a training step. For speed and memory: the mathematics is the order's."""
+
+    #: the program of the model. auto: our own on a CPU, transformers (with Liger, where it is) on a GPU
+    backend: Literal["auto", "native", "transformers", "liger"] = "auto"
+    #: whether the native model's blocks are compiled. auto: on a GPU, where the job is long enough
+    compile: Literal["auto", "on", "off"] = "auto"
+    #: whether the native model's loss has all logits at once. auto: while they are few
+    head: Literal["auto", "whole", "in_parts"] = "auto"
+    head_bytes: Count | None = None  #: for the logits that are there at once; None: 256 MiB, on a GPU 4 GiB
+    #: what computing in bf16 reads: weights in float32, cast each time, or in bf16 beside masters in float32
+    weights: Literal["float32", "bf16"] = "float32"
+    float8: bool = False  #: the native model's linear layers in float8, by torchao, on GPUs that have it
+
+
 class SiteConfig(Fact):
     """The site's file, resolved: languages as the consortium spells them, paths absolute."""
 
@@ -106,6 +121,8 @@ class SiteConfig(Fact):
     gpus: Natural = 0  #: GPUs that one job of the local launcher uses; for the account of GPU-hours
     #: how ranks share a model: each has all of it, a shard, or a shard within its node; None: as the profile says
     sharding: Literal["none", "fsdp", "hsdp"] | None = None
+    device_sequences: Count | None = None  #: most sequences in one forward pass, for memory; None: all of a rank's
+    engine: Engine = Engine()
     allocation: Granted | None = None  #: GPU-hours for the consortium; None: no limit
     timezone: str = "UTC"  #: IANA name; of windows, and of the allocation's last day
     windows: tuple[OpenHours, ...] = ()  #: when work may be given; empty: always

@@ -147,5 +147,7 @@ def site_of(config: SiteConfig) -> Site:
         cache=str(prepared_text(config)),
         threads=config.torch_threads,
         sharding=config.sharding_of_job,
+        device_sequences=config.device_sequences,
+        engine=config.engine,
         flower=config.flower,
     )

@@ -35,6 +35,7 @@ def train_order(
         epochs_max=plan.epochs_max,
         sampling=plan.sampling,
         temperature=plan.temperature,
+        packing=plan.packing,
         steps=steps,
         batch_sequences=plan.batch_sequences,
         sequence_tokens=plan.sequence_tokens,

@@ -121,6 +121,8 @@ def _work(folder: JobFolder) -> None:
         "RAYON_NUM_THREADS": threads,  # of the tokenizer
         "HF_HUB_OFFLINE": "1",  # everything is in the job directory
     }
+    # not in the home folder, whose quota is small, nor in /tmp, which the next node does not have
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(folder.site.cache) / "compiled"))
     work = folder.job.work
     if isinstance(work, Tokenizer):
         from site_agent.trainer.bpe import train_tokenizer  # without torch, which takes a second or two

@@ -5,16 +5,18 @@ only the fused kernel's own arguments let a step be scaled or left out without a
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 from consortium.jobs import Train
+from consortium.tensors import F32Array
 from site_agent.trainer.groups import factors_of
 from site_agent.trainer.sharing import local
 
+CAST = 1 << 26  # weights whose gradients are cast at once: 256 MiB
 _EPSILON = 1e-8  # of the update's denominator; the value of the paper and of every LLM we know of
 
 
@@ -40,8 +42,10 @@ def freeze(weights: Mapping[str, Tensor], work: Train) -> None:
 class AdamW:
     """The optimizer of one job; its state has a name for each tensor, so that it can be saved.
 
-    weights     as the base has them: of a proximal term they are copied, each rank its own shards
+    weights     as the base has them, float32: of a proximal term they are copied, each rank its own shards
     total_norm  the norm of the whole gradient, of this rank's parts of its tensors
+    in_bf16     the model's weights become bf16, and their float32 masters are the optimizer's: it steps those, saves
+                those, the delta is taken of those, and the model's are their rounded copies
     Groups of the order may learn slower, decay included, or be frozen: no moments, no decay.
     Weights may be sharded (FSDP2): state lies in the same shards, and each rank steps its own.
     Weight decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101) and spares vectors: norms and biases.
@@ -52,8 +56,12 @@ class AdamW:
         weights: Mapping[str, Tensor],
         work: Train,
         total_norm: Callable[[list[Tensor]], Tensor] = torch.nn.utils.get_total_norm,
+        in_bf16: bool = False,
     ) -> None:
-        self._weights = _distinct(weights)
+        self._parameters = _distinct(weights)
+        self._weights = _with_masters(self._parameters) if in_bf16 else self._parameters
+        self._in_bf16 = in_bf16
+        self._sums: dict[str, Tensor] = {}  # of gradients of parts, in float32
         self._work = work
         self._total_norm = total_norm
         self._factors = factors_of(self._weights, work.groups)
@@ -72,8 +80,8 @@ class AdamW:
 
     @property
     def names(self) -> dict[int, str]:
-        """id of a weight -> the name it is saved under; tied weights have one."""
-        return {id(weight): name for name, weight in self._weights.items()}
+        """id of a model's weight -> the name it is saved under; tied weights have one."""
+        return {id(weight): name for name, weight in self._parameters.items()}
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -88,6 +96,33 @@ class AdamW:
             f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()
         }
 
+    def exact(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's ``weights`` in float32, where they lie: themselves, or their masters."""
+        names = self.names
+        return {name: self._weights[names[id(weight)]] for name, weight in weights.items()}
+
+    def arrays(self, weights: Mapping[str, Tensor]) -> dict[str, F32Array]:
+        """The same in main memory; on CPU the very same memory."""
+        return {name: weight.detach().cpu().numpy() for name, weight in self.exact(weights).items()}
+
+    @torch.no_grad()
+    def round_weights(self) -> None:
+        """Make the model's weights of their masters again, where there are any: after the state was filled."""
+        if self._in_bf16:
+            for name, parameter in self._parameters.items():
+                parameter.copy_(self._weights[name])
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """After the backward pass of one part of several: gradients in bf16 are summed in float32."""
+        for name in self._learning if self._in_bf16 else ():
+            gradient = self._parameters[name].grad
+            if gradient is not None:
+                if name not in self._sums:
+                    self._sums[name] = torch.zeros_like(self._weights[name])
+                self._sums[name] += gradient
+                self._parameters[name].grad = None
+
     @torch.no_grad()
     def step(self, step: int) -> Tensor:
         """Update the weights from their gradients, which are used up.
@@ -95,14 +130,11 @@ class AdamW:
         Returns whether it was done, on the device: a gradient that is not finite changes nothing.
         """
         weights, mean, square = self._local
-        gradients = {
-            name: torch.zeros_like(weights[name]) if weight.grad is None else local(weight.grad)
-            for name, weight in self._learning.items()
-        }
+        gradients = self._gradients()
         # Before clipping: Li et al. 2020, arXiv:1812.06127, equation 2, have the local solver minimise the loss and the
         # proximal term as one objective, and clipping is a part of our solver. After it, the term would have no bound.
         for name, base in self._base.items():
-            gradients[name].add_(weights[name] - base, alpha=self._work.proximal)
+            gradients[name] = gradients[name].float().add_(weights[name] - base, alpha=self._work.proximal)
         norm = self.norm = self._total_norm(list(gradients.values()))
         is_finite = norm.isfinite()
         rule = self._work.optimizer
@@ -111,27 +143,65 @@ class AdamW:
         for name, weight in self._learning.items():
             alike.setdefault((weight.ndim > 1, self._factors[name]), []).append(name)
         for (decay, factor), names in alike.items():
-            adamw(
-                [weights[name] for name in names],
-                [gradients[name] for name in names],
-                [mean[name] for name in names],
-                [square[name] for name in names],
-                [],
-                [self._updates[name] for name in names],
-                fused=True,
-                grad_scale=scale,
-                found_inf=1.0 - is_finite.float(),
-                amsgrad=False,
-                beta1=rule.beta1,
-                beta2=rule.beta2,
-                lr=learning_rate(self._work, step) * factor,
-                weight_decay=rule.weight_decay if decay else 0.0,
-                eps=_EPSILON,
-                maximize=False,
-            )
-        for weight in self._weights.values():
+            for some in self._in_pieces(names):
+                adamw(
+                    [weights[name] for name in some],
+                    [gradients[name].float() for name in some],
+                    [mean[name] for name in some],
+                    [square[name] for name in some],
+                    [],
+                    [self._updates[name] for name in some],
+                    fused=True,
+                    grad_scale=scale,
+                    found_inf=1.0 - is_finite.float(),
+                    amsgrad=False,
+                    beta1=rule.beta1,
+                    beta2=rule.beta2,
+                    lr=learning_rate(self._work, step) * factor,
+                    weight_decay=rule.weight_decay if decay else 0.0,
+                    eps=_EPSILON,
+                    maximize=False,
+                )
+                if self._in_bf16:
+                    torch._foreach_copy_(
+                        [self._parameters[name] for name in some], [weights[name] for name in some]
+                    )
+        for weight in self._parameters.values():
             weight.grad = None
+        self._sums.clear()
         return is_finite
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """Of this rank's part of each weight that learns."""
+        weights, found = self._local[0], dict(self._sums)
+        for name in self._learning:
+            gradient = self._parameters[name].grad
+            if gradient is not None:
+                found[name] = found[name].add_(gradient) if name in found else local(gradient)
+            elif name not in found:
+                found[name] = torch.zeros_like(weights[name])
+        return found
+
+    def _in_pieces(self, names: list[str]) -> Iterator[list[str]]:
+        """All at once; with masters, as many as ``CAST`` weights: their gradients are there in float32 meanwhile."""
+        piece: list[str] = []
+        size = 0
+        for name in names:
+            size += self._weights[name].numel()
+            if self._in_bf16 and piece and size > CAST:
+                yield piece
+                piece, size = [], self._weights[name].numel()
+            piece.append(name)
+        yield piece
+
+
+def _with_masters(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 copies of ``parameters``, which become bf16."""
+    masters = {}
+    for name, parameter in parameters.items():
+        masters[name] = parameter.detach()
+        parameter.data = masters[name].detach().to(torch.bfloat16)
+    return masters
 
 
 def _distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from consortium.byte_level import ALPHABET, SPECIALS
 from consortium.canonical import replace
 from consortium.errors import BadInput
 from consortium.files import write_bytes_atomically
 from consortium.ids import Digest, Language
 from consortium.jobs import Tokenizer
-from consortium.models import END_OF_TEXT, PADDING
 from consortium.store import ref_of
 from site_agent.data.contents import Plan, plan_of, ranges_of
 from site_agent.data.merging import PARTS, digest_of_documents
@@ -28,8 +28,7 @@ from site_agent.trainer.folder import (
     write_contribution,
 )
 
-_SPECIALS = (END_OF_TEXT, PADDING)
-_VOCABULARY_MIN = 256 + len(_SPECIALS)  # every byte is a token, so that no text is unknown
+_VOCABULARY_MIN = len(ALPHABET) + len(SPECIALS)  # every byte is a token, so that no text is unknown
 
 
 def train_tokenizer(
@@ -80,8 +79,8 @@ def train_bpe(texts: list[str], vocabulary_size: int) -> str:
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         min_frequency=2,
-        special_tokens=list(_SPECIALS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=list(SPECIALS),
+        initial_alphabet=list(ALPHABET),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

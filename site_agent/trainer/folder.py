@@ -27,7 +27,7 @@ from consortium.folders import fresh_folder
 from consortium.ids import Digest, Language, digest_of
 from consortium.jobs import Assignment
 from consortium.manifests import Contribution, FileRef
-from site_agent.config import Flower, Text
+from site_agent.config import Engine, Flower, Text
 
 STOP = "STOP"  #: the wish that the job leaves with a training checkpoint
 FINISH = "FINISH"  #: the wish that it delivers what it has, from the step it has reached
@@ -50,6 +50,7 @@ class Site(Fact):
     device: Literal["auto", "cpu", "cuda"] = "auto"  #: auto: the GPU if there is one
     sharding: Literal["none", "fsdp", "hsdp"] = "none"  #: how ranks share a model; see ``SiteConfig``
     device_sequences: int | None = None  #: most sequences in one forward pass, for memory; None: all
+    engine: Engine = Engine()  #: how a training step is computed
     flower: Flower = Flower()  #: Flower apps that may run here
 
 

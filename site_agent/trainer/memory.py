@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 
 from consortium.canonical import Fact, replace
+from site_agent.trainer.adamw import CAST
+from site_agent.trainer.head import bytes_per_logit
 
 _FLOAT = 4  # bytes of a weight, a gradient, a moment
 _MIB = float(1 << 20)
@@ -35,6 +37,8 @@ class Setup(Fact):
     sequences_at_once: int  #: in one forward pass
     sequence_tokens: int
     is_bf16: bool = False  #: computes in bf16 beside weights in float32
+    rows_of_logits: int = 0  #: tokens whose logits the loss has at once, its gradients made with them; 0: all
+    has_masters: bool = False  #: weights in bf16, and in float32 in the optimizer
     has_base: bool = False  #: keeps a copy of the base, for a proximal term
     ranks: int = 1
     shards: int = 1  #: that the model lies in; 1: every rank has all of it
@@ -102,11 +106,18 @@ def plan_memory(sizes: Sizes, setup: Setup) -> MemoryPlan:
     is the whole batch, gradients come as activations go: then only the larger of them counts, but for the head's.
     """
     tokens = setup.sequences_at_once * setup.sequence_tokens
+    in_parts = setup.sequences_at_once < setup.sequences
     value = _FLOAT // 2 if setup.is_bf16 else _FLOAT
+    stream = value if setup.has_masters else _FLOAT  # of what goes past the blocks
     # enough for kernels that share keys among heads, too
-    block = 4 * sizes.width * _FLOAT + value * (2 * sizes.width + 5 * sizes.queries + 4 * sizes.inner)
-    activations = tokens * (sizes.layers * block + 2 * sizes.width * _FLOAT)
+    block = 4 * sizes.width * stream + value * (2 * sizes.width + 5 * sizes.queries + 4 * sizes.inner)
+    activations = tokens * (sizes.layers * block + 2 * sizes.width * stream)
     head = tokens * sizes.vocabulary * (3 * _FLOAT + (2 if setup.is_bf16 else 0))
+    if setup.rows_of_logits:
+        rows = min(setup.rows_of_logits, tokens)
+        # a piece's logits; the head's gradient before and after it is scaled; that of what comes before the head
+        head = rows * sizes.vocabulary * bytes_per_logit(setup.is_bf16)
+        head += sizes.vocabulary * sizes.width * _FLOAT + 2 * tokens * sizes.width * _FLOAT
     mine, learning = -(-sizes.parameters // setup.shards), -(-sizes.learning // setup.shards)
     copies = 2 * sizes.parameters if setup.is_bf16 else 0
     if setup.shards > 1:  # a block that computes, and the next one on its way
@@ -114,11 +125,12 @@ def plan_memory(sizes: Sizes, setup: Setup) -> MemoryPlan:
     elif setup.ranks > 1:
         copies += learning * _FLOAT
     gradients, moments = learning * _FLOAT, 2 * learning * _FLOAT
+    if setup.has_masters:  # in bf16; sums of parts in float32, or as much of them as is cast at once
+        gradients = learning * 2 + (learning if in_parts else min(learning, CAST)) * _FLOAT
     base = learning * _FLOAT if setup.has_base else 0
     passing = activations + head + sizes.vocabulary * sizes.width * _FLOAT
     program = _PROGRAM if setup.is_cpu else 0
     held = mine * _FLOAT + moments + base + copies + program
-    in_parts = setup.sequences_at_once < setup.sequences
     return MemoryPlan(
         weights=mine * _FLOAT,
         gradients=gradients,

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,22 @@ from torch.nn import functional
 
 from consortium.errors import BadInput
 from consortium.tensors import Checkpoint, F32Array
+from site_agent.trainer.attention import Documents
+from site_agent.trainer.head import IGNORED
 from site_agent.trainer.llama import Llama
 from site_agent.trainer.shape import Shape, shape_of
+
+Backend = Literal["native", "transformers", "liger"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """Weights are float32; computing in bf16 is autocast's business.
+    """Weights are float32 as loaded; computing in bf16 is the business of autocast, or of the optimizer's masters.
 
-    folder   it was loaded from
-    weights  name in the checkpoint -> parameter; tied ones may appear under two names
-    backend  which program computes it, for the manifest
+    folder        it was loaded from
+    weights       name in the checkpoint -> parameter; tied ones may appear under two names
+    backend       which program computes it, for the manifest
+    rows_at_once  tokens whose logits the loss of a native model makes at once; 0: all, see ``head.py``
     """
 
     folder: Path
@@ -31,11 +36,18 @@ class Model:
     vocabulary_size: int
     weights: Mapping[str, Tensor]
     backend: str
+    rows_at_once: int = 0
+
+    @property
+    def is_native(self) -> bool:
+        return isinstance(self.network, Llama)
 
     @property
     def objective(self) -> nn.Module:
-        """Token ids (B, S + 1) -> nats summed over the S targets of every row, a scalar."""
-        return _PlainLoss(self.network) if isinstance(self.network, Llama) else _OwnLoss(self.network)
+        """ids (B, S), targets (B, S), and documents packed into them -> nats summed over all targets, a scalar."""
+        if isinstance(self.network, Llama):
+            return _PlainLoss(self.network, self.rows_at_once)
+        return _OwnLoss(self.network)
 
     def logits(self, ids_BS: Tensor) -> Tensor:
         """Logits (B, S, V), float32."""
@@ -84,30 +96,47 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_model(folder: Path, device: torch.device, place: torch.device | None = None) -> Model:
+def program_of(
+    config: Mapping[str, Any], device: torch.device, backend: Backend | Literal["auto"]
+) -> Shape | str:
+    """The shape of a model that our own module is to compute, or why transformers is."""
+    if backend == "native" or (backend == "auto" and device.type == "cpu"):
+        return shape_of(config)
+    return "on a GPU it has the faster kernels" if backend == "auto" else "the site's config says so"
+
+
+def load_model(
+    folder: Path,
+    device: torch.device,
+    place: torch.device | None = None,
+    backend: Backend | Literal["auto"] = "auto",
+) -> Model:
     """The model in ``folder``, float32, to be computed on ``device``.
 
-    place  where its weights are put; None: there, too
+    place    where its weights are put; None: there, too
+    backend  the program wished for. auto: on CPU ``llama.py``; on a GPU transformers, with Liger's kernels where they
+             are installed and know the architecture. What ``shape.py`` does not know goes to transformers in any case
 
-    On CPU what ``shape.py`` knows is computed by ``llama.py``; everything else by transformers, on a GPU with
-    Liger's kernels where they are installed and know the architecture. Why, stands on stderr.
-    Raises BadInput if the folder is no causal language model that can be trained tensor by tensor.
+    Why another program than ``llama.py``, stands on stderr.
+    Raises BadInput if the folder is no causal language model that can be trained tensor by tensor, or for Liger where
+    it is not.
     """
     config = read_config(folder)
-    shape = shape_of(config) if device.type == "cpu" else "on a GPU it has the faster kernels"
+    shape = program_of(config, device, backend)
     with Checkpoint(folder) as checkpoint:
         if isinstance(shape, Shape):
-            network: nn.Module = Llama(shape)
-            backend = "native"
+            with place or device:
+                network: nn.Module = Llama(shape)
+            said = "native"
         else:
             print(f"{folder}: computed by transformers: {shape}", file=sys.stderr)
-            network, backend = _from_transformers(folder, device, place or device)
+            network, said = _from_transformers(folder, _loader(device, backend), place or device)
         model = Model(
             folder=folder,
             network=network,
             vocabulary_size=config["vocab_size"],
             weights=_by_name(network, checkpoint),
-            backend=backend,
+            backend=said,
         )
         if isinstance(shape, Shape):
             model.set_weights((name, checkpoint.array(name)) for name in checkpoint)
@@ -135,8 +164,8 @@ def _by_name(network: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
     return weights
 
 
-def _from_transformers(folder: Path, device: torch.device, place: torch.device) -> tuple[nn.Module, str]:
-    loader, backend = _loader(device)
+def _from_transformers(folder: Path, chosen: tuple[Any, str], place: torch.device) -> tuple[nn.Module, str]:
+    loader, backend = chosen
     try:
         network = loader.from_pretrained(
             folder,
@@ -153,27 +182,35 @@ def _from_transformers(folder: Path, device: torch.device, place: torch.device) 
     return moved, backend
 
 
-def _loader(device: torch.device) -> tuple[Any, str]:
+def _loader(device: torch.device, backend: str) -> tuple[Any, str]:
     from transformers import AutoModelForCausalLM, __version__
 
-    if device.type == "cuda":
+    if backend == "liger" or (backend == "auto" and device.type == "cuda"):
         try:
             from liger_kernel.transformers import AutoLigerKernelForCausalLM
 
             return AutoLigerKernelForCausalLM, f"transformers {__version__} with liger"
-        except ImportError:
-            pass
+        except ImportError as error:
+            if backend == "liger":
+                raise BadInput(
+                    f"engine.backend: liger: {error}; install the extra `gpu` where jobs run, or leave it out"
+                ) from error
     return AutoModelForCausalLM, f"transformers {__version__}"
 
 
 class _PlainLoss(nn.Module):
-    def __init__(self, network: Llama) -> None:
+    def __init__(self, network: Llama, rows_at_once: int) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.rows_at_once = network, rows_at_once
 
-    def forward(self, rows: Tensor) -> Tensor:
-        logits = self.network(rows[:, :-1])
-        return functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum")
+    def forward(self, ids_BS: Tensor, targets_BS: Tensor, documents: Documents | None = None) -> Tensor:
+        if self.rows_at_once:
+            nats: Tensor = self.network(ids_BS, targets_BS, documents, self.rows_at_once).nats
+            return nats
+        logits_BSV = self.network(ids_BS, None, documents)
+        return functional.cross_entropy(
+            logits_BSV.float().flatten(0, 1), targets_BS.flatten(), reduction="sum", ignore_index=IGNORED
+        )
 
 
 class _OwnLoss(nn.Module):
@@ -183,13 +220,16 @@ class _OwnLoss(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, rows: Tensor) -> Tensor:
-        targets = rows[:, 1:].contiguous()
+    def forward(self, ids_BS: Tensor, targets_BS: Tensor, documents: Documents | None = None) -> Tensor:
+        targets_BS = targets_BS.contiguous()
+        # positions that begin anew are how transformers knows of documents; see engine.py for who really does
+        places = {} if documents is None else {"position_ids": documents.places_BS}
         loss: Tensor = self.network(
-            input_ids=rows[:, :-1],
-            labels=targets,
-            shift_labels=targets,
+            input_ids=ids_BS,
+            labels=targets_BS,
+            shift_labels=targets_BS,
             num_items_in_batch=1,  # the divisor: the sum
             use_cache=False,
+            **places,
         ).loss
         return loss

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from consortium.errors import BadInput
+from consortium.jobs import Train
 
 _PATIENCE = timedelta(days=1)  # of ranks for each other: the first one may have terabytes to tokenise
 
@@ -49,6 +50,10 @@ class Ranks:
         if self.world == 1:
             return objective
         return nn.parallel.DistributedDataParallel(objective)
+
+
+def computes_in_bf16(work: Train, ranks: Ranks) -> bool:
+    return work.precision == "bf16" or (work.precision == "auto" and ranks.device.type == "cuda")
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ class Shared:
 
         gradients  this rank's local ones
         """
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = _norm(gradients)
         if not self.is_sharded:
             return norm
         squares = norm.square()
@@ -74,13 +74,17 @@ class Shared:
         return squares.sqrt()
 
 
-def share(model: Model, ranks: Ranks, sharding: Sharding) -> Shared:
-    """Share ``model``, which every rank has loaded, by ``sharding``; a single rank has it whole in any case."""
+def share(model: Model, ranks: Ranks, sharding: Sharding, in_bf16: bool = False) -> Shared:
+    """Share ``model``, which every rank has loaded, by ``sharding``; a single rank has it whole in any case.
+
+    in_bf16  of a sharded model: blocks are gathered and computed in bf16; the shards stay float32, and gradients are
+             summed over ranks in it
+    """
     if sharding == "none" or ranks.world == 1:
         return Shared(model=model, objective=ranks.share_gradients(model.objective))
     # imports the compiler, which takes a second or more
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     kind = ranks.device.type
     if sharding == "hsdp" and ranks.nodes > 1:
@@ -88,12 +92,26 @@ def share(model: Model, ranks: Ranks, sharding: Sharding) -> Shared:
         mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
     else:
         mesh = init_device_mesh(kind, (ranks.world,), mesh_dim_names=(_SHARD,))
-    for block in _blocks(model.network):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model.network, mesh=mesh)
+    policy = MixedPrecisionPolicy()
+    if in_bf16:  # what is handed to a block stays as it is: angles need their 32 bits
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    for block in blocks_of(model.network):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model.network, mesh=mesh, mp_policy=policy)
     state = model.network.state_dict(keep_vars=True)
     sharded = dataclasses.replace(model, weights={name: state[name] for name in model.weights})
     return Shared(model=sharded, objective=sharded.objective, group=mesh.get_group(_SHARD))
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """In float32 also of gradients in 16 bits, whose own norm would have three digits."""
+    if all(gradient.dtype == torch.float32 for gradient in gradients):
+        return torch.nn.utils.get_total_norm(gradients)
+    norms = torch._foreach_norm(gradients, 2, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -127,7 +145,7 @@ def fill(tensor: Tensor, file: TensorFile, name: str) -> None:
     part.copy_(values)
 
 
-def _blocks(network: nn.Module) -> list[nn.Module]:
+def blocks_of(network: nn.Module) -> list[nn.Module]:
     """The model's layers: the elements of its longest list of modules."""
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=lambda modules: len(modules), default=()))

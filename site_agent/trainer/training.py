@@ -1,12 +1,12 @@
 """How a site trains: from the base, over the site's text, to a delta; the same bits on CPU however often it stops."""
 
 import contextlib
+import gc
 import math
 import platform
 import shutil
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,21 +17,20 @@ from torch import Tensor
 from consortium.canonical import replace
 from consortium.ids import Digest, Language
 from consortium.jobs import Train
-from consortium.tensors import Checkpoint
 from site_agent.trainer import saves
-from site_agent.trainer.adamw import AdamW, freeze
+from site_agent.trainer.adamw import AdamW
 from site_agent.trainer.batches import Batches, Stream
 from site_agent.trainer.delivery import deliver, deliver_saved
+from site_agent.trainer.feeding import Feed
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, Preparation, ProgressLog, Stopped
-from site_agent.trainer.groups import factors_of
 from site_agent.trainer.kernels.encoding import gpu_encoder
-from site_agent.trainer.memory import MemoryPlan, Setup, Sizes, plan_memory, sizes_of, what_fits
-from site_agent.trainer.mixture import random_bits
-from site_agent.trainer.model import Model, load_model, read_config
-from site_agent.trainer.ranks import Ranks
-from site_agent.trainer.room import room
+from site_agent.trainer.memory import MemoryPlan, Sizes
+from site_agent.trainer.model import Model
+from site_agent.trainer.planning import planned
+from site_agent.trainer.ranks import Ranks, computes_in_bf16
 from site_agent.trainer.saves import Account, Made
-from site_agent.trainer.sharing import Sharding, Shared, sharding_of, share
+from site_agent.trainer.sharing import sharding_of
+from site_agent.trainer.stepping import Stepper, choose, documents_in_one_call, make_stepper
 from site_agent.trainer.watching import Watch, peak_of
 from site_agent.trainer.words import prepared_languages
 
@@ -67,18 +66,18 @@ def train(
     preparing = ProgressLog(folder.path, work.steps, enabled=ranks.is_first)
     data = batches_of(folder, work, ranks, Preparation(folder, preparing, is_asked_to_stop))
     sharding = sharding_of(folder.site.sharding, work.shard, ranks.world)
-    # a model that is shared in shards may be larger than one GPU: it comes there block by block
-    place = ranks.device if sharding == "none" else torch.device("cpu")
-    sizes, memory = _planned(folder, work, ranks, sharding)
-    model = load_model(folder.base, ranks.device, place)
-    freeze(model.weights, work)
-    shared = share(model, ranks, sharding)
-    training = _Training(
-        folder, work, ranks, shared, data, is_asked_to_stop, is_asked_to_finish, sizes, memory
-    )
+    rows_max = folder.site.device_sequences or work.batch_sequences
+    rows_at_once = min(rows_max, -(-work.batch_sequences // ranks.world))
+    ways = choose(folder.base, work, ranks, folder.site.engine, rows_at_once=rows_at_once, sharding=sharding)
+    sizes, memory = planned(folder, work, ranks, sharding, ways)
+    stepper = make_stepper(folder.base, work, ranks, ways, sharding=sharding)
+    shared = stepper.shared
     encoder = None
-    if ranks.is_first and not shared.is_sharded:  # tried before hours of training, not after
-        encoder = gpu_encoder(work.delta_dtype, shared.model.weights, ranks.device)
+    if ranks.is_first and not shared.is_sharded:
+        encoder = gpu_encoder(work.delta_dtype, stepper.optimizer.exact(shared.model.weights), ranks.device)
+    training = _Training(
+        folder, work, ranks, stepper, data, is_asked_to_stop, is_asked_to_finish, sizes, memory
+    )
     account = training.run()
     if shared.is_sharded:  # no rank has the whole model; its checkpoint has
         training.save(account)
@@ -91,7 +90,8 @@ def train(
         if shared.is_sharded:
             deliver_saved(folder, work, count_tokens)
         else:
-            deliver(folder, work, model.arrays(), account, training.made(account), count_tokens, encoder)
+            weights = stepper.optimizer.arrays(model.weights)
+            deliver(folder, work, weights, account, training.made(account), count_tokens, encoder)
         shutil.rmtree(folder.path / "checkpoint", ignore_errors=True)
     ranks.wait()
 
@@ -102,34 +102,43 @@ class _Training:
         folder: JobFolder,
         work: Train,
         ranks: Ranks,
-        shared: Shared,
+        stepper: Stepper,
         data: TrainingData,
         is_asked_to_stop: Callable[[], bool],
         is_asked_to_finish: Callable[[], bool],
         sizes: Sizes | None,
         memory: MemoryPlan | None,
     ) -> None:
-        self._work, self._ranks, self._data, self._shared = work, ranks, data, shared
+        self._work, self._ranks, self._data, self._stepper = work, ranks, data, stepper
         self._folder = folder
         self._is_asked_to_stop, self._is_asked_to_finish = is_asked_to_stop, is_asked_to_finish
-        self._optimizer = AdamW(shared.model.weights, work, shared.total_norm)
-        self._rows_max = folder.site.device_sequences or work.batch_sequences
+        self._optimizer, model = stepper.optimizer, stepper.shared.model
+        self._feed = Feed(
+            data.batches,
+            ranks,
+            work.steps,
+            folder.site.device_sequences or work.batch_sequences,
+            documents_in_one_call(work, ranks, model),
+        )
         self._saves = folder.path / "checkpoint"
-        self._origin = saves.origin_of(work, data.digests, shared.model.backend)
+        self._origin = saves.origin_of(work, data.digests, model.backend)
         self._progress = ProgressLog(folder.path, work.steps, enabled=ranks.is_first)
-        self._tokens_a_step = work.batch_sequences * work.sequence_tokens
-        wants_bf16 = computes_in_bf16(work, ranks)
-        self._autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=wants_bf16)
-        self._flush_steps = _GPU_FLUSH_STEPS if ranks.device.type == "cuda" else 1
-        shared.model.network.train()
-        device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ""
-        peak = peak_of(device) if wants_bf16 else None
-        self._watch = Watch(shared.model.network, sizes, work.sequence_tokens, peak)
+        is_gpu = ranks.device.type == "cuda"
+        self._flush_steps = _GPU_FLUSH_STEPS if is_gpu else 1
+        device = torch.cuda.get_device_name(ranks.device) if is_gpu else ""
+        peak = peak_of(device) if computes_in_bf16(work, ranks) else None
+        self._watch = Watch(model.network, sizes, work.sequence_tokens, peak)
         self._memory = memory
         self._flushed_at, self._flush_seconds = time.monotonic(), math.inf  # of the newest look at losses
 
     def run(self) -> Account:
+        """Train to the end, or as far as is wished. Raises Stopped, JobFailed."""
+        with self._feed, _no_old_garbage() as begin:
+            return self._run(begin)
+
+    def _run(self, leave_what_is_there: Callable[[], None]) -> Account:
         account = saves.restore(self._saves, self._origin, self._optimizer.state, self._ranks)
+        self._optimizer.round_weights()
         self._report(account, now=True)
         started, before = time.monotonic(), account.seconds
         pending: list[Tensor] = []
@@ -137,9 +146,8 @@ class _Training:
         if step and self._ranks.agree(self._is_asked_to_finish()):
             return account
         while step < self._work.steps:
-            nats = self._backward(step)
-            is_finite = self._optimizer.step(step)
-            pending.append(torch.stack((nats, is_finite.float(), self._optimizer.norm)))
+            pending.append(self._step(step))
+            leave_what_is_there()
             step += 1
             is_due = step % self._work.checkpoint_steps == 0 and step < self._work.steps
             if step % self._flush_steps and not is_due and step < self._work.steps:
@@ -165,34 +173,21 @@ class _Training:
         saves.save(self._saves, self._origin, account, self.made(account), self._optimizer.state, self._ranks)
 
     def made(self, account: Account) -> Made:
-        return _made(self._work, self._data, self._shared.model, self._optimizer, account.step, self._ranks)
+        return _made(
+            self._work, self._data, self._stepper.shared.model, self._optimizer, account.step, self._ranks
+        )
 
-    def _backward(self, step: int) -> Tensor:
-        """Leave in the weights the gradient of the whole batch's mean loss; return this rank's nats."""
+    def _step(self, step: int) -> Tensor:
         ranks = self._ranks
         with self._watch.waiting():
-            rows = torch.from_numpy(self._data.batches.rows(step, ranks.rank, ranks.world)).to(ranks.device)
+            fed = self._feed(step)
         languages: list[Language] | None = None
         # in the step that a line will be written after: steps may take longer than lines are apart
         is_last = step + 1 == self._work.steps
         soon = math.inf if is_last else 2 * self._flush_seconds
         if (is_last or not (step + 1) % self._flush_steps) and self._progress.is_due_within(soon):
             languages = self._data.batches.languages(step, ranks.rank, ranks.world)
-        torch.manual_seed(int(random_bits(1, self._work.seed, "dropout", step, ranks.rank)[0] >> 1))
-        nats = torch.zeros((), device=ranks.device)
-        parts = torch.split(rows, self._rows_max)
-        for number, part in enumerate(parts):
-            watched: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-            if languages is not None:
-                begin = number * self._rows_max
-                watched = self._watch.languages(part, languages[begin : begin + len(part)])
-            with self._shared.part_of_batch(is_last=part is parts[-1]):
-                with self._autocast, watched:
-                    loss = self._shared.objective(part)
-                # world: the mean over ranks that follows makes a sum of it again
-                (loss * (ranks.world / self._tokens_a_step)).backward()
-            nats += loss.detach()
-        return nats
+        return self._stepper.step(step, fed, self._watch, languages)
 
     def _flush(self, account: Account, pending: list[Tensor]) -> tuple[Account, bool, bool]:
         """Account for the steps since the last time; whether all ranks are to stop, and to finish."""
@@ -205,9 +200,9 @@ class _Training:
         for nats, finite, norm in steps:
             norm /= self._ranks.world  # all ranks have the same
             self._watch.grad_norm = norm if math.isfinite(norm) else None
-            account = saves.advanced(
-                account, tokens=self._tokens_a_step, nats=nats, is_finite=finite == self._ranks.world
-            )
+            tokens = self._data.batches.num_targets(account.step)
+            is_finite = finite == self._ranks.world
+            account = saves.advanced(account, tokens=tokens, nats=nats, is_finite=is_finite)
             if account.skipped_in_a_row == _SKIPS_MAX:
                 raise JobFailed(
                     FailureReason.NON_FINITE,
@@ -217,62 +212,34 @@ class _Training:
         return account, stops > 0, finishes > 0
 
     def _report(self, account: Account, now: bool = False) -> None:
-        left = (self._work.steps - account.step) * self._tokens_a_step
+        # what is left is only estimated where sequences are packed: nearly all of their places are taken
+        left = (self._work.steps - account.step) * self._work.batch_sequences * self._work.sequence_tokens
 
         def more(tokens_per_second: float) -> dict[str, object]:
             plan = {} if self._memory is None else {"planned_bytes": self._memory.peak}
             return self._watch.numbers(tokens_per_second, left, self._ranks.world) | plan
 
-        done = account.step * self._tokens_a_step
+        done = sum(self._data.batches.tokens(account.step)[0].values())
         self._progress.report(account.step, done, account.loss_last, now=now, more=more)
 
 
-def _planned(
-    folder: JobFolder, work: Train, ranks: Ranks, sharding: Sharding
-) -> tuple[Sizes | None, MemoryPlan | None]:
-    """How large the model is and what memory its training takes; said on stderr. Nothing of a model we cannot read.
-
-    Raises JobFailed if this machine has less.
+@contextlib.contextmanager
+def _no_old_garbage() -> Iterator[Callable[[], None]]:
+    """Python's collector looks at millions of objects of torch for nothing, for half a second at a time on a full
+    machine. What is yielded, called after a step, has it leave alone all that is there after the first.
     """
-    with Checkpoint(folder.base) as base:
-        frozen = [name for name, factor in factors_of(base, work.groups).items() if not factor]
-        sizes = sizes_of(read_config(folder.base), base.shapes, frozen)
-    if sizes is None:
-        return None, None
-    sequences, is_cpu = -(-work.batch_sequences // ranks.world), ranks.device.type != "cuda"
-    setup = Setup(
-        sequences=sequences,
-        sequences_at_once=min(sequences, folder.site.device_sequences or sequences),
-        sequence_tokens=work.sequence_tokens,
-        is_bf16=computes_in_bf16(work, ranks),
-        has_base=work.proximal > 0,
-        ranks=ranks.world,
-        shards={"none": 1, "fsdp": ranks.world, "hsdp": ranks.world // ranks.nodes}[sharding],
-        is_cpu=is_cpu,
-    )
-    plan = plan_memory(sizes, setup)
-    if ranks.is_first:
-        print(plan.lines(), file=sys.stderr)
-    here = ranks.world // ranks.nodes if is_cpu else 1  # ranks that share the memory
-    found = room() if is_cpu else torch.cuda.mem_get_info(ranks.device)[0]
-    if found is not None and plan.peak * here > found:
-        fits = what_fits(sizes, setup, found // here)
-        way_out = (
-            f"set `device_sequences: {fits}` at this site, which fits"
-            if fits
-            else "not even one sequence at a time fits: share the model among more ranks (`shard: true`), or shorten "
-            "sequences"
-        )
-        raise JobFailed(
-            FailureReason.OUT_OF_MEMORY,
-            f"{setup.sequences_at_once} sequences of {work.sequence_tokens} tokens at once take "
-            f"{plan.peak * here >> 20} MiB here, {found >> 20} MiB are left; {way_out}",
-        )
-    return sizes, plan
+    is_done = False
 
+    def leave_what_is_there() -> None:
+        nonlocal is_done
+        if not is_done:
+            gc.freeze()
+            is_done = True
 
-def computes_in_bf16(work: Train, ranks: Ranks) -> bool:
-    return work.precision == "bf16" or (work.precision == "auto" and ranks.device.type == "cuda")
+    try:
+        yield leave_what_is_there
+    finally:
+        gc.unfreeze()
 
 
 def batches_of(
@@ -289,8 +256,15 @@ def batches_of(
         for language in sorted(set(wanted)):
             part = getattr(prepared[language].contents, access) if language in prepared else None
             if part is not None and part.tokens:
-                tokens = prepared[language].tokens(access).tokens
-                streams.append(Stream(language=language, access=access, tokens=tokens))  # type: ignore[arg-type]
+                text = prepared[language].tokens(access)
+                streams.append(
+                    Stream(
+                        language=language,
+                        access=access,  # type: ignore[arg-type]
+                        tokens=text.tokens,
+                        document_tokens=text.lengths,
+                    )
+                )
                 digests[f"{language}.{access}"] = part.digest
             elif access == "private":
                 raise JobFailed(

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from consortium.ids import Language
+from site_agent.trainer.head import IGNORED
+from site_agent.trainer.llama import Scored
 from site_agent.trainer.memory import Sizes
 
 #: Dense bf16 floating-point operations a second by datasheet; the first name that a device's has in it counts. Of an
@@ -67,15 +69,20 @@ class Watch:
         self._waited += time.monotonic() - began
 
     @contextlib.contextmanager
-    def languages(self, rows: Tensor, languages: Sequence[Language]) -> Iterator[None]:
-        """Around a forward pass of ``rows``: note what each row's language costs."""
+    def languages(self, targets_BS: Tensor, languages: Sequence[Language]) -> Iterator[None]:
+        """Around a forward pass of so many sequences: note what each one's language costs."""
 
         def note(module: nn.Module, given: object, made: Any) -> None:
+            if isinstance(made, Scored):
+                means = made.nats_BS.sum(dim=1) / (targets_BS != IGNORED).sum(dim=1)
+                for language, nats in zip(languages, means, strict=True):
+                    self._nats.setdefault(language, []).append(nats)
+                return
             logits = made if isinstance(made, Tensor) else getattr(made, "logits", None)
             if logits is None:  # a fused loss never makes them
                 return
-            for language, row, logits_SV in zip(languages, rows, logits.detach(), strict=True):
-                nats = functional.cross_entropy(logits_SV.float(), row[1:])
+            for language, targets_S, logits_SV in zip(languages, targets_BS, logits.detach(), strict=True):
+                nats = functional.cross_entropy(logits_SV.float(), targets_S, ignore_index=IGNORED)
                 self._nats.setdefault(language, []).append(nats)
 
         hook = self._network.register_forward_hook(note)

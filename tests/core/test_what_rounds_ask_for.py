@@ -16,6 +16,7 @@ PLAN = TrainPlan(
     unseen_rows="keep",
     proximal=0.1,
     groups=(LayerGroup(match="embeddings", learning_rate_factor=0.0),),
+    packing="documents",
     sampling="temperature",
     temperature=3.0,
 )
@@ -33,6 +34,7 @@ def test_rounds_ask_for_all_of_it_seed_and_rivals_for_what_is_theirs() -> None:
     assert (seed.unseen_rows, seed.proximal, seed.groups) == ("move", 0.0, ())
     assert (rival.unseen_rows, rival.proximal, rival.groups) == ("move", 0.0, PLAN.groups)
     assert {(work.sampling, work.temperature) for work in (round_, seed, rival)} == {("temperature", 3.0)}
+    assert {work.packing for work in (round_, seed, rival)} == {"documents"}
 
 
 def test_groups_that_cannot_be_meant_are_refused_and_a_temperature_of_nothing_is_noted() -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from trainer_samples import make_job, train_work
 
-from site_agent.trainer import training
+from site_agent.trainer import planning
 from site_agent.trainer.folder import JobFailed, JobFolder, Site
 from site_agent.trainer.memory import Setup, Sizes, plan_memory, sizes_of, what_fits
 from site_agent.trainer.ranks import Ranks
@@ -77,7 +77,7 @@ def test_a_job_says_its_plan_and_one_that_does_not_fit_says_what_would(
     work = train_work(steps=1)
 
     def planned(room: int | None) -> None:
-        monkeypatch.setattr(training, "room", lambda: room)
+        monkeypatch.setattr(planning, "room", lambda: room)
         folder = make_job(tmp_path / f"{room}", site, work, base)
         train(JobFolder(folder), work, alone, lambda: False)
 

@@ -15,7 +15,7 @@ from site_agent.core.facts import AttemptFiles
 from site_agent.core.lives import fruitless_lives
 from site_agent.record import note_launch, read_launches, text_bytes_of
 from site_agent.trainer import folder as trainer_folder
-from site_agent.trainer import training
+from site_agent.trainer import stepping, training
 from site_agent.trainer.bpe import train_tokenizer
 from site_agent.trainer.folder import JobFolder, Site, Stopped
 from site_agent.trainer.model import load_model
@@ -102,11 +102,11 @@ def test_a_model_in_shards_comes_to_the_gpu_block_by_block(
     assert {weight.device.type for weight in model.weights.values()} == {"cpu"}
     asked: list[object] = []
 
-    def load(folder: Path, device: torch.device, place: torch.device) -> None:
+    def load(folder: Path, device: torch.device, place: torch.device, backend: str) -> None:
         asked.append(place.type)
         raise Stopped
 
-    monkeypatch.setattr(training, "load_model", load)
+    monkeypatch.setattr(stepping, "load_model", load)
     monkeypatch.setattr(training, "batches_of", lambda *_: None)
     two = dataclasses.replace(alone, world=2, device=torch.device("meta"))
     for sharding, ranks in (("fsdp", two), ("hsdp", two), ("none", two), ("fsdp", alone)):

@@ -1,0 +1,62 @@
+"""Whether a job's model and batch fit into this machine: asked before anything is loaded."""
+
+import sys
+
+import torch
+
+from consortium.jobs import Train
+from consortium.tensors import Checkpoint
+from site_agent.trainer.engine import Ways
+from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder
+from site_agent.trainer.groups import factors_of
+from site_agent.trainer.memory import MemoryPlan, Setup, Sizes, plan_memory, sizes_of, what_fits
+from site_agent.trainer.model import read_config
+from site_agent.trainer.ranks import Ranks, computes_in_bf16
+from site_agent.trainer.room import room
+from site_agent.trainer.sharing import Sharding
+
+
+def planned(
+    folder: JobFolder, work: Train, ranks: Ranks, sharding: Sharding, ways: Ways
+) -> tuple[Sizes | None, MemoryPlan | None]:
+    """How large the model is and what memory its training takes; said on stderr. Nothing of a model we cannot read.
+
+    Raises JobFailed if this machine has less.
+    """
+    with Checkpoint(folder.base) as base:
+        frozen = [name for name, factor in factors_of(base, work.groups).items() if not factor]
+        sizes = sizes_of(read_config(folder.base), base.shapes, frozen)
+    if sizes is None:
+        return None, None
+    sequences, is_cpu = -(-work.batch_sequences // ranks.world), ranks.device.type != "cuda"
+    setup = Setup(
+        sequences=sequences,
+        sequences_at_once=min(sequences, folder.site.device_sequences or sequences),
+        sequence_tokens=work.sequence_tokens,
+        is_bf16=computes_in_bf16(work, ranks),
+        rows_of_logits=ways.rows_at_once,
+        has_masters=ways.masters,
+        has_base=work.proximal > 0,
+        ranks=ranks.world,
+        shards={"none": 1, "fsdp": ranks.world, "hsdp": ranks.world // ranks.nodes}[sharding],
+        is_cpu=is_cpu,
+    )
+    plan = plan_memory(sizes, setup)
+    if ranks.is_first:
+        print(plan.lines(), file=sys.stderr)
+    here = ranks.world // ranks.nodes if is_cpu else 1  # ranks that share the memory
+    found = room() if is_cpu else torch.cuda.mem_get_info(ranks.device)[0]
+    if found is not None and plan.peak * here > found:
+        fits = what_fits(sizes, setup, found // here)
+        way_out = (
+            f"set `device_sequences: {fits}` at this site, which fits"
+            if fits
+            else "not even one sequence at a time fits: share the model among more ranks (`shard: true`), or shorten "
+            "sequences"
+        )
+        raise JobFailed(
+            FailureReason.OUT_OF_MEMORY,
+            f"{setup.sequences_at_once} sequences of {work.sequence_tokens} tokens at once take "
+            f"{plan.peak * here >> 20} MiB here, {found >> 20} MiB are left; {way_out}",
+        )
+    return sizes, plan
