@@ -12,6 +12,7 @@ from pathlib import Path
 
 from consortium.admission import inspect
 from consortium.blobs import Blobs
+from consortium.byte_level import misfit
 from consortium.canonical import decode, digest_of_fact
 from consortium.codecs.names import is_coded
 from consortium.errors import BadInput, Corrupt, Unavailable
@@ -318,12 +319,9 @@ def _tokenizer(work: Tokenizer, contribution: Contribution, store: Blobs) -> dic
     most = min(_TOKENIZER_BYTES_MAX, _TOKENIZER_BYTES + _TOKENIZER_ENTRY_BYTES * work.vocabulary_size)
     data = store.read_bytes(contribution.artifacts["tokenizer"].digest, most)
     try:
-        model = json.loads(data)["model"]
-        kind, size = model["type"], len(model["vocab"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"tokenizer.json: not a tokenizer ({type(error).__name__}: {error})") from error
-    if kind != "BPE" or not 256 <= size <= work.vocabulary_size:
-        raise BadInput(
-            f"tokenizer.json: {kind} of {size} entries, asked for BPE of at most {work.vocabulary_size}"
-        )
-    return {"vocabulary_size": float(size)}
+    if why := misfit(document, work.vocabulary_size):
+        raise BadInput(f"tokenizer.json: {why}")
+    return {"vocabulary_size": float(len(document["model"]["vocab"]))}

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
+from consortium.byte_level import ALPHABET, SPECIALS, tokenizer_of
 from consortium.canonical import digest_of_fact, encode, replace
 from consortium.codecs.reading import open_delta
 from consortium.deltas import trained_tensors
@@ -33,7 +34,6 @@ SKILL, ROWS = "skill", "model.embed_tokens.weight"
 _WIDTH, _ROWS = 4, 64
 _OWN_GAIN, _PUBLIC_GAIN = 0.08, 0.02  # of a whole job; far within the norms of a standard admission
 _DOCUMENTS_MAX = 24
-_VOCABULARY = 256
 
 
 def base_files(languages: tuple[Language, ...]) -> dict[str, bytes]:
@@ -171,12 +171,11 @@ def _counts(work: Train, steps: int) -> npt.NDArray[np.int64]:
 
 
 def _make_tokenizer(folder: JobFolder, work: Tokenizer) -> None:
-    words = {f"<{number}>": number for number in range(min(_VOCABULARY, work.vocabulary_size))}
     seal = digest_of_fact(replace(work, split_seed=0))
+    words = [f"<{seal}>"][: work.vocabulary_size - len(SPECIALS) - len(ALPHABET)]
     with folder.result() as result:
         path = result / "tokenizer.json"
-        document = {"model": {"type": "BPE", "vocab": words}, "seal": seal}
-        write_bytes_atomically(path, json.dumps(document, sort_keys=True).encode())
+        write_bytes_atomically(path, json.dumps(tokenizer_of(words, []), sort_keys=True).encode())
         write_contribution(result, folder.contribution({"tokenizer": ref_of(path)}))
 
 

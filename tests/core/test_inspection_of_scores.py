@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from delivering_site import GATE, TOKENIZER, House, assert_says, refusal
 
+from consortium.byte_level import tokenizer_of
 from consortium.canonical import replace
 from consortium.ids import Language, SiteName
 from consortium.manifests import Contribution, LanguageScore, Scores
@@ -97,8 +99,59 @@ def test_scores_that_are_no_numbers(judging: House, number: bytes) -> None:
 # --- tokenizers ----------------------------------------------------------------------------------------
 
 
-def bpe(size: int, kind: str = "BPE") -> bytes:
-    return json.dumps({"model": {"type": kind, "vocab": {str(i): i for i in range(size)}}}).encode()
+def bpe(size: int, change: Callable[[dict[str, Any]], object] = lambda document: None) -> bytes:
+    """A tokenizer of so many entries, after ``change``."""
+    document = tokenizer_of(["!" * (number + 2) for number in range(size - 258)], [["!", "!"]])
+    document = json.loads(json.dumps(document))
+    change(document)
+    return json.dumps(document).encode()
+
+
+def swallows(document: dict[str, Any]) -> None:
+    document["added_tokens"].append({**document["added_tokens"][0], "id": 2, "content": "Ljubljana"})
+
+
+def never_ends(document: dict[str, Any]) -> None:
+    document["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}
+
+
+def matches_for_years(document: dict[str, Any]) -> None:
+    pattern = {"type": "Split", "pattern": {"Regex": "(a|a)*b"}, "behavior": "Isolated", "invert": False}
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [pattern]}
+
+
+def drops(document: dict[str, Any]) -> None:
+    document["model"]["dropout"] = 0.9
+
+
+def loses_a_byte(document: dict[str, Any]) -> None:
+    del document["model"]["vocab"]["\u0142"]
+    document["model"]["vocab"] = {word: number for number, word in enumerate(document["model"]["vocab"])}
+
+
+def counts_twice(document: dict[str, Any]) -> None:
+    document["model"]["vocab"]["!!"] = 5
+
+
+def merges_marks(document: dict[str, Any]) -> None:
+    document["model"]["merges"].append(["<|endoftext|>", "!"])
+
+
+def merges_in_spaces(document: dict[str, Any]) -> None:
+    document["model"]["merges"] = ["! ! !"]
+
+
+def is_of_no_bytes(document: dict[str, Any]) -> None:
+    words = document["model"]["vocab"]
+    words["\u10d0"] = words.pop("!!!")
+
+
+def is_another_kind(document: dict[str, Any]) -> None:
+    document["model"]["type"] = "WordPiece"
+
+
+def has_more(document: dict[str, Any]) -> None:
+    document["pretokenizer_hook"] = "os.system"
 
 
 def test_an_honest_tokenizer_is_chosen(tokenizing: House) -> None:
@@ -116,11 +169,22 @@ def test_an_honest_tokenizer_is_chosen(tokenizing: House) -> None:
         (b"", "not a tokenizer"),
         (b"[]", "not a tokenizer"),
         (b"\xff\xfe", "not a tokenizer"),
-        (b'{"model": {"type": "BPE", "vocab": 7}}', "not a tokenizer"),
+        (b'{"model": {"type": "BPE", "vocab": 7}}', "it has no added_tokens"),
         (b"[" * 100_000, "not a tokenizer"),
-        (bpe(301), "BPE of 301 entries, asked for BPE of at most 300"),
-        (bpe(255), "BPE of 255 entries"),
-        (bpe(300, "WordPiece"), "WordPiece of 300 entries"),
+        (bpe(301), "BPE of 301 entries, asked for 258 to 300"),
+        (bpe(300, lambda it: it["model"].pop("vocab")), "not a tokenizer of a vocabulary and merges"),
+        (bpe(300, is_another_kind), "not a tokenizer of a vocabulary and merges, but 'WordPiece'"),
+        (bpe(300, swallows), "its 'added_tokens' is "),
+        (bpe(300, never_ends), "its 'normalizer' is {'type': 'Replace', "),
+        (bpe(300, matches_for_years), "its 'pre_tokenizer' is {'type': 'Sequence', "),
+        (bpe(300, drops), "its model's 'dropout' is 0.9; only a plain BPE is taken"),
+        (bpe(300, loses_a_byte), "1 of 256 bytes are not in its vocabulary, and would vanish from texts"),
+        (bpe(300, counts_twice), "its vocabulary does not count from 0 on"),
+        (bpe(300, merges_marks), "its merge ['<|endoftext|>', '!'] is not of its vocabulary"),
+        (bpe(300, merges_in_spaces), "its merge '! ! !' is not of two entries"),
+        (bpe(300, is_of_no_bytes), "is not of bytes"),
+        (bpe(300, has_more), "its 'pretokenizer_hook' is 'os.system', a campaign's tokenizer has None"),
+        (bpe(300, lambda it: it.pop("decoder")), "it has no decoder"),
     ],
 )
 def test_a_tokenizer_that_is_none(tokenizing: House, data: bytes, reason: str) -> None:
