@@ -6,6 +6,7 @@ as no file changes; ``preparing/`` holds segments of what is not done yet.
 """
 
 import contextlib
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -182,7 +183,12 @@ def finish(plan: Plan, beat: Callable[[], None] = lambda: None) -> None:
     beat  called for every range of documents
     Raises Unavailable if a segment is missing, or a file changed since the plan was made.
     """
-    surveys, folder = _merged(plan, beat)
+    try:
+        surveys, folder = _merged(plan, beat)
+    except FileNotFoundError as error:
+        raise Unavailable(
+            f"{error.filename}: is gone; another process has prepared the {plan.language} text meanwhile, start again"
+        ) from error
     try:
         for unit in plan.units:
             for state, _ in unit.files:
@@ -227,8 +233,8 @@ def _merged(plan: Plan, beat: Callable[[], None]) -> tuple[tuple[Survey, ...], P
             beat()
             counting.add(found)
     else:
-        folder = plan.folder / "done"
-        shutil.rmtree(folder, ignore_errors=True)  # of one who was killed here
+        # a name of its own: another process may be at the same, and who is killed here is removed with the segments
+        folder = plan.folder / f"done-{secrets.token_hex(8)}"
         with fresh_folder(folder) as filling:
             _pack(segments, plan.words, filling, counting, beat)
             _describe(filling, plan, plan.words, counting.parts)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import prepare_text
@@ -17,6 +18,7 @@ from text_samples import SPLIT, files_below, hplt_v2, jsonl, reading, sentence, 
 
 from consortium.errors import BadInput, Corrupt, Unavailable
 from site_agent.config import load_site_config
+from site_agent.data import contents
 from site_agent.data.contents import Survey, plan_of, remembered, remembered_surveys
 from site_agent.data.pool import Progress, work_through
 from site_agent.data.segments import Words
@@ -114,6 +116,28 @@ def test_killed_while_segments_are_merged_it_ends_with_the_same_bytes(
 
 def _segments(cache: Path) -> int:
     return len(list(cache.glob("preparing/*/*.segment")))
+
+
+@pytest.mark.parametrize("where", ["_describe", "move_into_place"])
+def test_another_process_that_is_at_the_same_takes_nothing_away(
+    where: str, tmp_path: Path, tokenizer_json: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It merges while this one fills its folder, or has filled it and not yet moved it into its place."""
+    text = tmp_path / "et.jsonl"
+    text.write_bytes(jsonl([{"id": str(n), "text": sentence(n)} for n in range(50)]))
+    words = words_alone(tokenizer_json, None)
+    plan = plan_of([source("et", text)], words, SPLIT, tmp_path / "cache")
+    before: Any = getattr(contents, where)
+    others = iter([contents.finish if where == "_describe" else contents._merged])
+
+    def meanwhile(*arguments: Any) -> None:
+        for other in others:
+            other(plan, lambda: None)
+        before(*arguments)
+
+    monkeypatch.setattr(contents, where, meanwhile)
+    (made,) = prepare_all([plan], encode_texts=lambda: encoder(tokenizer_json, words))
+    assert made.contents.private.documents + made.contents.heldout.documents == 50
 
 
 def test_what_was_done_before_the_kill_is_not_done_again(
