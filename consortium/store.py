@@ -38,6 +38,7 @@ from consortium.manifests import FileRef
 
 _READ_BYTES = 1 << 20
 _OWNER = re.compile(r"[a-z0-9-]{1,40}(\.[a-z0-9-]{1,40})?")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _READ_ONLY = 0o444  # as git does: a stray editor cannot change what the name promises
 
 
@@ -93,8 +94,8 @@ class BlobStore:
 
     def digests(self) -> list[Digest]:
         """All whole blobs, sorted."""
-        found = self._blobs.glob("[0-9a-f][0-9a-f]/*")
-        return sorted(Digest(path.parent.name + path.name) for path in found if not path.name.startswith("."))
+        found = (path.parent.name + path.name for path in self._blobs.glob("[0-9a-f][0-9a-f]/*"))
+        return sorted(Digest(name) for name in found if is_digest(name))
 
     def stored_at(self, digest: Digest) -> float:
         """When the blob was stored, or stored once more; seconds since the epoch."""
@@ -188,7 +189,7 @@ class BlobStore:
 
     def deliveries(self) -> list[tuple[Digest, str]]:
         """Who sent every byte of which blob, sorted."""
-        return sorted((Digest(mark.name), mark.parent.name) for mark in self._deliveries.glob("*/*"))
+        return sorted((Digest(mark.name), mark.parent.name) for mark in _named(self._deliveries))
 
     def note_delivery(self, digest: Digest, owner: str) -> None:
         """Note that this owner once sent every byte of the blob; for who moves a store."""
@@ -256,7 +257,7 @@ class BlobStore:
     def partials(self) -> list[tuple[Digest, str, float]]:
         """What is being sent: blob, owner, and when the last of it came, in seconds since the epoch; sorted."""
         found = []
-        for path in self._partials_root.glob("*/*"):
+        for path in _named(self._partials_root):
             with contextlib.suppress(FileNotFoundError):
                 found.append((Digest(path.name), path.parent.name, path.stat().st_mtime))
         return sorted(found)
@@ -288,7 +289,8 @@ class BlobStore:
         """Discard all but the ``keep`` youngest partials of this owner."""
         folder = self._own(self._partials_root, ids.digest_of(b""), owner).parent
         with disk_errors(folder), contextlib.suppress(FileNotFoundError):
-            oldest_first = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+            own = (path for path in folder.iterdir() if is_digest(path.name))
+            oldest_first = sorted(own, key=lambda path: path.stat().st_mtime_ns)
             for path in oldest_first[: max(0, len(oldest_first) - keep)]:
                 self.discard(Digest(path.name), owner)
 
@@ -323,8 +325,8 @@ class BlobStore:
             os.close(lock)
 
     def _own(self, folder: Path, digest: Digest, owner: str) -> Path:
-        if not _OWNER.fullmatch(owner):
-            raise BadInput(f"owner {owner[:80]!r} of an upload: expected a name, or <role>.<name>")
+        if not is_owner(owner):
+            raise no_owner(owner)
         return folder / owner / ids.digest(digest)
 
     @contextlib.contextmanager
@@ -368,6 +370,24 @@ class BlobStore:
                 move_into_place(temporary, target)
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def is_digest(name: str) -> bool:
+    """Whether a file's or an object's name is a blob's; other names are somebody else's, and left alone."""
+    return _DIGEST.fullmatch(name) is not None
+
+
+def is_owner(name: str) -> bool:
+    return _OWNER.fullmatch(name) is not None
+
+
+def no_owner(name: str) -> BadInput:
+    return BadInput(f"owner {name[:80]!r} of an upload: expected a name, or <role>.<name>")
+
+
+def _named(folder: Path) -> Iterator[Path]:
+    """``<owner>/<digest>`` below a folder."""
+    return (path for path in folder.glob("*/*") if is_digest(path.name) and is_owner(path.parent.name))
 
 
 def ref_of(path: Path) -> FileRef:

@@ -20,9 +20,9 @@ from consortium.bucket import Bucket, Found
 from consortium.errors import BadInput, Corrupt, Unavailable
 from consortium.ids import Digest
 from consortium.manifests import FileRef
-from consortium.store import BlobStore
+from consortium.store import BlobStore, is_digest, is_owner, no_owner
 
-_FETCH = "fetch"  # owner of partials that come from the bucket
+_FETCH = "store.fetch"  # owner of partials that come from the bucket: no site's name has a dot, and "store" is no role
 _READ_BYTES = 8 << 20
 _KNOWN_SECONDS = 30.0  # how long "it is in the bucket" is believed without asking again
 IN_USE_SECONDS = 3600.0  #: a file that was asked for within this time stays in the cache, full or not
@@ -65,7 +65,7 @@ class S3BlobStore:
         return self._known_to_be_there(digest).size
 
     def digests(self) -> list[Digest]:
-        return sorted(ids.digest(name) for name in self._bucket.names("blobs"))
+        return sorted(Digest(name) for name in self._bucket.names("blobs") if is_digest(name))
 
     def stored_at(self, digest: Digest) -> float:
         return self._known_to_be_there(digest).stored_at
@@ -131,8 +131,10 @@ class S3BlobStore:
         return self._bucket.find(_delivery(digest, owner)) is not None and self.has(digest)
 
     def deliveries(self) -> list[tuple[Digest, str]]:
-        marks = (mark.split("/") for mark in self._bucket.names("deliveries"))
-        return sorted((ids.digest(digest), owner) for owner, digest in marks)
+        marks = (mark.partition("/") for mark in self._bucket.names("deliveries"))
+        return sorted(
+            (Digest(name), owner) for owner, _, name in marks if is_digest(name) and is_owner(owner)
+        )
 
     def note_delivery(self, digest: Digest, owner: str) -> None:
         self._bucket.put(_delivery(digest, owner), b"")
@@ -228,4 +230,6 @@ def _blob(digest: Digest) -> str:
 
 
 def _delivery(digest: Digest, owner: str) -> str:
+    if not is_owner(owner):
+        raise no_owner(owner)
     return f"deliveries/{owner}/{ids.digest(digest)}"
