@@ -5,12 +5,14 @@ SPRACHBUND_CAMPAIGN=folder python -m simulation.flower.app
 
 import os
 import sys
+import traceback
 
 from consortium.flower import compat  # before flwr: telemetry off
 from consortium.ids import Digest
 from coordinator.config import load_coordinator_config
 from policies.reading import load_campaign
 from simulation.flower.client import make_client_app
+from simulation.flower.engine import ray_at_work
 from simulation.flower.office import Office, refuse_unfinished
 from simulation.flower.places import Places, told
 from simulation.flower.strategy import CampaignStrategy, reference
@@ -41,21 +43,30 @@ def make_server_app(places: Places) -> compat.ServerApp:
 
 
 def simulate(places: Places, cpus: int = 2) -> None:
-    """Run the campaign on Flower's own engine (Ray), as many jobs at a time as there are ``cpus``."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    """Run the campaign on Flower's own engine (Ray), as many jobs at a time as there are ``cpus``.
+
+    Raises Unavailable if Ray does not start; what the ServerApp raises goes on.
+    """
     from flwr.simulation import run_simulation
 
-    run_simulation(
-        server_app=make_server_app(places),
-        client_app=make_client_app(places),
-        num_supernodes=len(places.site_files()),
-        backend_config={
-            "init_args": {"num_cpus": cpus, "include_dashboard": False},
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        },
-    )
+    with ray_at_work(cpus):
+        run_simulation(
+            server_app=make_server_app(places),
+            client_app=make_client_app(places),
+            num_supernodes=len(places.site_files()),
+            backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+        )
+
+
+def main() -> None:
+    """Ends at once whatever happens: if Flower's engine falls, its ServerApp's thread waits for replies for ever."""
+    try:
+        simulate(told())
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 if __name__ == "__main__":
-    simulate(told())
-    sys.exit(0)
+    main()

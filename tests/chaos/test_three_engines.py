@@ -1,51 +1,138 @@
-"""One campaign on several engines gives one version digest: real processes over gRPC, and Flower's own simulation."""
+"""One campaign on three engines gives the same versions: real processes over gRPC, our simulation, Flower's own."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from kill_anything import Outcome, lay_out, shorten
+import yaml
+from kill_anything import lay_out, shorten
 
-from console.demo import CAMPAIGN, consortium_at
-from consortium.ids import CampaignId
+from console.corpora import LICENCES, write_corpora
+from console.demo import CAMPAIGN, consortium_at, start, views
+from console.local import LocalConsortium, LocalSite
+from consortium.ids import CampaignId, Language
 from coordinator.driver import replay
 from coordinator.ledger import Ledger
 from coordinator.verification import verify
 from simulation.real import simulate_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.demo, pytest.mark.timeout(1200)]
-SEED = 1  # as the calm run's
+pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(1200)]
+SEED = 1
+FLOWER_SECONDS = 600.0
+
+#: A few steps of a very small model at two sites: every phase of a campaign, and as little work as there can be.
+SMALL = {
+    "campaign": CAMPAIGN,
+    "languages": ["el", "fi"],
+    "sites_expected": 2,
+    "seed": SEED,
+    "model": {
+        "seed": SEED,
+        "config": {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "vocab_size": 512,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 64,
+            "tie_word_embeddings": True,
+        },
+    },
+    "tokenizer": {"train": {"vocabulary_size": 512, "bytes_per_language": 20000}},
+    "rounds": 1,
+    "train": {
+        "steps": 6,
+        "batch_sequences": 4,
+        "sequence_tokens": 64,
+        "checkpoint_steps": 3,
+        "epochs_max": 8,
+        "optimizer": {"learning_rate": 0.01},
+    },
+    "merge": {"preset": "diloco", "shard_bytes": 1 << 20},
+    "gate": {"preset": "standard", "documents_min": 10},
+    "admission": {"preset": "standard", "norm_max": 1.0},
+    "quorum": {"minimum": 2, "deadline_hours": 1},
+    "lease_seconds": 60,
+}
+TWO = (
+    LocalSite("north", "Nordic Text Institute", "FI", (Language("fi"),)),
+    LocalSite("south", "Aegean Computing Centre", "EL", (Language("el"),)),
+)
+Laid = tuple[LocalConsortium, Path]
 
 
-def test_our_simulation_makes_the_version_of_the_real_processes(
-    calm: tuple[Outcome, Path], tmp_path: Path
-) -> None:
+def small(workdir: Path) -> Laid:
+    workdir.mkdir(parents=True)
+    here = LocalConsortium(
+        workdir=workdir, name=CAMPAIGN, sites=TWO, text=workdir.parent / "text", sync_seconds=0.3
+    )
+    if not here.text.exists():
+        write_corpora(here.text, here.languages)
+    here.write_files({"private": LICENCES["gramps"], "public": LICENCES["gramps"]})
+    campaign = workdir / "campaign.yaml"
+    campaign.write_text(yaml.safe_dump(SMALL))
+    return here, campaign
+
+
+def demo(workdir: Path) -> Laid:
+    """The demo's four sites and eight languages, a seed round and two rounds, shortened."""
+    here = consortium_at(workdir)
+    return here, lay_out(here, SEED, shorten)
+
+
+def by_real_processes(laid: Laid) -> dict[str, str]:
+    here, campaign = laid
+    try:
+        start(here, campaign)
+        for _ in views(here):
+            assert not here.dead(), (here.workdir / "logs" / f"{here.dead()[0]}.log").read_text()[-4000:]
+    finally:
+        here.stop()
+    return versions_in(here)
+
+
+def by_our_simulation(laid: Laid) -> dict[str, str]:
     """With the real trainer; queues, network and time are simulated."""
-    outcome, _ = calm
-    lay_out(consortium_at(tmp_path / "simulated"), SEED, shorten)
-    found = simulate_folder(tmp_path / "simulated")
+    found = simulate_folder(laid[0].workdir)
     assert found.violations == ()
-    promoted = [version.digest for version in found.versions if version.status == "promoted"]
-    assert promoted[-1] == outcome.version
+    return {version.name: version.digest for version in found.versions}
 
 
-def test_flowers_own_simulation_makes_the_version_of_the_real_processes(
-    calm: tuple[Outcome, Path], tmp_path: Path
-) -> None:
+def by_flowers_simulation(laid: Laid) -> dict[str, str]:
     """Two clients at a time, in whatever order Ray likes; a process of its own, because Ray warns of much."""
-    outcome, _ = calm
-    workdir = tmp_path / "flower"
-    lay_out(consortium_at(workdir), SEED, shorten)
+    here, _ = laid
     done = subprocess.run(
         [sys.executable, "-m", "simulation.flower.app"],
-        env={**os.environ, "SPRACHBUND_CAMPAIGN": str(workdir)},
+        env={**os.environ, "SPRACHBUND_CAMPAIGN": str(here.workdir)},
         capture_output=True,
         text=True,
+        timeout=FLOWER_SECONDS,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    with Ledger(workdir / "coordinator" / "ledger.sqlite", read_only=True) as ledger:
-        campaign = replay(ledger).campaigns[CampaignId(CAMPAIGN)]
-    assert campaign.head == outcome.version
-    assert verify(workdir / "coordinator", rebuild=False).problems == ()
+    assert verify(here.home, rebuild=False).problems == ()
+    return versions_in(here)
+
+
+def versions_in(here: LocalConsortium) -> dict[str, str]:
+    """Every version of the campaign, the rejected ones too, by name; digests."""
+    with Ledger(here.home / "ledger.sqlite", read_only=True) as ledger:
+        campaign: Any = replay(ledger).campaigns[CampaignId(CAMPAIGN)]
+    assert campaign.status == "completed", campaign.reason
+    return {version.name: version.digest for version in campaign.versions.values()}
+
+
+@pytest.mark.parametrize(("layout", "at_least"), [(small, 2), pytest.param(demo, 4, marks=pytest.mark.soak)])
+def test_three_engines_make_the_same_versions(
+    layout: Callable[[Path], Laid], at_least: int, tmp_path: Path
+) -> None:
+    real = by_real_processes(layout(tmp_path / "real"))
+    assert len(real) >= at_least
+    assert by_our_simulation(layout(tmp_path / "ours")) == real
+    assert by_flowers_simulation(layout(tmp_path / "flowers")) == real

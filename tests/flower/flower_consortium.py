@@ -87,16 +87,22 @@ class FlowerConsortium:
     def run(self, run: str, **settings: object) -> str:
         """Run it to its end; the digest of its model."""
         code = self.start(run, **settings).wait(timeout=240)
-        assert code == 0, (self.here.workdir / "logs" / f"{run}.log").read_text()
+        assert code == 0, self.log(run)
         return self.digest(run)
+
+    def log(self, run: str) -> str:
+        return (self.here.workdir / "logs" / f"{run}.log").read_text()
 
     def model(self, run: str) -> Path:
         return self.here.workdir / f"{run}.npz"
 
     def digest(self, run: str) -> str:
+        return self.digest_in(self.model(run))
+
+    def digest_in(self, model: Path) -> str:
         import numpy as np
 
-        with np.load(self.model(run)) as arrays:
+        with np.load(model) as arrays:
             return digest_of(b"".join(arrays[name].tobytes() for name in sorted(arrays)))
 
     def state(self) -> State:

@@ -94,5 +94,6 @@ class PostHere:
             order.site, compat.Context(run, node, {}, compat.RecordDict(), dict(self._run.run_config))
         )
         reply = self._app(message, context)
+        context.state = compat.records_from_bytes(compat.records_to_bytes(context.state), "state")
         packed = carrying.pack(reply.content, self._scratch, self.keep)
         return Reply(job=job, letter=self.keep_bytes(encode(packed)))

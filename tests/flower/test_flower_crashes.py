@@ -1,19 +1,41 @@
-"""An unmodified Flower app on real processes: nothing that is killed changes its model or repeats its clients' work."""
+"""An unmodified Flower app on real processes: nothing that is killed changes its model or repeats its clients' work.
+
+One of the three sites launches through Slurm, of which only the commands are made up: its jobs are batch scripts.
+"""
 
 import contextlib
 import json
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from flower_consortium import FlowerConsortium
+from flower_consortium import APP_FOLDER, FlowerConsortium
+from grids import SITES, PostHere, a_run
 
+sys.path.insert(0, str(APP_FOLDER))
+sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
+
+from fake_slurm import FakeSlurm
+from quickstart.client_app import app as client_app
+
+from console.client import find_person
+from console.demo import SLURM
+from consortium.channels import open_channel
+from consortium.flower.runs import FlowerOrder
 from consortium.jobs import FlowerMessage
+from consortium.store import BlobStore
+from coordinator.cleaning import clean
 from coordinator.core.state import State
 from coordinator.core.transitions import JobState
+from coordinator.flower.apps import find_app, overridden
+from coordinator.flower.driving import drive
+from coordinator.flower.post import CoordinatorPost
+from coordinator.stores import places_of
 from coordinator.verification import verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(300)]
@@ -22,8 +44,21 @@ JOBS = 2 * 2 * 3  #: rounds, train and evaluate, sites
 
 
 @pytest.fixture(scope="module")
-def flowers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlowerConsortium]:
-    with FlowerConsortium(tmp_path_factory.mktemp("flowers") / "consortium") as consortium:
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeSlurm]:
+    slurm = FakeSlurm(tmp_path_factory.mktemp("slurm") / "root")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", slurm.environment["PATH"])
+        patch.setenv("HOME", str(slurm.root))  # of all processes; see the last test
+        yield slurm
+        slurm.close()
+
+
+@pytest.fixture(scope="module")
+def flowers(tmp_path_factory: pytest.TempPathFactory, slurm: FakeSlurm) -> Iterator[FlowerConsortium]:
+    through_slurm = {"west": {**SLURM, "poll_seconds": 1}}
+    with FlowerConsortium(
+        tmp_path_factory.mktemp("flowers") / "consortium", slurm=through_slurm
+    ) as consortium:
         yield consortium
 
 
@@ -65,26 +100,80 @@ def test_every_message_was_one_job_and_the_arrays_for_all_sites_one_blob(
     ]  # the mod's count in that state
 
 
+def test_slurm_jobs_processes_and_a_grid_without_any_make_the_same_model(
+    flowers: FlowerConsortium, calm: str, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    launched = [job for job in slurm.jobs if "/calm_m" in job["chdir"]]
+    assert len(launched) == JOBS / len(SITES) and {job["state"] for job in launched} == {"COMPLETED"}
+    app = find_app(str(APP_FOLDER), None)
+    said = [f"{key.replace('_', '-')}={value}" for key, value in SETTINGS.items()]
+    config = overridden(app.config, [*said, f"out={tmp_path / 'here.npz'}"])
+    drive(app, a_run("calm", run_config=config), PostHere(tmp_path / "post", client_app))
+    assert flowers.digest_in(tmp_path / "here.npz") == calm
+
+
 def test_the_same_run_again_asks_nobody(flowers: FlowerConsortium, calm: str) -> None:
     before = flowers.state().snapshot()
     assert flowers.run("calm", **SETTINGS) == calm
     assert flowers.state().snapshot() == before
 
 
-def test_killing_coordinator_and_server_app_changes_nothing(flowers: FlowerConsortium, calm: str) -> None:
-    process = flowers.start("struck", **SETTINGS)
-    until(flowers, lambda state: leased(state, "struck_m1-"))
-    _kill(flowers.here.processes["coordinator"].pid)
-    flowers.here.processes["coordinator"].wait()
-    flowers.here.start_coordinator()
-    until(flowers, lambda state: leased(state, "struck_m2-"))
-    _kill(process.pid)
-    process.wait()
-    assert not flowers.model("struck").exists()
-    assert flowers.run("struck", **SETTINGS) == calm
+def test_killing_coordinator_server_app_and_agent_changes_nothing(
+    flowers: FlowerConsortium, calm: str
+) -> None:
+    """Nor does it that garbage is collected all the while, with no grace."""
+    store = BlobStore(flowers.here.home / "store")
+    nobodys = store.put_bytes(b"of an upload that nobody ever named").digest
+    os.utime(store.path(nobodys), (0, 0))
+    with cleaned_all_the_while(flowers):
+        process = flowers.start("struck", **SETTINGS)
+        until(flowers, lambda state: leased(state, "struck_m1-"))
+        _kill(flowers.here.processes["coordinator"].pid)
+        flowers.here.processes["coordinator"].wait()
+        flowers.here.start_coordinator()
+        until(flowers, lambda state: leased(state, "struck_m2-"))
+        _kill(process.pid)
+        process.wait()
+        assert not flowers.model("struck").exists()
+        process = flowers.start("struck", **SETTINGS)
+        until(flowers, lambda state: leased(state, "struck_m3-"))
+        _kill(flowers.here.processes["agent-south"].pid)
+        flowers.here.processes["agent-south"].wait()
+        flowers.here.start_agent("south")
+        assert process.wait(timeout=120) == 0, flowers.log("struck")
+    assert flowers.digest("struck") == calm
+    assert not store.has(nobodys)
     jobs = flowers.jobs("struck")
     assert len(jobs) == JOBS
     assert {name: job.attempts for name, job in jobs.items()} == dict.fromkeys(jobs, 1), "repeated work"
+
+
+def test_arrays_that_are_gone_when_they_are_named_are_brought_once_more(
+    flowers: FlowerConsortium, tmp_path: Path
+) -> None:
+    person = find_person(flowers.here.admin)
+    post = CoordinatorPost(
+        lambda: open_channel(person.connection.coordinator, person.authority, person.credentials), tmp_path
+    )
+    try:
+        run = post.open_run(a_run("gone", sites=SITES[:1]))
+        letter = post.keep_bytes(b"a letter that no ClientApp will ever read")
+        store = BlobStore(flowers.here.home / "store")
+        assert store.remove(letter.digest)
+        order = FlowerOrder(
+            ordinal=1,
+            site=SITES[0],
+            message_type="query",
+            group="1",
+            letter=letter,
+            inputs=(letter.digest,),
+        )
+        post.push(run.run, [order])
+        assert store.has(letter.digest)
+        post.complete_run(run.run, "of no use")
+    finally:
+        post.close()
+    assert len(flowers.jobs("gone")) == 1
 
 
 @pytest.mark.soak
@@ -119,10 +208,33 @@ def test_what_the_site_does_not_name_is_refused(flowers: FlowerConsortium) -> No
     assert all("does not run the Flower app os:abort" in job.reason for job in jobs)
 
 
+@contextlib.contextmanager
+def cleaned_all_the_while(flowers: FlowerConsortium) -> Iterator[None]:
+    """``sprachbund gc --grace-hours 0`` in a loop, beside whatever happens."""
+    over, errors = threading.Event(), []
+    places = places_of(flowers.here.workdir / "coordinator.yaml")
+
+    def work() -> None:
+        while not over.wait(0.2):
+            try:
+                clean(places, time.time(), 0.0)
+            except Exception as error:
+                errors.append(error)
+
+    cleaner = threading.Thread(target=work)
+    cleaner.start()
+    try:
+        yield
+    finally:
+        over.set()
+        cleaner.join()
+    assert errors == []
+
+
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
-def test_nothing_was_written_to_the_users_home(flowers: FlowerConsortium, calm: str) -> None:
-    assert not (Path.home() / ".flwr").exists()
+def test_nothing_was_written_to_the_users_home(slurm: FakeSlurm, calm: str) -> None:
+    assert not (slurm.root / ".flwr").exists() and not (slurm.root / ".config").exists()
