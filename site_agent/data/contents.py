@@ -183,12 +183,7 @@ def finish(plan: Plan, beat: Callable[[], None] = lambda: None) -> None:
     beat  called for every range of documents
     Raises Unavailable if a segment is missing, or a file changed since the plan was made.
     """
-    try:
-        surveys, folder = _merged(plan, beat)
-    except FileNotFoundError as error:
-        raise Unavailable(
-            f"{error.filename}: is gone; another process has prepared the {plan.language} text meanwhile, start again"
-        ) from error
+    surveys, folder = _merged(plan, beat)
     try:
         for unit in plan.units:
             for state, _ in unit.files:

@@ -1,5 +1,6 @@
 """Preparing a site's text: the same bytes whatever the processes, the segments, and who was killed when."""
 
+import contextlib
 import os
 import random
 import signal
@@ -8,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import prepare_text
@@ -118,24 +118,28 @@ def _segments(cache: Path) -> int:
     return len(list(cache.glob("preparing/*/*.segment")))
 
 
-@pytest.mark.parametrize("where", ["_describe", "move_into_place"])
-def test_another_process_that_is_at_the_same_takes_nothing_away(
-    where: str, tmp_path: Path, tokenizer_json: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_done", [False, True], ids=["begins", "ends"])
+def test_another_process_that_does_the_same_takes_nothing_away(
+    is_done: bool, tmp_path: Path, tokenizer_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It merges while this one fills its folder, or has filled it and not yet moved it into its place."""
+    """It comes to the merge of segments when this one has merged them and not yet moved them into their place."""
     text = tmp_path / "et.jsonl"
     text.write_bytes(jsonl([{"id": str(n), "text": sentence(n)} for n in range(50)]))
     words = words_alone(tokenizer_json, None)
     plan = plan_of([source("et", text)], words, SPLIT, tmp_path / "cache")
-    before: Any = getattr(contents, where)
-    others = iter([contents.finish if where == "_describe" else contents._merged])
+    move, others = contents.move_into_place, iter([1])
 
-    def meanwhile(*arguments: Any) -> None:
-        for other in others:
-            other(plan, lambda: None)
-        before(*arguments)
+    def beat() -> None:
+        if not is_done:
+            raise InterruptedError
 
-    monkeypatch.setattr(contents, where, meanwhile)
+    def meanwhile(temporary: Path, place: Path) -> None:
+        for _ in others:
+            with contextlib.suppress(InterruptedError, Unavailable):
+                contents.finish(plan, beat)
+        move(temporary, place)
+
+    monkeypatch.setattr(contents, "move_into_place", meanwhile)
     (made,) = prepare_all([plan], encode_texts=lambda: encoder(tokenizer_json, words))
     assert made.contents.private.documents + made.contents.heldout.documents == 50
 
