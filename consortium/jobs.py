@@ -84,6 +84,18 @@ class LayerGroup(Fact):
     learning_rate_factor: float
 
 
+class Lora(Fact):
+    """Train low-rank changes of matrices instead of the model (Hu et al. 2021, arXiv:2106.09685).
+
+    match  names of matrices in blocks, with ``*`` and ``?`` for what may differ; a matrix is changed by
+           alpha / rank times a product of two matrices of that rank
+    """
+
+    rank: int
+    alpha: float = 32.0
+    match: tuple[str, ...] = ("*_proj.weight",)
+
+
 class Tokenizer(Fact, tag="tokenizer"):
     """Train a byte-level BPE on public text, the same number of bytes from every language."""
 
@@ -113,6 +125,7 @@ class Train(Fact, tag="train"):
     optimizer: Optimizer
     proximal: float = 0.0  #: FedProx's mu: the gradient has mu times (weights - base) added
     groups: tuple[LayerGroup, ...] = ()  #: of the groups that a tensor is in, the first counts
+    lora: Lora | None = None  #: train adapters; the delta is that of the dense weights all the same
     schedule_start: int = 0  #: where this job's first step stands in the decay schedule
     schedule_steps: int = 0  #: length of the decay schedule; 0: this job's ``steps``
     seed: int  #: of data order

@@ -12,7 +12,7 @@ from msgspec import Meta
 from consortium.canonical import Fact
 from consortium.codecs.names import DENSITY, EncodingName
 from consortium.ids import CampaignId, Digest, Language, SiteName
-from consortium.jobs import LayerGroup, Optimizer
+from consortium.jobs import LayerGroup, Lora, Optimizer
 from consortium.manifests import FileRef
 from consortium.merging.recipe import Recipe
 from policies.ranges import Count, Natural, NotNegative, Positive, Share, VocabularySize
@@ -50,6 +50,7 @@ class TrainPlan(Fact):
     optimizer: Optimizer
     proximal: NotNegative = 0.0  #: FedProx's mu, in rounds
     groups: tuple[LayerGroup, ...] = ()  #: frozen or slower parts, in all jobs but the seed round
+    lora: Lora | None = None  #: adapters instead of all weights, in all jobs but the seed round
     replay_share: Share = 0.5  #: public multilingual text; the largest single effect we measured, see docs
     epochs_max: Positive = 4.0
     #: as even as epochs_max allows, or by a power of how much text each language has

@@ -15,7 +15,7 @@ from consortium.ids import campaign_id, site_name
 from consortium.jobs import Optimizer
 from policies.campaign import COURIER_LEASE_HOURS, TEMPERATURE, Campaign, TrainPlan
 from policies.merge_rules import merge_notes, merge_problems
-from policies.ranges import Fraction, Natural, NotNegative, Positive, Share
+from policies.ranges import Count, Fraction, Natural, NotNegative, Positive, Share
 
 LEASE_SECONDS_MIN = 0.5  #: half of the coordinator's pause between two looks at leases
 _DESCRIPTION_CHARACTERS_MAX = 4000
@@ -195,6 +195,15 @@ def _train(plan: TrainPlan) -> Iterator[Problem]:
             sentence = f"{shown(group.match)} matches nothing that is left; the first group that fits counts: drop it"
             yield (*place, "match"), sentence
         seen.add(group.match)
+    if plan.lora is not None:
+        yield from _ranges(plan.lora, ("train", "lora"), {"rank": Count, "alpha": Positive})
+        if not plan.lora.match or not all(plan.lora.match):
+            yield ("train", "lora", "match"), "names no tensor; write *_proj.weight, or leave it out"
+        if plan.groups or plan.proximal:
+            sentence = (
+                "adapters are all that learns: groups and proximal are of a model's own weights; drop them"
+            )
+            yield ("train", "lora"), sentence
     if "*" in seen and not any(group.learning_rate_factor for group in plan.groups):
         yield ("train", "groups"), "nothing is left to learn; give a group a learning_rate_factor above 0"
 

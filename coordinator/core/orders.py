@@ -41,6 +41,7 @@ def train_order(
         sequence_tokens=plan.sequence_tokens,
         optimizer=plan.optimizer,
         groups=plan.groups if number else (),  # the seed round has weights that were drawn: all must learn
+        lora=plan.lora if number else None,
         schedule_start=max(0, number - 1) * plan.steps,
         schedule_steps=spec.rounds * plan.steps,
         seed=_seed(spec.seed, number, stream),

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from consortium.jobs import Train
-from consortium.tensors import F32Array
 from site_agent.trainer.groups import factors_of
 from site_agent.trainer.sharing import local
 
@@ -100,10 +99,6 @@ class AdamW:
         """The model's ``weights`` in float32, where they lie: themselves, or their masters."""
         names = self.names
         return {name: self._weights[names[id(weight)]] for name, weight in weights.items()}
-
-    def arrays(self, weights: Mapping[str, Tensor]) -> dict[str, F32Array]:
-        """The same in main memory; on CPU the very same memory."""
-        return {name: weight.detach().cpu().numpy() for name, weight in self.exact(weights).items()}
 
     @torch.no_grad()
     def round_weights(self) -> None:

@@ -71,6 +71,8 @@ def ways_of(engine: Engine, work: Train, given: Given) -> Ways:
         )
     if in_bf16 and given.ranks > 1 and not given.is_sharded:
         raise _cannot("weights: bf16", "ranks would add up their gradients in bf16; set `sharding: fsdp`")
+    if work.lora is not None:
+        _check_adapters(work, engine, given)
     if engine.float8 and not (given.is_gpu and given.is_native):
         raise _cannot("float8: true", "it is for the native model on a GPU; leave it out")
     said = (
@@ -112,6 +114,8 @@ def _compiles(engine: Engine, work: Train, given: Given) -> tuple[bool, str]:
             raise _cannot(
                 "compile: on", "only the native model's blocks are known to be one graph; leave it out"
             )
+        if work.lora is not None:
+            raise _cannot("compile: on", "weights with adapters are made anew in each pass; leave it out")
         if looped:
             raise _cannot("compile: on", "documents are looped over here, and every batch would compile anew")
         return True, "the site asks for it"
@@ -119,6 +123,8 @@ def _compiles(engine: Engine, work: Train, given: Given) -> tuple[bool, str]:
         return False, "the site asks for it"
     if not given.is_native:
         return False, "only the native model's blocks are known to be one graph"
+    if work.lora is not None:
+        return False, "weights with adapters are made anew in each pass"
     if not given.is_gpu:
         return False, "on a CPU it pays after hundreds of steps, if at all"
     if looped:
@@ -126,6 +132,21 @@ def _compiles(engine: Engine, work: Train, given: Given) -> tuple[bool, str]:
     if work.steps < _COMPILE_STEPS:
         return False, f"{work.steps} steps do not pay for it, {_COMPILE_STEPS} would"
     return True, f"{work.steps} steps pay for it"
+
+
+def _check_adapters(work: Train, engine: Engine, given: Given) -> None:
+    if work.groups or work.proximal:
+        raise JobFailed(
+            FailureReason.BAD_INPUT,
+            "lora: adapters are all that learns: groups and proximal are of a model's own weights; drop them",
+        )
+    if given.is_sharded:
+        raise JobFailed(
+            FailureReason.BAD_INPUT,
+            "lora: a model with adapters cannot be shared in shards; set `sharding: none`",
+        )
+    if engine.weights == "bf16":
+        raise _cannot("weights: bf16", "adapters are added to weights in float32; leave it out")
 
 
 def _cannot(asked: str, why: str) -> JobFailed:

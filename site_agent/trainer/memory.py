@@ -28,6 +28,7 @@ class Sizes(Fact):
     inner: int  #: of the feed-forward
     queries: int  #: of all heads together
     vocabulary: int
+    adapted: int = 0  #: of the parameters, those in matrices that have an adapter: there a second time
 
 
 class Setup(Fact):
@@ -124,6 +125,7 @@ def plan_memory(sizes: Sizes, setup: Setup) -> MemoryPlan:
         copies = 2 * -(-sizes.parameters // sizes.layers) * (_FLOAT if not setup.is_bf16 else 2 + _FLOAT)
     elif setup.ranks > 1:
         copies += learning * _FLOAT
+    copies += sizes.adapted * _FLOAT
     gradients, moments = learning * _FLOAT, 2 * learning * _FLOAT
     if setup.has_masters:  # in bf16; sums of parts in float32, or as much of them as is cast at once
         gradients = learning * 2 + (learning if in_parts else min(learning, CAST)) * _FLOAT

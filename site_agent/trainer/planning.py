@@ -1,11 +1,14 @@
 """Whether a job's model and batch fit into this machine: asked before anything is loaded."""
 
+import math
 import sys
 
 import torch
 
+from consortium.canonical import replace
 from consortium.jobs import Train
 from consortium.tensors import Checkpoint
+from site_agent.trainer.adapters import adapted
 from site_agent.trainer.engine import Ways
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder
 from site_agent.trainer.groups import factors_of
@@ -26,6 +29,10 @@ def planned(
     with Checkpoint(folder.base) as base:
         frozen = [name for name, factor in factors_of(base, work.groups).items() if not factor]
         sizes = sizes_of(read_config(folder.base), base.shapes, frozen)
+        if sizes is not None and work.lora is not None:
+            shapes = [base.shapes[name] for name in adapted(base.shapes, work.lora)]
+            learning = work.lora.rank * sum(map(sum, shapes))
+            sizes = replace(sizes, learning=learning, adapted=sum(map(math.prod, shapes)))
     if sizes is None:
         return None, None
     sequences, is_cpu = -(-work.batch_sequences // ranks.world), ranks.device.type != "cuda"

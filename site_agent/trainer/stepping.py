@@ -16,7 +16,9 @@ from consortium.canonical import replace
 from consortium.ids import Language
 from consortium.jobs import Train
 from site_agent.config import Engine
+from site_agent.trainer import saves
 from site_agent.trainer.adamw import AdamW, freeze
+from site_agent.trainer.adapters import Adapters
 from site_agent.trainer.attention import can_do_in_one_call
 from site_agent.trainer.engine import Given, Ways, ways_of
 from site_agent.trainer.feeding import Fed
@@ -33,12 +35,36 @@ from site_agent.trainer.watching import Watch
 class Stepper:
     """A model as its ranks share it, its optimizer, and the ways in which a step is computed."""
 
-    def __init__(self, shared: Shared, work: Train, ranks: Ranks, ways: Ways) -> None:
+    def __init__(
+        self, shared: Shared, work: Train, ranks: Ranks, ways: Ways, adapters: Adapters | None = None
+    ) -> None:
         self.shared, self.ways = shared, ways
-        self._work, self._ranks = work, ranks
-        self.optimizer = AdamW(shared.model.weights, work, shared.total_norm, in_bf16=ways.masters)
+        self._work, self._ranks, self._adapters = work, ranks, adapters
+        learning = adapters.learning if adapters else shared.model.weights
+        self.optimizer = AdamW(learning, work, shared.total_norm, in_bf16=ways.masters)
         self._autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=ways.autocasts)
         shared.model.network.train()
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The model's, float32, where they lie, by their names in the base: what is delivered."""
+        weights = self.shared.model.weights
+        return self._adapters.dense(weights) if self._adapters else self.optimizer.exact(weights)
+
+    @property
+    def saved(self) -> dict[str, Tensor]:
+        """What a training checkpoint holds: what is gone on from, and the weights for who delivers from it."""
+        if self._adapters is None:
+            return self.optimizer.state
+        return self.optimizer.state | {saves.WEIGHT + name: weight for name, weight in self.weights.items()}
+
+    @property
+    def saved_names(self) -> dict[str, str]:
+        """A weight's name in the base -> its name among the saved; tied ones share one."""
+        weights = self.shared.model.weights
+        if self._adapters is not None:
+            return {name: name for name in weights}
+        return {name: self.optimizer.names[id(weight)] for name, weight in weights.items()}
 
     def step(
         self, number: int, fed: Fed, watch: Watch | None = None, languages: Sequence[Language] | None = None
@@ -117,8 +143,11 @@ def make_stepper(
     model = load_model(folder, ranks.device, place, ways.backend)
     if work.packing == "documents" and not model.is_native:
         _check_documents(model, place)
-    freeze(model.weights, work)
-    return Stepper(share(_prepared(model, ways), ranks, sharding, ways.shards_in_bf16), work, ranks, ways)
+    adapters = Adapters(model, work, work.lora) if work.lora else None
+    if adapters is None:
+        freeze(model.weights, work)
+    shared = share(_prepared(model, ways), ranks, sharding, ways.shards_in_bf16)
+    return Stepper(shared, work, ranks, ways, adapters)
 
 
 @torch.no_grad()

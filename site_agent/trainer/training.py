@@ -18,14 +18,12 @@ from consortium.canonical import replace
 from consortium.ids import Digest, Language
 from consortium.jobs import Train
 from site_agent.trainer import saves
-from site_agent.trainer.adamw import AdamW
 from site_agent.trainer.batches import Batches, Stream
 from site_agent.trainer.delivery import deliver, deliver_saved
 from site_agent.trainer.feeding import Feed
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, Preparation, ProgressLog, Stopped
 from site_agent.trainer.kernels.encoding import gpu_encoder
 from site_agent.trainer.memory import MemoryPlan, Sizes
-from site_agent.trainer.model import Model
 from site_agent.trainer.planning import planned
 from site_agent.trainer.ranks import Ranks, computes_in_bf16
 from site_agent.trainer.saves import Account, Made
@@ -73,8 +71,8 @@ def train(
     stepper = make_stepper(folder.base, work, ranks, ways, sharding=sharding)
     shared = stepper.shared
     encoder = None
-    if ranks.is_first and not shared.is_sharded:
-        encoder = gpu_encoder(work.delta_dtype, stepper.optimizer.exact(shared.model.weights), ranks.device)
+    if ranks.is_first and not shared.is_sharded and work.lora is None:
+        encoder = gpu_encoder(work.delta_dtype, stepper.weights, ranks.device)
     training = _Training(
         folder, work, ranks, stepper, data, is_asked_to_stop, is_asked_to_finish, sizes, memory
     )
@@ -90,7 +88,7 @@ def train(
         if shared.is_sharded:
             deliver_saved(folder, work, count_tokens)
         else:
-            weights = stepper.optimizer.arrays(model.weights)
+            weights = {name: weight.detach().cpu().numpy() for name, weight in stepper.weights.items()}
             deliver(folder, work, weights, account, training.made(account), count_tokens, encoder)
         shutil.rmtree(folder.path / "checkpoint", ignore_errors=True)
     ranks.wait()
@@ -170,12 +168,10 @@ class _Training:
 
     def save(self, account: Account) -> None:
         """Write a training checkpoint. To be called by all ranks."""
-        saves.save(self._saves, self._origin, account, self.made(account), self._optimizer.state, self._ranks)
+        saves.save(self._saves, self._origin, account, self.made(account), self._stepper.saved, self._ranks)
 
     def made(self, account: Account) -> Made:
-        return _made(
-            self._work, self._data, self._stepper.shared.model, self._optimizer, account.step, self._ranks
-        )
+        return _made(self._data, self._stepper, account.step, self._ranks)
 
     def _step(self, step: int) -> Tensor:
         ranks = self._ranks
@@ -280,7 +276,7 @@ def batches_of(
     return TrainingData(batches=Batches(work, streams), digests=digests)
 
 
-def _made(work: Train, data: TrainingData, model: Model, optimizer: AdamW, step: int, ranks: Ranks) -> Made:
+def _made(data: TrainingData, stepper: Stepper, step: int, ranks: Ranks) -> Made:
     tokens, public = data.batches.tokens(step)
     where = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else platform.machine()
     return Made(
@@ -290,9 +286,9 @@ def _made(work: Train, data: TrainingData, model: Model, optimizer: AdamW, step:
         software={
             "python": platform.python_version(),
             "torch": str(torch.__version__),
-            "model": model.backend,
+            "model": stepper.shared.model.backend,
             "device": f"{where}, {ranks.world} rank(s)",
             "threads": str(torch.get_num_threads()),
         },
-        weights={name: optimizer.names[id(weight)] for name, weight in model.weights.items()},
+        weights=stepper.saved_names,
     )

@@ -3,7 +3,8 @@
 from consortium_in_facts import OPTIMIZER, given
 
 from consortium.canonical import replace
-from consortium.jobs import LayerGroup, Train
+from consortium.ids import Digest
+from consortium.jobs import LayerGroup, Lora, Train
 from coordinator.core.orders import train_order
 from policies.campaign import TrainPlan
 from policies.consistency import notes_on, problems_in
@@ -52,3 +53,21 @@ def test_groups_that_cannot_be_meant_are_refused_and_a_temperature_of_nothing_is
     unimax = replace(campaign.spec, train=replace(PLAN, sampling="unimax"))
     assert ("train", "temperature") in [place for place, _ in notes_on(unimax)]
     assert ("train", "temperature") not in [place for place, _ in notes_on(campaign.spec)]
+
+
+def test_adapters_are_for_all_but_the_seed_round_and_exclude_what_is_of_all_weights() -> None:
+    plan = replace(PLAN, lora=Lora(rank=4), groups=(), proximal=0.0)
+    (campaign,) = given(train=plan).state.campaigns.values()
+    base = Digest("0" * 64)
+    orders = [train_order(campaign, base, number, "any", (), 5, replay_share=1.0) for number in (0, 1)]
+    assert [order.lora for order in orders] == [None, Lora(rank=4)]
+
+    def places(**changes: object) -> list[str]:
+        found = problems_in(replace(campaign.spec, train=replace(plan, **changes)))
+        return [".".join(map(str, place)) for place, _ in found]
+
+    assert places() == []
+    assert places(lora=Lora(rank=0)) == ["train.lora.rank"]
+    assert places(lora=Lora(rank=4, alpha=0.0)) == ["train.lora.alpha"]
+    assert places(lora=Lora(rank=4, match=())) == ["train.lora.match"]
+    assert places(proximal=0.1) == places(groups=PLAN.groups) == ["train.lora"]
