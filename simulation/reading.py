@@ -1,5 +1,6 @@
 """How the YAML file of a plan becomes a Plan: its campaign read, its sites drawn or named, everything checked."""
 
+import datetime
 from pathlib import Path
 
 from consortium.canonical import Fact, decode, replace
@@ -12,9 +13,12 @@ from policies.languages import Languages, load_languages
 from policies.reading import CampaignFile, load_campaign
 from policies.windows import time_zone
 from simulation.family import family_of
-from simulation.plan import Held, Plan, PlanInFile, SitePlan
+from simulation.plan import START, Held, Plan, PlanInFile, SitePlan
 
 SITES_MAX = 1000
+#: Numbers beyond which a plan is a slip of the pen, and floats of a simulated century no longer differ.
+_NUMBER_MIN, _NUMBER_MAX = 1e-6, 1e15
+_MOST = {"queue_sigma": 10, "sigma": 10, "slots": 10_000, "hours_max": 1e6}
 
 
 class PlanFile(Fact):
@@ -49,6 +53,8 @@ def load_plan(
     for index, name in enumerate(names):
         if name in names[:index]:
             problems.add(("sites", index, "name"), f"{name!r} is another site's name; give each its own")
+    _numbers(written, (), problems)
+    problems.attempt(("start",), _moment, written.start)
     problems.raise_if_any()
     assert found is not None
     campaign = _without_files(found)
@@ -69,6 +75,34 @@ def load_plan(
     }
     plan = Plan(campaign=campaign, sites=everybody, **settings)
     return PlanFile(plan=plan, notes=(*found.notes, *_notes(plan, found, document)))
+
+
+def _numbers(fact: Fact, place: Place, problems: Problems) -> None:
+    """Every number of a plan is one that can be reckoned with."""
+    for field in fact.__struct_fields__:
+        value = getattr(fact, field)
+        if isinstance(value, int | float):
+            most = _MOST.get(field, _NUMBER_MAX)
+            if value and not _NUMBER_MIN <= abs(value) <= most:
+                sentence = f"{value:g} is beyond what is simulated; write {_NUMBER_MIN:g} to {most:g}, or 0"
+                problems.add((*place, field), sentence)
+        elif isinstance(value, Fact):
+            _numbers(value, (*place, field), problems)
+        elif isinstance(value, tuple):
+            for index, one in enumerate(value):
+                if isinstance(one, Fact):
+                    _numbers(one, (*place, field, index), problems)
+
+
+def _moment(text: str) -> datetime.datetime:
+    """Raises BadInput for a moment that no calendar has, or from which one cannot count on."""
+    try:
+        found = datetime.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise BadInput(f"{text!r} is no moment ({error}); write one such as {START}") from error
+    if not 1970 < found.year < 2200:
+        raise BadInput(f"the year {found.year}; write one from 1971 to 2199")
+    return found
 
 
 def _checked(

@@ -153,3 +153,25 @@ def test_each_weather_is_at_least_as_wild_as_the_one_before() -> None:
         for w in PRESETS.values()
     ]
     assert all(a <= b for quiet, wild in itertools.pairwise(rates) for a, b in zip(quiet, wild, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("start: 0000-00-00T00:00:00Z\nsites: [{name: a}]", "is no moment"),
+        ("start: 9999-12-31T23:59:59Z\nsites: [{name: a}]", "the year 9999"),
+        ("hours_max: 1e308\nsites: [{name: a}]", "hours_max: 1e.308 is beyond what is simulated"),
+        ("sites: [{name: a, queue_sigma: 5000}]", r"sites\[0\].queue_sigma: 5000 is beyond"),
+        ("sites: [{name: a, preempt_per_day: 1e308}]", "preempt_per_day: 1e.308 is beyond"),
+        ("sites: [{name: a, walltime_minutes: 1e-300}]", "walltime_minutes: 1e-300 is beyond"),
+        ("sites: [{name: a, slots: 1000000000000}]", "slots: 1e.12 is beyond"),
+        ("sites: [{name: a, clock_skew_seconds: -1e300}]", "clock_skew_seconds: -1e.300 is beyond"),
+        (
+            "sites: [{name: a, outages: [{from_hours: 1e308, hours: 1}]}]",
+            r"outages\[0\].from_hours: 1e.308 is",
+        ),
+    ],
+)
+def test_numbers_that_nobody_can_reckon_with_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        load_plan(written(tmp_path, text))
