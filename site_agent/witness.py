@@ -21,7 +21,7 @@ class Witness:
     def __init__(self, path: Path, ledger_key: bytes) -> None:
         self._path = path
         self._ledger_key = ledger_key
-        self._torn_at: int | None = None  # where half of a line begins that a crash has left
+        self._torn_at: int | None = None  # where half of a line begins that a crash or a full disk has left
         self._last = self._read_last()
 
     def see(self, checkpoint: Checkpoint) -> None:
@@ -41,11 +41,13 @@ class Witness:
         with disk_errors(self._path):
             make_folder(self._path.parent)
             fresh = not self._path.exists()
-            with open(self._path, "ab") as file:
-                if self._torn_at is not None:
-                    file.truncate(self._torn_at)
-                file.write(encode(checkpoint) + b"\n")
-                file.flush()
+            with open(self._path, "ab", buffering=0) as file:
+                if self._torn_at is None:
+                    self._torn_at = file.seek(0, os.SEEK_END)  # so it is, until all of the line is on disk
+                file.truncate(self._torn_at)
+                line = encode(checkpoint) + b"\n"
+                while line:
+                    line = line[file.write(line) :]
                 os.fsync(file.fileno())
             if fresh:
                 sync_folder(self._path.parent)
