@@ -67,9 +67,9 @@ class Jobs(dict[JobId, "Job"]):
         )
 
     def __getitem__(self, name: JobId) -> "Job":
-        found = self.glance(name)
-        if isinstance(super().__getitem__(name), Pack):
-            self[name] = found
+        found = cast("Job | Pack", super().__getitem__(name))
+        if isinstance(found, Pack):
+            found = self[name] = self.glance(name)
         return found
 
     def get(self, name: JobId, default: Any = None) -> Any:
