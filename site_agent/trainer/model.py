@@ -64,9 +64,6 @@ class Model:
         for name, values in tensors:
             self.weights[name].copy_(torch.from_numpy(values))
 
-    def arrays(self) -> "Arrays":
-        return Arrays(self.weights)
-
 
 class Arrays(Mapping[str, F32Array]):
     """Weights in main memory: on CPU the very same memory, from a GPU a copy, made when it is asked for."""

@@ -24,6 +24,7 @@ from site_agent.trainer.feeding import Feed
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, Preparation, ProgressLog, Stopped
 from site_agent.trainer.kernels.encoding import gpu_encoder
 from site_agent.trainer.memory import MemoryPlan, Sizes
+from site_agent.trainer.model import Arrays
 from site_agent.trainer.planning import planned
 from site_agent.trainer.ranks import Ranks, computes_in_bf16
 from site_agent.trainer.saves import Account, Made
@@ -71,7 +72,7 @@ def train(
     stepper = make_stepper(folder.base, work, ranks, ways, sharding=sharding)
     shared = stepper.shared
     encoder = None
-    if ranks.is_first and not shared.is_sharded and work.lora is None:
+    if ranks.is_first and not shared.is_sharded and work.lora is None:  # tried before hours of training, not after
         encoder = gpu_encoder(work.delta_dtype, stepper.weights, ranks.device)
     training = _Training(
         folder, work, ranks, stepper, data, is_asked_to_stop, is_asked_to_finish, sizes, memory
@@ -88,8 +89,7 @@ def train(
         if shared.is_sharded:
             deliver_saved(folder, work, count_tokens)
         else:
-            weights = {name: weight.detach().cpu().numpy() for name, weight in stepper.weights.items()}
-            deliver(folder, work, weights, account, training.made(account), count_tokens, encoder)
+            deliver(folder, work, Arrays(stepper.weights), account, training.made(account), count_tokens, encoder)
         shutil.rmtree(folder.path / "checkpoint", ignore_errors=True)
     ranks.wait()
 

@@ -28,14 +28,14 @@ POINTERS = {
 }
 
 
-def compiled(encoding: BlockCoded, target: str, fusion: bool) -> dict[str, str | bytes]:
+def compiled(encoding: BlockCoded, target: str, fuses: bool) -> dict[str, str | bytes]:
     constants = blocks.constants(encoding)
     signature = {**POINTERS, "num_rows": "i32"} | {name: "constexpr" for name in constants}
     attributes = {
         (index,): [["tt.divisibility", 16]] for index in range(len(POINTERS))
     }  # torch aligns to more
     source = ASTSource(blocks.encode_rows, signature, constants, attributes)
-    options = {"num_warps": blocks.NUM_WARPS, "enable_fp_fusion": fusion}
+    options = blocks.OPTIONS | ({"enable_fp_fusion": True} if fuses else {})
     return dict(triton.compile(source, target=TARGETS[target], options=options).asm)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from consortium.codecs.formats import BLOCK
 from consortium.deltas import write_coded_delta
 from consortium.tensors import Checkpoint, TensorFile
 from site_agent.trainer.kernels.encoding import GpuEncoder, difference
@@ -38,6 +39,10 @@ def code(cases: Path, answers: Path) -> None:
             for poisoned in (encoder._scales, encoder._after, encoder._before, encoder._residual):
                 poisoned.fill_(-7.0)
             coded = encoder.encode("w", 0, size, None)
+            blocks = -(-size // BLOCK)
+            assert (encoder._scales[blocks:] == -7).all(), f"{key}: scales beyond the last block"
+            assert (encoder._residual[blocks * BLOCK :] == -7).all(), f"{key}: residual beyond the last block"
+            assert (encoder._codes[blocks * BLOCK :] == 0xAA).all(), f"{key}: codes beyond the last block"
             if coded is not None:
                 found |= {f"{key}.codes": coded.codes.copy(), f"{key}.scales": coded.scales_B}
                 found |= {f"{key}.residual": coded.residual_N}

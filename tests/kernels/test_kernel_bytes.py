@@ -20,7 +20,7 @@ from site_agent.trainer.kernels.encoding import sample
 
 HERE = Path(__file__).parent
 SIZES = (1, 127, 128, 129, 255, 256, 257, 1023, 5000, 20011)
-KINDS = ("noise", "zeros", "subnormal", "ties", "large", "lonely", "unaligned")
+KINDS = ("noise", "zeros", "subnormal", "faint", "ties", "large", "lonely", "unaligned")
 ENCODINGS = ("int8", "int4")
 REFUSED = ("nan", "infinite", "overflow")
 
@@ -41,6 +41,8 @@ def triple(kind: str, size: int, encoding: str) -> Triple:
         return np.copysign(np.float32(0), after), np.copysign(np.float32(0), before), residual * 0
     if kind == "subnormal":
         return after * np.float32(1e-41), before * np.float32(1e-42), residual * np.float32(1e-42)
+    if kind == "faint":  # a scale of one or two units: some codes would exceed the peak
+        return after * np.float32(peak * 1e-45), before * 0, residual * 0
     if kind == "ties":
         after = (dice.integers(-2 * peak, 2 * peak, size, endpoint=True) / 2).astype(np.float32)
         after[::BLOCK] = peak

@@ -14,7 +14,7 @@ from consortium.tensor_writer import CheckpointWriter
 from site_agent.trainer import model as loading
 from site_agent.trainer import rope
 from site_agent.trainer.adamw import AdamW
-from site_agent.trainer.model import Model, load_model
+from site_agent.trainer.model import Arrays, Model, load_model
 from site_agent.trainer.shape import Shape, shape_of
 
 CPU = torch.device("cpu")
@@ -141,7 +141,7 @@ def test_each_opens_what_the_other_wrote(
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours/config.json").write_bytes((tmp_path / "theirs/config.json").read_bytes())
     with CheckpointWriter(tmp_path / "ours", shapes, "F32", 1 << 20) as writer:
-        for name, values in native.arrays().items():
+        for name, values in Arrays(native.weights).items():
             writer.write(name, 0, values.reshape(-1))
     theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]

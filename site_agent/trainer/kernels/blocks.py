@@ -20,7 +20,7 @@ from consortium.codecs.formats import BLOCK, PEAK, scale_max
 from site_agent.trainer.kernels.reference import BlockCoded
 
 ROWS = 8  #: blocks of one program
-NUM_WARPS = 4
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  #: of every launch
 
 _BLOCK = tl.constexpr(BLOCK)
 _MAGNITUDE = tl.constexpr(0x7FFFFFFF)
@@ -97,6 +97,5 @@ def encode(
     assert not rest and num_rows == scales_B.numel(), f"{after_N.numel()} elements are no whole blocks"
     if num_rows:
         encode_rows[(-(-num_rows // ROWS),)](
-            after_N, before_N, residual_N, codes, scales_B, num_rows, **constants(encoding),
-            num_warps=NUM_WARPS, enable_fp_fusion=False,
+            after_N, before_N, residual_N, codes, scales_B, num_rows, **constants(encoding), **OPTIONS
         )  # fmt: skip

@@ -166,8 +166,9 @@ def difference(encoding: BlockCoded, device: torch.device) -> str | None:
 def sample(encoding: BlockCoded) -> tuple[F32Array, F32Array, F32Array]:
     """After, before and residual in whose coding a careless GPU would differ, (40011,) each.
 
-    Blocks of ordinary changes, of zeros of both signs, of subnormals (which some GPUs make zero), of ties (which
-    round to even), of the largest floats (whose scale is capped), and of one element far above the others.
+    Blocks of ordinary changes, of zeros of both signs, of subnormals (which some GPUs make zero, and whose scale is
+    rounded so far that codes have to be clamped), of ties (which round to even), of the largest floats (whose scale
+    may be capped), and of one element far above the others.
     """
     peak = PEAK[encoding]
     dice = np.random.Generator(np.random.Philox(8))
@@ -180,7 +181,7 @@ def sample(encoding: BlockCoded) -> tuple[F32Array, F32Array, F32Array]:
     ties_N = (dice.integers(-2 * peak, 2 * peak, _SAMPLE, endpoint=True) / 2).astype(np.float32)
     odd: dict[int, F32Array] = {
         2: np.copysign(np.float32(0), noise_N),
-        3: noise_N * np.float32(1e-41),
+        3: noise_N * np.float32(2e-43),
         4: ties_N,
         5: np.clip(noise_N, -1, 1) * np.finfo(np.float32).max,
         6: np.where(np.arange(_SAMPLE) % BLOCK == 77, np.float32(1e6), noise_N * np.float32(1e-6)),
