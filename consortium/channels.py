@@ -42,10 +42,13 @@ SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.so_reuseport", 0),  # a second coordinator on the port is an error, not a coin toss
 )
 
-#: On the port that asks nobody for a certificate no message is larger than a token and a signing request.
-ENROLMENT_OPTIONS: Sequence[tuple[str, int]] = tuple(
-    (name, _STRANGERS_BYTES_MAX if name == "grpc.max_receive_message_length" else value)
-    for name, value in SERVER_OPTIONS
+#: On the port that asks nobody for a certificate no message is larger than a token and a signing request, and nobody
+#: stays: who says nothing would keep a place that others wait for.
+ENROLMENT_OPTIONS: Sequence[tuple[str, int]] = (
+    *(option for option in SERVER_OPTIONS if option[0] != "grpc.max_receive_message_length"),
+    ("grpc.max_receive_message_length", _STRANGERS_BYTES_MAX),
+    ("grpc.max_connection_age_ms", 20_000),
+    ("grpc.max_connection_age_grace_ms", 10_000),
 )
 
 
