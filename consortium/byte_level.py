@@ -8,8 +8,8 @@ fixed but the vocabulary and the merges of a byte-level BPE (GPT-2's: Radford et
 from collections.abc import Mapping
 from typing import Any
 
-from consortium.models import END_OF_TEXT, PADDING
-
+END_OF_TEXT = "<|endoftext|>"  #: begins and ends a document
+PADDING = "<|pad|>"
 SPECIALS = (END_OF_TEXT, PADDING)  #: the first two of the vocabulary
 _TOKEN_CHARACTERS_MAX = 1000
 _SHOWN = 80

@@ -11,12 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from consortium.byte_level import END_OF_TEXT, PADDING
 from consortium.errors import BadInput, SprachbundError
 from consortium.files import sync_file, write_bytes_atomically
 from consortium.folders import fresh_folder
-
-END_OF_TEXT = "<|endoftext|>"  #: begins and ends a document, in tokenizers that a campaign trains
-PADDING = "<|pad|>"
 
 # What given tokenizers call them, the likeliest first.
 _NAMES = {

@@ -122,6 +122,80 @@ def test_no_model_brings_its_own_code() -> None:
     assert found == {"consortium/models.py", "site_agent/trainer/model.py"}
 
 
+@functools.cache
+def modules() -> dict[str, tuple[Path, set[str]]]:
+    """Every module of ours, and all that it imports, within functions too."""
+    found = {}
+    for path, tree in trees():
+        name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        found[name] = path, set(imported(tree))
+    return found
+
+
+def reached_from(start: str) -> tuple[set[str], set[str]]:
+    """What a program may ever import: our modules, and the names of others' packages."""
+    known, seen, others, ahead = modules(), set[str](), set[str](), [start]
+    while ahead:
+        name = ahead.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for one in known[name][1]:
+            ours = one
+            while ours and ours not in known:
+                ours = ours.rpartition(".")[0]
+            if ours:
+                ahead += [".".join(ours.split(".")[:depth]) for depth in range(1, ours.count(".") + 2)]
+            else:
+                others.add(one.partition(".")[0])
+        ahead = [one for one in ahead if one in known]
+    return seen, others
+
+
+#: What loads models or runs others' programs, and the programs that may: the coordinator's and the agent's may not.
+LOADERS = {
+    "torch",
+    "transformers",
+    "tokenizers",
+    "flwr",
+    "safetensors",
+    "triton",
+    "ray",
+    "mergekit",
+    "joblib",
+    "pickle",
+}
+REACH = {
+    "coordinator.daemon": set[str](),
+    "coordinator.merging_process": set[str](),
+    "site_agent.running": set[str](),
+    "consortium.models": {"torch", "transformers", "tokenizers"},
+    "site_agent.trainer.__main__": {"torch", "transformers", "tokenizers", "flwr", "triton"},
+}
+
+
+@pytest.mark.parametrize("program", sorted(REACH))
+def test_what_a_program_can_reach_is_known(program: str) -> None:
+    ours, others = reached_from(program)
+    assert others & LOADERS <= REACH[program]
+    assert others.isdisjoint(
+        one.partition(".")[0] for one in FORBIDDEN_MODULES - {"xml.etree", "xml.dom", "xml.sax", "torch.hub"}
+    )
+    assert len(ours) > 4
+
+
+def test_the_graph_of_imports_is_seen_whole() -> None:
+    """All that a command line can lead to; what is left is started by itself, or by torch."""
+    ours = set().union(*(reached_from(program)[0] for program in (*REACH, "console.main")))
+    alone = {name for name in modules() if name not in ours and not name.endswith(("__main__", ".worker"))}
+    assert {name.partition(".")[0] for name in alone} <= {"simulation", "policies"}
+    assert reached_from("coordinator.daemon")[0] >= {
+        "coordinator.driver",
+        "consortium.store",
+        "policies.campaign",
+    }
+
+
 class Payload:
     def __init__(self, proof: Path) -> None:
         self.proof = proof

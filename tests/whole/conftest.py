@@ -9,7 +9,8 @@ from real_coordinator import SITES, Consortium, campaign
 from scripted_sites import ScriptedSite, at_work, enrolled_at
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from consortium.models import END_OF_TEXT, initialise
+from consortium.byte_level import END_OF_TEXT
+from consortium.models import initialise
 
 CONFIG = {
     "model_type": "llama",
