@@ -199,7 +199,7 @@ class Unary(Call):
 
     async def _serve_for_nobody(self, handler: Any) -> None:
         try:
-            await handler.unary_unary(parsed(handler, self._request), Context(self))
+            await handler.unary_unary(self.decoded(handler, self._request), Context(self))
         except Exception:  # nobody hears it
             return
 

@@ -4,19 +4,28 @@
 ``violations``. Numbers are those of the invariants in docs/architecture.md.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from google.protobuf.message import DecodeError
 from sprachbund.v1 import site_pb2
 
+from consortium.blobs import Blobs
+from consortium.errors import SprachbundError
 from consortium.ids import AttemptId, Digest, SiteName, job_of
+from consortium.jobs import Outcome
 from coordinator.core import events as ev
 from coordinator.core.state import State
 from coordinator.core.transitions import JobState
 from coordinator.driver import Driver, decode_event
 from coordinator.ledger import Recorded
 from coordinator.verification import verify
+from simulation.admitted import Admitted
+from simulation.promptness import Promptness
 from simulation.rules import Rules
+from simulation.said import Said
 
 _VIOLATIONS_MAX = 20  # one is enough to look into; the rest mostly follows from it
 _SYNC = "/sprachbund.v1.SiteService/Sync"
@@ -25,17 +34,26 @@ _SYNC = "/sprachbund.v1.SiteService/Sync"
 class Referee:
     """violations: what did not hold, each with the step of the scheduler at which it was seen."""
 
-    def __init__(self, step: Callable[[], int]) -> None:
+    def __init__(self, step: Callable[[], int], clock: Callable[[], float]) -> None:
+        """clock: the coordinator's, seconds since the epoch."""
         self.violations: list[str] = []
         self.events: list[Callable[[ev.AnyEvent, float], None]] = []
-        self._step = step
+        self._step, self._clock = step, clock
         self._rules = Rules()
+        self._said = Said()
+        self._admitted = Admitted()
+        self._promptness = Promptness(self._rules.shadow)
+        self._started = 0.0  #: the coordinator that runs
         self._hashes: list[str] = []
 
     @property
     def state(self) -> State:
         """What the events tell, folded here."""
         return self._rules.state
+
+    def look_into(self, store: Blobs) -> None:
+        """The coordinator's, to look at what it admits."""
+        self._admitted.store = store
 
     @property
     def sequence(self) -> int:
@@ -52,39 +70,48 @@ class Referee:
 
     # ---- 1, 3, 6: by event
 
-    def wrote(
-        self, recorded: Sequence[Recorded], heard: Mapping[AttemptId, float], started_at: float
-    ) -> None:
-        """These entries are durable now; ``heard`` and ``started_at`` as for ``Rules.watch``."""
+    def wrote(self, recorded: Sequence[Recorded]) -> None:
+        """These entries are durable now: all that one command brought, or what was there at the start."""
         for entry in recorded:
             if entry.seq != len(self._hashes) + 1:
                 self.blame(f"invariant 2: entry {entry.seq} was written after {len(self._hashes)}")
             self._hashes.append(entry.hash)
             event = decode_event(entry)
             try:
-                self._rules.watch(event, entry.at, heard, started_at)
-            except (AssertionError, KeyError, ValueError) as broken:
-                self.blame(f"invariants 1, 3, 6: entry {entry.seq}, {type(event).__name__}: {broken!r}")
+                self._said.backs(event, self.state)
+                self._admitted.watch(event, self.state)
+                self._rules.watch(event, entry.at, self._said.last, self._started)
+            except (AssertionError, KeyError, ValueError, SprachbundError) as broken:
+                self.blame(f"invariants 1, 3, 6, 7: entry {entry.seq}, {type(event).__name__}: {broken!r}")
             for hear in self.events:
                 hear(event, entry.at)
         if recorded:
-            self._lapsed(recorded[-1].at, heard, started_at)
+            self._prompt(recorded[-1].at)
 
-    def _lapsed(self, now: float, heard: Mapping[AttemptId, float], started_at: float) -> None:
-        """A lease of which nothing was heard for twice its length is over: the coordinator looks often enough."""
+    def _prompt(self, now: float) -> None:
+        """What is decided when it has to be; the coordinator looks often enough."""
         for job in self.state.open_jobs():
-            if job.state is JobState.LEASED and job.attempt is not None:
-                length = self.state.campaigns[job.campaign].spec.lease_seconds
-                last = max(heard.get(job.attempt, 0.0), job.leased_at, started_at)
-                if now > last + 2.0 * length:
+            if job.state is JobState.LEASED and job.attempt is not None and job.site is not None:
+                programme, site = self.state.programme(job.campaign), self.state.sites[job.site]
+                last = max(self._said.last.get(job.attempt, 0.0), job.leased_at, self._started)
+                if now > last + 2.0 * programme.lease_seconds(site):
                     self.blame(
                         f"invariant 3: {job.attempt} was not heard of for {now - last:.0f} s, and is leased"
                     )
+                if site.status == "suspended":
+                    self.blame(f"invariant 3: {site.name} is suspended, and {job.attempt} is leased to it")
+        try:
+            self._rules.orders.settled(self.state)
+        except AssertionError as broken:
+            self.blame(f"invariant 1: {broken!r}")
+        for complaint in self._promptness.complaints(self.state, now, self._started, self._said.asked):
+            self.blame(f"liveness: {complaint}")
 
     # ---- 2: what was acknowledged survives
 
     def restarted(self, driver: Driver) -> None:
         """A coordinator has read its ledger again."""
+        self._started = self._clock()
         known = (len(self._hashes), self._hashes[-1] if self._hashes else "")
         head = driver.checkpoint()
         if (head.sequence, head.head) != known:
@@ -97,6 +124,13 @@ class Referee:
         if driver.state.snapshot() != self.state.snapshot():
             self.blame("invariant 2: the living state is not what the events tell")
 
+    def served(self, place: str, method: str, request: Any) -> None:
+        """A site's words have reached the coordinator."""
+        if method == _SYNC:
+            with contextlib.suppress(DecodeError):  # who hears it says so
+                words = site_pb2.SyncRequest.FromString(request) if isinstance(request, bytes) else request
+                self._said.hear(place, words, self.state, self._clock())
+
     def answered(self, place: str, method: str, request: bytes, response: bytes) -> None:
         """An answer leaves the coordinator: all that it acknowledges is written down."""
         if method != _SYNC:
@@ -106,13 +140,28 @@ class Referee:
         if sequence > len(self._hashes) or self._hashes[sequence - 1] != said.checkpoint.head:
             self.blame(f"invariant 2: {place} was shown ledger head {sequence}, which is not written down")
         live = {job.attempt for job in self.state.live(SiteName(place))}
+        site = self.state.sites[SiteName(place)]
+        if site.status == "suspended":
+            self.blame(f"invariant 7: {place} is suspended and gets an answer")
+        goes_on = {line.attempt for line in told.attempts if line.phase != site_pb2.ATTEMPT_PHASE_ENDED}
+        for name in sorted(site.held.keys() - live - goes_on):
+            self.blame(f"invariant 6: {name} is held back, though {place} says that it does not go on")
+        for name in sorted(live - {wanted.attempt for wanted in said.wanted}):
+            self.blame(f"invariant 3: {name} is leased to {place}, which is not told")
+        lease = (SiteName(place), JobState.LEASED)
+        for line in told.attempts:  # who comes back before anybody else was asked goes on
+            job = self.state.jobs.get(job_of(AttemptId(line.attempt)))
+            if job is not None and (job.attempt, job.site) == (line.attempt, place):
+                waits = job.state is JobState.PLANNED and job.outcome is Outcome.EXPIRED
+                if waits and line.attempt in said.settled:
+                    self.blame(f"invariant 3: {place} came back with {line.attempt}, which was not resumed")
         for name in said.settled:
             if name in live:
                 self.blame(f"invariant 2: {name} was settled with {place}, but is still leased to it")
         for line in told.attempts:
             if line.attempt in said.settled and line.outcome == site_pb2.ATTEMPT_OUTCOME_SUCCEEDED:
                 job = self.state.jobs.get(job_of(AttemptId(line.attempt)))
-                if job is not None and job.attempt == line.attempt and job.state is JobState.LEASED:
+                if job is not None and (job.attempt, job.site, job.state) == (line.attempt, *lease):
                     self.blame(f"invariant 2: the result of {line.attempt} was settled and is not known")
         for wanted in said.wanted:
             if wanted.attempt not in live:
@@ -131,6 +180,7 @@ class Referee:
 
     def took(self, place: str, digest: str) -> None:
         """The bytes of a blob are taken from a site."""
+        self._admitted.took(place, digest)
         if not self.state.live(SiteName(place)):
             self.blame(f"invariant 7: {place} writes blob {digest[:12]} and holds no job")
 

@@ -15,6 +15,7 @@ from consortium.files import make_folder, write_bytes_atomically
 from consortium.jobs import Evaluate, Merge, Tokenizer, Train, Work
 from simulation.draws import gap_seconds, lognormal
 from simulation.learning import Trainer, size_of_order
+from simulation.liars import falsify
 from simulation.loop import VirtualLoop
 from simulation.machine import Host
 from simulation.outcome import Happening
@@ -115,6 +116,12 @@ class Cluster:
         if job.state is _State.PENDING:
             return Sighting(seen=Seen.PENDING, detail="Priority")
         return Sighting(seen=Seen.GONE, detail=job.detail, cause=job.cause)
+
+    def refuses(self, directory: Path) -> bool:
+        """Whether the batch system will not take this attempt, ever."""
+        dice = stream(self.seed, "refusal", self.plan.name, directory.name)
+        unwelcome = bool(self.weather.refusals) and dice.random() < self.weather.refusals
+        return unwelcome and self.falls("refusal", directory.name, 1)
 
     def cancel(self, directory: Path) -> None:
         job = self._jobs.get(directory)
@@ -237,6 +244,10 @@ class Cluster:
             if not job.order.has_result:
                 seconds = self._usage(job).seconds
                 self.pupil.finish(job.order, steps, seconds, spoilt)
+                if dice.random() < self.weather.falsehoods and self.falls(
+                    "false", job.directory.name, job.life
+                ):
+                    self._moment(job, "false result", falsify(job.order, dice))
         except SprachbundError as error:
             self._fail(job, FailureReason.BAD_INPUT, str(error))
             return

@@ -22,7 +22,8 @@ from consortium.ids import Language
 from consortium.merging.job import make_version
 from coordinator import workshop as workshops
 from coordinator.config import CoordinatorConfig
-from coordinator.core.commands import Tick
+from coordinator.core.commands import Command, Tick
+from coordinator.core.machine import Decision
 from coordinator.core.owed import Inspect, Judge, MakeBase, Merge
 from coordinator.core.state import State
 from coordinator.courier import Courier
@@ -39,6 +40,7 @@ from coordinator.worker import Worker
 from coordinator.workshop import Workshop
 from policies.membership import Membership
 from simulation.checkers import Referee
+from simulation.echoes import Echoes
 from simulation.learning import base_files
 from simulation.loop import Process, VirtualLoop
 from simulation.machine import Host, Machine
@@ -96,7 +98,9 @@ class CoordinatorHost:
         model_bytes: int,
         happened: Callable[[Happening], None],
         rest_seconds: Callable[[], float],
+        echoes: Echoes,
     ) -> None:
+        self._echoes = echoes
         self.driver: Driver | None = None
         self.process: Process | None = None
         self.config = config
@@ -142,8 +146,9 @@ class CoordinatorHost:
             self._left(process, str(error))
             return
         if self.driver is None:
-            self._referee.wrote(list(ledger.read()), driver.renewed, driver.started_at)
+            self._referee.wrote(list(ledger.read()))
         self._watch(ledger, driver)
+        self._echoes.join(driver, process)
         self.driver = driver
         self._referee.restarted(driver)
         workshop = Workshop.at(self.home)
@@ -181,7 +186,7 @@ class CoordinatorHost:
             )
 
     def _watch(self, ledger: Ledger, driver: Driver) -> None:
-        """Every append passes the referee, between two moments at which the process may die."""
+        """Every append passes the referee, between two moments at which the process may die; so do failures."""
         append, keep_snapshot, keep_checkpoint = ledger.append, ledger.save_snapshot, ledger.save_checkpoint
         machine, referee = self._machine, self._referee
 
@@ -189,9 +194,24 @@ class CoordinatorHost:
             with disk_errors(self.home):
                 machine.write()
             recorded = append(events, at)
-            referee.wrote(recorded, driver.renewed, driver.started_at)
+            referee.wrote(recorded)
             machine.moment()
             return recorded
+
+        execute = driver.execute
+
+        def executed(command: Command) -> Decision:
+            try:
+                return execute(command)
+            except (Refused, BadInput, Unavailable):
+                raise
+            except Exception as error:
+                referee.blame(
+                    f"invariant 8: {type(command).__name__} brings the coordinator to fall: {error!r}"
+                )
+                raise
+
+        driver.execute = executed  # type: ignore[method-assign]
 
         def kept_snapshot(state: bytes, at: Any) -> None:
             with disk_errors(self.home):

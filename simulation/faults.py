@@ -7,6 +7,7 @@ from simulation.admins import Admins
 from simulation.coordinators import CoordinatorHost
 from simulation.draws import gap_seconds, lognormal, normal
 from simulation.hostile import Stranger
+from simulation.liars import Liar
 from simulation.loop import VirtualLoop
 from simulation.machine import Host, kill_soon
 from simulation.network import Network
@@ -33,6 +34,7 @@ class Faults:
         sites: list[SiteHost],
         stranger: Stranger,
         admins: Admins,
+        liar: Liar,
         happened: Callable[[Happening], None],
     ) -> None:
         self.counts: dict[str, int] = {}
@@ -40,7 +42,7 @@ class Faults:
         self._name = ""  #: of the one that falls
         self._seed, self._weather, self._loop, self._network = seed, weather, loop, network
         self._coordinator, self._happened = coordinator, happened
-        self._stranger, self._admins = stranger, admins
+        self._stranger, self._admins, self._liar = stranger, admins, liar
         self._is_over = False
         self._every("crash", "coordinator", weather.crashes_per_day, self._crash)
         own = coordinator.host
@@ -52,6 +54,8 @@ class Faults:
             self._every("torn write", site.plan.name, weather.torn_writes_per_day, self._tear, site)
             self._every("clock jump", site.plan.name, weather.clock_jumps_per_day, self._jump, site.host)
             self._every("second agent", site.plan.name, weather.second_agents_per_day, self._double, site)
+            self._every("lie", site.plan.name, weather.lies_per_day, self._lie, site)
+            self._every("drained", site.plan.name, weather.drains_per_day, self._drain, site)
             self._every("admin", site.plan.name, weather.meddling_per_day, self._meddle, site)
             killed = site.plan.agent_kill_per_day * weather.site_faults
             self._every("agent killed", site.plan.name, killed, self._kill, site)
@@ -152,6 +156,15 @@ class Faults:
             self._happened(Happening(at=at, place=site.plan.name, kind="admin", subject=name, detail=detail))
 
         self._admins.meddle(dice, site, told)
+
+    def _lie(self, dice: Dice, site: SiteHost) -> None:
+        self._moment(site.plan.name, "lie", self._liar.lie(site.plan.name, dice))
+
+    def _drain(self, dice: Dice, site: SiteHost) -> None:
+        seconds = lognormal(dice, self._weather.drain_minutes * 60.0, 1.0)
+        site.set_mode("drain")
+        self._span(site.plan.name, "drained", seconds)
+        self._later(seconds, site.set_mode, "work")
 
     def _intrude(self, dice: Dice, site: SiteHost) -> None:
         self._stranger.intrude(dice, site)

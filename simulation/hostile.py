@@ -12,7 +12,7 @@ import grpc
 from sprachbund.v1 import admin_pb2, admin_pb2_grpc, artifact_pb2, artifact_pb2_grpc, site_pb2, site_pb2_grpc
 
 from consortium.errors import SprachbundError
-from consortium.ids import Digest
+from consortium.ids import Digest, digest_of
 from simulation.coordinators import MAIN, CoordinatorHost
 from simulation.loop import Process
 from simulation.network import Network
@@ -37,6 +37,7 @@ class _Answered(Exception):
 class Stranger:
     def __init__(self, network: Network, coordinator: CoordinatorHost, blame: Callable[[str], None]) -> None:
         self._network, self._coordinator, self._blame = network, coordinator, blame
+        self._stolen: dict[str, SiteIdentity] = {}
 
     def intrude(self, dice: Dice, site: SiteHost) -> None:
         """One bad message in the name of ``site``, if it has a certificate by now."""
@@ -50,7 +51,14 @@ class Stranger:
         except SprachbundError:
             return
         channel = self._network.open_channel(MAIN, identity.authority, identity.credentials)
-        name, call = self._messages(dice, channel, site)[int(dice.random() * 10)]
+        messages = self._messages(dice, channel, site)
+        name, call = messages[int(dice.random() * len(messages))]
+        if name == "an old certificate":  # what was stolen the first time
+            stolen = self._stolen.setdefault(site.plan.name, identity)
+            if stolen.certificate == identity.certificate:
+                process.kill()
+                return
+            call = self._old(stolen)
         try:
             await call()
         except grpc.aio.AioRpcError as error:
@@ -103,8 +111,19 @@ class Stranger:
                 pass
             raise _Answered
 
+        async def write_idly() -> None:
+            call, data = blobs.Upload(), dice.randbytes(40)
+            header = artifact_pb2.UploadHeader(digest=digest_of(data), size=len(data), site=site.plan.name)
+            await call.write(artifact_pb2.UploadRequest(header=header))
+            await call.write(artifact_pb2.UploadRequest(data=data))
+            await call.done_writing()
+            await call
+            raise _Answered
+
         return [
             ("reading a model", read_another),
+            ("an upload", write_idly),
+            ("an old certificate", read_another),
             ("garbage", lambda: garbage(b"\xff" + dice.randbytes(40), timeout=60.0)),
             ("an endless incarnation", sync()),
             ("an attempt that is a path", sync(attempts=attempts)),
@@ -115,6 +134,14 @@ class Stranger:
             ("an upload without header", write),
             ("a bad digest", lambda: blobs.Stat(artifact_pb2.StatRequest(digest="../.."), timeout=60.0)),
         ]
+
+    def _old(self, stolen: SiteIdentity) -> Callable[[], Any]:
+        """A Sync with a certificate that the site has replaced by a newer one."""
+        channel = self._network.open_channel(MAIN, stolen.authority, stolen.credentials)
+        sites: Any = site_pb2_grpc.SiteServiceStub(channel)
+        request = site_pb2.SyncRequest(site=site_pb2.SiteDescription(agent_version="0.1.0", slots=1))
+        request.incarnation = "stolen"
+        return lambda: sites.Sync(request, timeout=60.0)
 
 
 def _odd(attempt: str, phase: Any) -> list[site_pb2.AttemptReport]:

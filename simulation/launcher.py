@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from consortium.canonical import encode, replace
-from consortium.errors import Unavailable
+from consortium.errors import Refused, Unavailable
 from consortium.files import write_bytes_atomically
 from simulation.cluster import Cluster
 from simulation.streams import stream
@@ -35,6 +35,10 @@ class SimulatedLauncher:
 
     def submit(self, directory: Path, life: int) -> None:
         path = directory / LIFE_FILE
+        if life == 1 and self._cluster.refuses(directory):
+            raise Refused(
+                "sbatch: error: Batch job submission failed: Job violates accounting policy (simulated)"
+            )
         intent = Life(number=life, name=f"{directory.name}#{life}", host=self._cluster.plan.name)
         write_bytes_atomically(path, encode(intent))
         if self._fails():

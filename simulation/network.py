@@ -82,6 +82,7 @@ class Network:
         self.server: Process | None = None
         self.heard: Callable[[str, str, bytes, bytes], None] = lambda place, method, request, response: None
         self.served: Callable[[str, str, Any], None] = lambda place, method, request: None
+        self.said: Callable[[str, str, bytes], bytes] = lambda place, method, request: request
         self.gave: Callable[[str, str], None] = lambda place, digest: None
         self.took: Callable[[str, str], None] = lambda place, digest: None
         self.weight: Callable[[str], float] = lambda digest: 1.0
@@ -154,7 +155,8 @@ class Channel:
 
     def unary_unary(self, method: str, request_serializer: Any, response_deserializer: Any, **_: Any) -> Any:
         def call(request: Any, timeout: float | None = None) -> asyncio.Future[Any]:
-            return Unary(self, method, response_deserializer).ask(request_serializer(request), timeout)
+            data = self.network.said(self.wire.place, method, request_serializer(request))
+            return Unary(self, method, response_deserializer).ask(data, timeout)
 
         return call
 

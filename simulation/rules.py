@@ -3,7 +3,6 @@
 ``Rules`` folds the events on its own, from their bytes, so it is a replay that can be compared with the live state.
 """
 
-import math
 from collections.abc import Mapping
 
 import msgspec
@@ -15,7 +14,10 @@ from coordinator.core import events as ev
 from coordinator.core.fold import apply
 from coordinator.core.state import CampaignState, RoundState, State
 from coordinator.core.transitions import JobState
-from policies.windows import opening
+from simulation.accounts import Accounts
+from simulation.orders import Orders
+from simulation.promptness import is_enough, is_over, may_close
+from simulation.shadow import Shadow
 
 
 class Rules:
@@ -24,7 +26,8 @@ class Rules:
         self.live: dict[JobId, AttemptId] = {}
         self.used: set[AttemptId] = set()
         self.merged: set[Digest] = set()
-        self.liars: dict[JobId, set[SiteName]] = {}
+        self.shadow = Shadow()
+        self.orders = Orders()
         self.by_gate: set[Digest] = set()
         self.accounts = Accounts()
         self.kept: dict[tuple[CampaignId, SiteName], Digest | None] = {}  #: by Flower apps at their sites
@@ -33,10 +36,12 @@ class Rules:
         """``heard``: when a Sync last spoke of each attempt since the coordinator started."""
         event = round_trip(event)
         self._before(event, at, heard, started)
+        self.orders.watch(event, self.state, at)
         self.accounts.watch(event, self.state, at)
+        self.shadow.watch(event, at)
         apply(event, self.state, at)
-        if isinstance(event, ev.AttemptUsed | ev.SiteDescribed):
-            self.accounts.agree(self.state)
+        self.shadow.agree(event, self.state)
+        self.accounts.agree(event, self.state)
         self._after(event)
 
     # --- what must be so for the event to be allowed ---
@@ -55,16 +60,13 @@ class Rules:
             case ev.JobLeased():
                 job, site = state.jobs[event.job], state.sites[event.site]
                 assert event.job not in self.live, "two live leases of one job"
-                assert event.attempt == attempt_of(event.job, job.attempts + 1)
+                assert event.attempt == attempt_of(event.job, self.shadow.attempts.get(event.job, 0) + 1)
                 assert event.attempt not in self.used
-                assert event.site in job.sites and event.site not in job.refused_by
+                assert event.site in self.shadow.unasked(job), "asked again after a refusal, or never able"
                 assert site.status == "enrolled" and not site.draining
-                assert job.failures < state.programme(job.campaign).spec.attempts_max
-                if job.purpose is Purpose.MERGE:
-                    assert site.merges, "merging without consent"
-                    assert event.site not in self.liars.get(event.job, set()), (
-                        "asked again after a wrong merge"
-                    )
+                limit = state.programme(job.campaign).spec.attempts_max
+                assert self.shadow.failures.get(event.job, 0) < limit
+                assert job.purpose is not Purpose.MERGE or site.merges, "merging without consent"
                 assert len(state.live(event.site)) < site.slots, "more leases than slots"
                 self.live[event.job] = event.attempt
                 self.used.add(event.attempt)
@@ -86,13 +88,10 @@ class Rules:
                 assert job.attempt == event.attempt and job.site is not None
                 if isinstance(event, ev.ContributionAdmitted) and job.purpose is Purpose.FLOWER:
                     self.kept[job.campaign, job.site] = event.contribution.residual
-                if isinstance(event, ev.ContributionRefused) and job.purpose is Purpose.MERGE:
-                    self.liars.setdefault(event.job, set()).add(job.site)
             case ev.JobFailed():
                 job = state.jobs[event.job]
                 limit = state.programme(job.campaign).spec.attempts_max
-                unasked = set(job.sites) - set(job.refused_by) - self.liars.get(job.id, set())
-                assert job.failures >= limit or not unasked
+                assert self.shadow.failures.get(event.job, 0) >= limit or not self.shadow.unasked(job)
             case ev.JobPlanned() if event.purpose is Purpose.FLOWER:
                 assert event.job not in state.jobs, "a message became two jobs"
                 assert isinstance(event.work, FlowerMessage) and len(event.sites) == 1
@@ -101,6 +100,7 @@ class Rules:
                 self._may_be_merged_at_a_site(event)
             case ev.JobCancelled():
                 self.live.pop(event.job, None)
+                self._may_be_cancelled(event, at, started)
             case ev.RoundOpened():
                 campaign = state.campaigns[event.campaign]
                 assert event.base == campaign.head
@@ -108,9 +108,9 @@ class Rules:
                 before = campaign.rounds.get(event.round - 1)
                 assert set(event.late) <= set(before.left if before else ()), "taken over from nowhere"
             case ev.RoundCollected():
-                self._collected(event)
+                self._collected(event, at)
             case ev.RoundFailed():
-                self._left(event)
+                self._failed(event, at)
             case ev.VersionMade() if event.role == "candidate":
                 self._made_of_what_was_collected(event)
             case ev.GateJudged():
@@ -124,6 +124,8 @@ class Rules:
             case ev.VersionRejected():
                 assert event.version not in self.by_gate
                 assert state.campaigns[event.campaign].versions[event.version].status == "candidate"
+            case ev.CampaignEnded() if event.status == "completed":
+                self._is_compared(state.campaigns[event.campaign])
             case _:
                 pass
 
@@ -136,9 +138,67 @@ class Rules:
         late = at - since > self.state.programme(job.campaign).lease_seconds(self.state.sites[job.site])
         assert late or self.state.sites[job.site].status == "suspended", "lapsed too early"
 
-    def _collected(self, event: ev.RoundCollected) -> None:
+    def _may_be_cancelled(self, event: ev.JobCancelled, at: float, started: float) -> None:
+        """A training job ends unasked only when its round may close, or with its campaign."""
+        job = self.state.jobs[event.job]
+        campaign = self.state.campaigns.get(job.campaign)
+        if campaign is None or event.reason.startswith("campaign stopped"):
+            return
+        if job.purpose is Purpose.MERGE:
+            assert job.state is not JobState.DELIVERED, "cut off while it is inspected"
+            since = max(self.shadow.since[job.id], started)
+            unasked = campaign.spec.merge_at == "any" and job.state is JobState.PLANNED
+            waited = unasked and at > since + campaign.spec.lease_seconds
+            assert waited or is_over(campaign, job, at), "cancelled before its time"
+        for round_ in campaign.rounds.values():
+            asked = [self.state.jobs[name] for name in (*round_.jobs, *round_.late)]
+            if job in asked and round_.state is RoundState.TRAINING:
+                assert may_close(campaign, round_, asked, at), "cancelled before its round could close"
+
+    def _failed(self, event: ev.RoundFailed, at: float) -> None:
         campaign = self.state.campaigns[event.campaign]
         round_ = campaign.rounds[event.round]
+        assert round_.state in (RoundState.TRAINING, RoundState.MERGING), f"{round_.state}, and failed"
+        asked = [self.state.jobs[name] for name in (*round_.jobs, *round_.late)]
+        if round_.state is RoundState.TRAINING:
+            assert may_close(campaign, round_, asked, at), "failed before it could close"
+            assert {job.id for job in asked if not job.is_final} <= set(event.left), "goes on unasked"
+            enough = sum(is_enough(campaign, job) for job in asked)
+            checked = campaign.spec.admission.loss_check == "decide"
+            needed = campaign.spec.quorum.minimum if event.round else 1
+            assert checked or enough < needed, f"{enough} contributions are enough"
+            following, quorum = event.round + 1, campaign.spec.quorum
+            kept = {
+                job.id
+                for job in asked
+                if is_enough(campaign, job)
+                and job.purpose is Purpose.ROUND
+                and (quorum.late == "next_round" and following <= campaign.spec.rounds)
+                and following - job.round <= quorum.staleness_max
+            }
+            assert checked or kept <= set(event.left), "what it has is dropped"
+        self._left(event)
+
+    def _is_compared(self, campaign: CampaignState) -> None:
+        rivals = [self.state.jobs[name] for name in campaign.rivals]
+        if not any(job.state is JobState.DONE for job in rivals) or campaign.compare_jobs:
+            return
+        held = [
+            site.name
+            for site in self.state.sites.values()
+            if site.status == "enrolled"
+            and not site.draining
+            and site.name in (campaign.spec.sites or (site.name,))
+            and set(site.languages("private", heldout=True)) & set(campaign.spec.languages)
+        ]
+        assert not held, "its rivals are not compared"
+
+    def _collected(self, event: ev.RoundCollected, at: float) -> None:
+        campaign = self.state.campaigns[event.campaign]
+        round_ = campaign.rounds[event.round]
+        assert round_.state is RoundState.TRAINING
+        jobs = [self.state.jobs[name] for name in (*round_.jobs, *round_.late)]
+        assert may_close(campaign, round_, jobs, at), "closed too early"
         assert event.jobs == tuple(sorted(set(event.jobs))) and event.jobs
         asked = (*round_.jobs, *round_.late)
         assert set(event.jobs) <= set(asked)
@@ -235,76 +295,6 @@ class Rules:
         assert campaign.head is None or campaign.versions[campaign.head].status == "promoted"
         numbers = sorted(version.number for version in campaign.versions.values())
         assert numbers == list(range(len(numbers)))
-
-
-class Accounts:
-    """Invariant 6, counted on its own: who was charged what, and whether a lease may have been given at all."""
-
-    def __init__(self) -> None:
-        self.used: dict[AttemptId, tuple[SiteName, str, float]] = {}  #: GPU-seconds, all told
-        self.charges: dict[tuple[SiteName, str], float] = {}  #: the same, by site and allocation
-        self.expected: dict[AttemptId, tuple[SiteName, str, float]] = {}
-        self.at_work: set[AttemptId] = set()  #: as far as their sites have said, wanted or not
-
-    def watch(self, event: ev.AnyEvent, state: State, at: float) -> None:
-        match event:
-            case ev.JobLeased():
-                self._may_be_given(event, state, at)
-                self.expected[event.attempt] = (event.site, event.allocation, event.gpu_hours * 3600.0)
-                self.at_work.add(event.attempt)
-            case ev.LeaseResumed():
-                self.at_work.add(event.attempt)
-            case ev.AttemptEnded() if event.outcome is not Outcome.EXPIRED:
-                self.at_work.remove(event.attempt)
-            case ev.ContributionReceived():
-                self.at_work.remove(event.attempt)
-            case ev.AttemptGone():
-                job = state.jobs[event.job]
-                assert job.state is not JobState.LEASED or job.attempt != event.attempt, "it is wanted"
-                self.at_work.remove(event.attempt)
-            case ev.AttemptStarted():
-                assert not state.jobs[event.job].tries[event.attempt].started, "it started twice"
-                assert self.expected[event.attempt][0] == event.site
-            case ev.AttemptUsed():
-                assert self.expected[event.attempt][:2] == (event.site, event.allocation), (
-                    "charged to another"
-                )
-                assert event.gpu_seconds >= 0
-                place = (event.site, event.allocation)
-                before = self.used.get(event.attempt, (*place, 0.0))[2]
-                self.charges[place] = self.charges.get(place, 0.0) + event.gpu_seconds - before
-                self.used[event.attempt] = (*place, event.gpu_seconds)
-            case ev.AllocationWarned():
-                site = state.sites[event.site]
-                assert event.percent in (80, 95) and site.warned.get(event.allocation, 0) < event.percent
-            case _:
-                pass
-
-    def _may_be_given(self, event: ev.JobLeased, state: State, at: float) -> None:
-        site = state.sites[event.site]
-        assert site.courier or opening(site.windows, at).is_open, "leased outside its windows"
-        if not site.allocations:
-            assert event.allocation == ""
-            return
-        [allocation] = [one for one in site.allocations if one.name == event.allocation]
-        assert allocation.until is None or at < allocation.until, "leased after its end"
-        free = allocation.gpu_hours * 3600.0 - self.charged(event.site, event.allocation)
-        for attempt in sorted(self.at_work):
-            holder, name, expected = self.expected[attempt]
-            if (holder, name) == (event.site, event.allocation):
-                free -= max(0.0, expected - self.used.get(attempt, (holder, name, 0.0))[2])
-        assert 0.0 < free and event.gpu_hours * 3600.0 <= free * (1 + 1e-9), "leased beyond what is left"
-
-    def charged(self, site: SiteName, allocation: str) -> float:
-        return self.charges.get((site, allocation), 0.0)
-
-    def agree(self, state: State) -> None:
-        """The state's sums are those of the events."""
-        for name, site in state.sites.items():
-            mine = {allocation: used for (s, allocation), used in self.charges.items() if s == name}
-            assert math.isclose(site.spent.gpu_seconds, sum(mine.values()), abs_tol=1e-6, rel_tol=1e-9)
-            for allocation, charged in site.charged.items():
-                assert math.isclose(charged, mine.get(allocation, 0.0), abs_tol=1e-6, rel_tol=1e-9)
 
 
 def round_trip(event: ev.AnyEvent) -> ev.AnyEvent:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from consortium.errors import SprachbundError
+from consortium.files import make_folder
 from consortium.ids import Language
 from consortium.invitation import Invitation
 from consortium.jobs import Purpose
@@ -28,6 +29,7 @@ from site_agent.agent import Agent
 from site_agent.config import Consent, SiteConfig
 from site_agent.enrol import ask
 from site_agent.identity import SiteIdentity, has_enrolled
+from site_agent.mode import Mode, ModeName, write_mode
 
 _BYTES_PER_DOCUMENT = 4000
 _ENROL_AGAIN_SECONDS = 60.0
@@ -125,6 +127,11 @@ class SiteHost:
         for process in self._processes:
             process.on_death = lambda: None
             process.kill()
+
+    def set_mode(self, mode: ModeName) -> None:
+        """As its operator says it: ``sprachbund site drain``, ``resume``."""
+        make_folder(Path(self.config.home))
+        write_mode(Path(self.config.home), Mode(mode=mode, reason="the operator's wish"))
 
     async def _run(self, process: Process) -> None:
         home = Path(self.config.home)

@@ -9,7 +9,7 @@ from typing import Literal
 from consortium.canonical import Fact, replace
 from consortium.checking import nearest, shown
 from consortium.errors import BadInput
-from policies.ranges import NotNegative, Positive, Share
+from policies.ranges import Count, NotNegative, Positive, Share
 
 Preset = Literal["calm", "fair", "rough", "storm"]
 
@@ -40,9 +40,16 @@ class Weather(Fact):
     meddling_per_day: NotNegative = (
         0.0  #: an admin drains, suspends, promotes, rolls back or stops; for each site
     )
+    lies_per_day: NotNegative = 0.0  #: of each site's agent, see simulation/liars.py
+    falsehoods: Share = 0.0  #: of results: they claim what is not so, and their site signs it
+    refusals: Share = 0.0  #: of attempts: a site's batch system will not take them, for reasons of its own
+    echoes: Share = 0.0  #: of the reports of the coordinator's worker: they come again, late
+    drains_per_day: NotNegative = 0.0  #: of each site, by its operator
+    drain_minutes: Positive = 60.0  #: median; lognormal with sigma 1
     site_faults: NotNegative = (
         1.0  #: factor on the rates of a site's plan: preempted, node lost, agent killed
     )
+    certificate_days: Count = 30  #: that a site's certificate is good for
     begins_after_hours: NotNegative = 0.0  #: until then nothing goes wrong but what the plan says
     clears_after_hours: Positive | None = None  #: when all this is over; None: never
     only: tuple[str, ...] | None = (
@@ -110,11 +117,12 @@ PRESETS: dict[str, Weather] = {
         site_faults=5.0,
     ),
 }
-_SHARES = ("loss", "repeat", "reorder")
+_SHARES = ("loss", "repeat", "reorder", "falsehoods", "refusals", "echoes")
 _RATES = (
     *("partitions_per_day", "crashes_per_day", "disk_full_per_day", "torn_writes_per_day"),
     *("clock_jumps_per_day", "site_faults", "coordinator_disk_full_per_day"),
     *("coordinator_clock_jumps_per_day", "second_agents_per_day", "meddling_per_day"),
+    *("lies_per_day", "drains_per_day"),
 )
 
 

@@ -22,9 +22,11 @@ from simulation.cluster import Cluster
 from simulation.coordinators import CoordinatorHost, run_here
 from simulation.diary import Diary, endings, merged_tokens, versions_of
 from simulation.draws import lognormal
+from simulation.echoes import Echoes
 from simulation.faults import Faults
 from simulation.hostile import Stranger
 from simulation.learning import Pupil, Trainer
+from simulation.liars import Liar
 from simulation.loop import VirtualLoop
 from simulation.machine import Host, Machine, inhabited
 from simulation.network import Network
@@ -63,7 +65,7 @@ class World:
         self.loop = VirtualLoop()
         self._home = home
         self._machine = Machine(self._host("ground", 0.0), seed)
-        self.referee = Referee(lambda: self.loop.steps)
+        self.referee = Referee(lambda: self.loop.steps, lambda: self.coordinator.host.clock())
         self.diary = Diary()
         self._weights = Weights(plan.model_bytes)
         self._over = False
@@ -139,6 +141,7 @@ class World:
             home=str(self._home / "coordinator"),
             ledger=str(self._home / "coordinator" / "ledger.sqlite"),
             tick_seconds=min(600.0, lease / 5.0),
+            certificate_days=weather.certificate_days,
         )
         rests = stream(self.seed, "rests", "coordinator")
         host = self._host("coordinator", 0.0)
@@ -153,8 +156,11 @@ class World:
             plan.model_bytes,
             self.diary.note,
             lambda: lognormal(rests, weather.restart_minutes * 60.0, weather.restart_sigma),
+            Echoes(self.seed, weather.echoes),
         )
+        self.referee.look_into(self.coordinator.workshop.store)
         self.network.heard = self._heard
+        self.network.served = self.referee.served
         self.network.gave = self._gave
         self.network.took = self._took
         self.referee.events += [self.diary.event, self._notice]
@@ -190,6 +196,8 @@ class World:
         stranger = Stranger(self.network, self.coordinator, self.referee.blame)
         self.network.wires["admin"] = Wire("admin", self.seed, PRESETS["calm"], 10.0, 1000.0, 1000.0)
         host = self._host("admin", 0.0)
+        liar = Liar(lambda: self.referee.state)
+        self.network.said = liar.tell
         admins = Admins(host, self.network, self.coordinator, self.referee.blame)
         self.faults = Faults(
             self.seed,
@@ -200,6 +208,7 @@ class World:
             self.sites,
             stranger,
             admins,
+            liar,
             self.diary.note,
         )
         admins.begin(self.sites, self.plan.campaign, self._give_up)
@@ -215,6 +224,7 @@ class World:
         self.coordinator.host.disk_is_full = False
         for site in self.sites:
             site.host.disk_is_full = False
+            site.set_mode("work")
             site.cluster.weather = PRESETS["calm"]
 
     def _give_up(self) -> None:

@@ -5,7 +5,11 @@ from mutant import in_file
 MUTANTS = (
     *in_file(
         "core/able.py",
-        ("draining sites take part", "        and not site.draining\n", ""),
+        (
+            "draining sites take part",
+            "for site in holders(state, campaign) if not site.draining)",
+            "for site in holders(state, campaign))",
+        ),
         (
             "uninvited sites take part",
             "and (not spec.sites or name in spec.sites)\n        and own",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import NamedTuple
 
@@ -46,7 +47,20 @@ class _Finder(MetaPathFinder):
         return importlib.util.spec_from_loader(fullname, _Mistaken(fullname, spec.origin, self._mistake))
 
 
+def missing(mistake: Mistake) -> str:
+    """Why the mistake cannot be made: its text is not exactly once in its module; "": it can."""
+    if mistake.right == mistake.wrong:
+        return ""
+    spec = importlib.util.find_spec(mistake.module)
+    if spec is None or spec.origin is None:
+        return f"{mistake.name}: there is no module {mistake.module}"
+    count = Path(spec.origin).read_text().count(mistake.right)
+    return "" if count == 1 else f"{mistake.name}: {mistake.right!r} is {count} times in {mistake.module}"
+
+
 def make(mistake: Mistake) -> None:
-    """From here on, whoever imports the module gets the broken one."""
+    """From here on, whoever imports the module gets the broken one. One without a difference makes none."""
+    if mistake.right == mistake.wrong:
+        return
     assert mistake.module not in sys.modules, f"{mistake.module} is imported already"
     sys.meta_path.insert(0, _Finder(mistake))

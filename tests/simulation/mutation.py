@@ -1,15 +1,19 @@
-"""Does the simulation see a broken core? ``python tests/simulation/mutation.py`` breaks it and runs fixed seeds.
+"""Does the simulation see a broken product? ``python tests/simulation/mutation.py`` breaks it and runs fixed cases.
 
-Prints what was caught, by which seed and as what, and what was missed; exits with the number of those missed beyond
-one in ten. ``... fence late`` tries the mistakes whose name has one of the words.
+Breaks it in one place at a time (``mistakes.py``) and runs the cases of ``cases.py`` until one shows it. Exits with 0
+if at least nine of ten were caught, 1 if fewer were, 2 if a case fails while nothing is broken or a mistake's text is
+no longer there. ``... fence late`` tries mistakes whose name has one of the words, ``--only NAME`` those of these
+names; ``--json FILE`` keeps each verdict as a line, and goes on where that file ends.
 """
 
 import argparse
 import json
+import resource
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -18,83 +22,140 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "protos"), str(HERE)]
 
-from broken import Mistake, make  # noqa: E402
-from mistakes import mistakes  # noqa: E402
+from broken import Mistake, make, missing  # noqa: E402
+from mistakes import NOTHING, mistakes  # noqa: E402
 
-#: Plan, weather, seed; the quickest first. All of them keep every promise while nothing is broken.
-CASES = (
-    *(("strict", "rough:3", 1), ("merging", "rough:3", 2), ("merging", "storm", 1)),
-    *(("strict", "storm", 2), ("merging", "storm", 3), ("harsh", "rough:3", 2), ("harsh", "storm", 3)),
-)
-CLEARS_AFTER_HOURS = 40.0  # then every campaign has to end
+SEEN_BY = HERE / "seen_by.json"  #: which case saw a mistake the last time: it is tried first, for speed alone
+_CPU_SECONDS = 90  # of one case: thirty times what the longest takes while nothing is broken
 
 
 class Verdict(NamedTuple):
     mistake: str
     case: str  #: that caught it; "": missed
     violation: str
-    seconds: float
+    cases: int  #: that were run
+    cpu_seconds: float
 
 
-def judged(mistake: Mistake, cases: Sequence[tuple[str, str, int]]) -> Verdict:
-    """In this process, which must have imported nothing of the product yet."""
+class _Endless(Exception):
+    """A case did not come to an end."""
+
+
+def judged(mistake: Mistake, names: Sequence[str]) -> Verdict:
+    """In this process, which must have imported nothing of the product yet. ``names``: of cases, in their order."""
     make(mistake)
-    from consortium.canonical import replace
-    from simulation.reading import load_plan
-    from simulation.shrink import Case, run
-    from simulation.weather import weather_of
+    from cases import cases
 
-    began = time.monotonic()
-    for plan, weather, seed in cases:
-        sky = replace(weather_of(weather), clears_after_hours=CLEARS_AFTER_HOURS)
+    from simulation.shrink import run
+
+    def endless(signum: int, frame: object) -> None:
+        raise _Endless(f"no end within {_CPU_SECONDS} s of a processor")
+
+    signal.signal(signal.SIGXCPU, endless)
+    known, tried = cases(), 0
+    for name in names or list(known):
+        used = int(time.process_time())
+        resource.setrlimit(resource.RLIMIT_CPU, (used + _CPU_SECONDS, resource.RLIM_INFINITY))
+        tried += 1
         try:
-            violation = run(
-                Case(plan=load_plan(HERE / f"plans/{plan}.yaml").plan, seed=seed, weather=sky)
-            ).violation
+            violation = run(known[name]).violation
         except Exception as error:  # the world itself stumbled over what the core said
             violation = f"the simulation stopped: {error!r}"
         if violation:
-            case = f"{plan} {weather} {seed}"
-            return Verdict(mistake.name, case, violation, time.monotonic() - began)
-    return Verdict(mistake.name, "", "", time.monotonic() - began)
+            return Verdict(mistake.name, name, violation, tried, time.process_time())
+    return Verdict(mistake.name, "", "", tried, time.process_time())
 
 
-def judged_apart(mistake: str, first: int, last: int, seconds: float) -> Verdict:
-    """In a process of its own: the cases from ``first`` to before ``last``, until one catches it."""
-    command = [sys.executable, "-W", "ignore", __file__, "--child", mistake, "--cases", str(first), str(last)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return Verdict(mistake, "time", f"no end within {seconds:g} s", seconds)
+def judged_apart(mistake: str, names: Sequence[str] = ()) -> Verdict:
+    """In a process of its own; ``names``: of cases, all of them if none."""
+    command = [sys.executable, "-W", "ignore", __file__, "--child", mistake, "--cases", *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{mistake}: {done.stderr[-2000:]}")
     return Verdict(*json.loads(done.stdout.splitlines()[-1]))
 
 
+def verdicts(chosen: Iterable[str], jobs: int) -> Iterator[Verdict]:
+    """As they come."""
+    from cases import cases
+
+    first = json.loads(SEEN_BY.read_text()) if SEEN_BY.exists() else {}
+
+    def judge(name: str) -> Verdict:
+        order = sorted(cases(), key=lambda case: case != first.get(name))
+        return judged_apart(name, order)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(judge, chosen)
+
+
+def sound(jobs: int) -> list[str]:
+    """The cases that fail though nothing is broken."""
+    from cases import cases
+
+    names = list(cases())
+    with ThreadPoolExecutor(jobs) as pool:
+        found = pool.map(lambda part: judged_apart(NOTHING.name, part), (names[n::jobs] for n in range(jobs)))
+    return [f"{one.case}: {one.violation}" for one in found if one.case]
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this mistake")
     parser.add_argument("--child", metavar="NAME", help="one mistake, in this process")
-    parser.add_argument("--cases", type=int, nargs=2, default=(0, len(CASES)), metavar=("FIRST", "LAST"))
+    parser.add_argument("--cases", nargs="*", default=[], metavar="CASE")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=600.0, help="of one mistake")
-    asked = parser.parse_args()
-    known = {one.name: one for one in mistakes()}
-    if asked.child is not None:
-        print(json.dumps(judged(known[asked.child], CASES[slice(*asked.cases)])))
-        return 0
-    chosen = [one for one in known.values() if not asked.words or any(w in one.name for w in asked.words)]
-    missed = []
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        for verdict in pool.map(lambda one: judged_apart(one.name, *asked.cases, asked.seconds), chosen):
-            if not verdict.case:
-                missed.append(verdict.mistake)
-            by = f"{verdict.case}: {verdict.violation[:150]}" if verdict.case else ""
-            print(f"{'caught' if verdict.case else 'MISSED'}  {verdict.mistake}  {by}", flush=True)
-    print(
-        f"{len(chosen) - len(missed)} of {len(chosen)} mistakes were caught; missed: {', '.join(missed) or 'none'}"
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="a line for each verdict; what is there is done"
     )
-    return max(0, len(missed) - len(chosen) // 10)
+    parser.add_argument("--note", action="store_true", help="keep which case saw what, to be tried first")
+    parser.add_argument("--unchecked", action="store_true", help="believe that the cases hold")
+    asked = parser.parse_args()
+    known = {one.name: one for one in (NOTHING, *mistakes())}
+    if asked.child is not None:
+        print(json.dumps(judged(known.pop(asked.child), asked.cases)))
+        return 0
+    del known[NOTHING.name]
+    if gone := [sentence for one in known.values() if (sentence := missing(one))]:
+        print("\n".join(gone), file=sys.stderr)
+        return 2
+    if not asked.unchecked and (failed := sound(asked.jobs)):
+        print("\n".join(f"though nothing is broken, {one}" for one in failed), file=sys.stderr)
+        return 2
+    done = _kept(asked.json)
+    chosen = [
+        name
+        for name in known
+        if (not asked.only or name in asked.only) and (not asked.words or any(w in name for w in asked.words))
+    ]
+    for number, verdict in enumerate(verdicts([name for name in chosen if name not in done], asked.jobs), 1):
+        done[verdict.mistake] = verdict
+        if asked.json:
+            with asked.json.open("a") as file:
+                file.write(json.dumps(verdict._asdict()) + "\n")
+        by = f"{verdict.case}: {verdict.violation[:150]}" if verdict.case else ""
+        print(f"{number:3} {'caught' if by else 'MISSED'}  {verdict.mistake}  {by}", flush=True)
+    found = [done[name] for name in chosen]
+    if asked.note:
+        seen = {one.mistake: one.case for one in found if one.case}
+        before = json.loads(SEEN_BY.read_text()) if SEEN_BY.exists() else {}
+        kept = {name: case for name, case in {**before, **seen}.items() if name in known}
+        SEEN_BY.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    missed = [one.mistake for one in found if not one.case]
+    seconds = sum(one.cpu_seconds for one in found)
+    print(
+        f"{len(found) - len(missed)} of {len(found)} mistakes were caught, in {seconds:.0f} s of a processor"
+    )
+    print(f"missed: {'; '.join(missed) or 'none'}")
+    return int(10 * len(missed) > len(found))
+
+
+def _kept(path: Path | None) -> dict[str, Verdict]:
+    if path is None or not path.exists():
+        return {}
+    lines = (json.loads(line) for line in path.read_text().splitlines())
+    return {line["mistake"]: Verdict(**line) for line in lines}
 
 
 if __name__ == "__main__":

@@ -133,10 +133,9 @@ def test_the_referee_notices_a_core_without_a_fence(monkeypatch: pytest.MonkeyPa
     right = registry[ev.AttemptEnded]
     fold.apply.register(ev.AttemptEnded, forgetful)
     try:
-        found = [fate_of(seed, "storm") for seed in range(3)]
+        assert any(fate_of(seed, "storm").violations for seed in range(20))  # until an attempt ends
     finally:
         fold.apply.register(ev.AttemptEnded, right)
-    assert any(fate.violations for fate in found)
 
 
 def test_time_over_is_told_as_open() -> None:
