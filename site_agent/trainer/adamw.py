@@ -13,7 +13,7 @@ from torch.optim.adamw import adamw
 
 from consortium.jobs import Train
 from site_agent.trainer.groups import factors_of
-from site_agent.trainer.sharing import local
+from site_agent.trainer.sharing import local, norm_of
 
 CAST = 1 << 26  # weights whose gradients are cast at once: 256 MiB
 _EPSILON = 1e-8  # of the update's denominator; the value of the paper and of every LLM we know of
@@ -54,7 +54,7 @@ class AdamW:
         self,
         weights: Mapping[str, Tensor],
         work: Train,
-        total_norm: Callable[[list[Tensor]], Tensor] = torch.nn.utils.get_total_norm,
+        total_norm: Callable[[list[Tensor]], Tensor] = norm_of,
         in_bf16: bool = False,
     ) -> None:
         self._parameters = _distinct(weights)

@@ -3,14 +3,17 @@
 A checkpoint appears whole, by one rename, and its ``state.json`` has the digest of its tensors: one that does not
 match, or that another job, text or model made, is passed over for the one before, or for the start. Tensors lie in
 it whole, whatever number of ranks wrote it, so that any number of ranks can go on from it. Importing this imports
-no torch: a partial result is made from a checkpoint where nothing trains.
+no torch: a partial result is made from a checkpoint where nothing trains. Why torch.distributed.checkpoint does not
+write them, says docs/training.md.
 """
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from consortium.canonical import Fact, decode, digest_of_fact, encode, replace
 from consortium.errors import BadInput
@@ -71,36 +74,79 @@ def origin_of(work: Train, data: Mapping[str, Digest], backend: str) -> Digest:
     return digest_of_fact([work, dict(data), backend])
 
 
-def save(
-    folder: Path,
-    origin: Digest,
-    account: Account,
-    made: Made,
-    tensors: "Mapping[str, Tensor]",
-    ranks: "Ranks",
-) -> None:
-    """Write the checkpoint of ``account.step``, then forget all but the last two. To be called by all ranks.
+class Saver:
+    """Writes the training checkpoints of a job.
 
-    tensors  float32, by names of the caller's own; sharded ones are gathered one after the other
+    is_behind  whether training goes on while one is written: of a copy, so that there has to be memory for all of it.
+               The copy is taken at once, and what went wrong with the writing is raised by the next call
     """
-    place = folder / f"step-{account.step:09d}"
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if not ranks.is_first:
-        for _ in _gathered(tensors):
-            pass
-        ranks.wait()
-        return
-    if place.exists():  # made by an earlier start, passed over as broken, or saved a moment ago
-        shutil.rmtree(place)
-    with fresh_folder(place) as fresh:
-        with TensorWriter(fresh / _TENSORS, shapes, "F32") as writer:
-            for name, values in _gathered(tensors):
-                writer.write(name, 0, values)
-        state = State(origin=origin, account=account, tensors=ref_of(fresh / _TENSORS), made=made)
-        write_bytes_atomically(fresh / "state.json", encode(state))
-    for old in _newest_first(folder)[_KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
-    ranks.wait()
+
+    def __init__(self, folder: Path, origin: Digest, ranks: "Ranks", is_behind: bool) -> None:
+        self._folder, self._origin, self._ranks = folder, origin, ranks
+        self._thread = ThreadPoolExecutor(1, "saver") if is_behind and ranks.is_first else None
+        self._writing: Future[None] | None = None
+
+    def save(
+        self, account: Account, made: Made, tensors: "Mapping[str, Tensor]", is_needed: bool = False
+    ) -> None:
+        """Write the checkpoint of ``account.step``, then forget all but the last two. To be called by all ranks.
+
+        tensors    float32, by names of the caller's own; sharded ones are gathered one after the other
+        is_needed  it has to be there when this returns, at every rank
+        """
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if not self._ranks.is_first:
+            for _ in _gathered(tensors):
+                pass
+        elif self._thread is None:
+            self._write(account, made, shapes, _gathered(tensors))
+        else:
+            self.wait()  # one copy at a time
+            # what comes from a GPU is a copy already
+            copies = [
+                (name, values.copy() if tensors[name].device.type == "cpu" else values)
+                for name, values in _gathered(tensors)
+            ]
+            self._writing = self._thread.submit(self._write, account, made, shapes, copies)
+        if is_needed:
+            self.wait()
+            self._ranks.wait()
+
+    def wait(self) -> None:
+        """Until what is being written is there. Raises what went wrong with it."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
+        if kind is None:
+            self.wait()
+
+    def _write(
+        self,
+        account: Account,
+        made: Made,
+        shapes: Mapping[str, tuple[int, ...]],
+        values: Iterable[tuple[str, F32Array]],
+    ) -> None:
+        place = self._folder / f"step-{account.step:09d}"
+        if place.exists():  # made by an earlier start, passed over as broken, or saved a moment ago
+            shutil.rmtree(place)
+        with fresh_folder(place) as fresh:
+            with TensorWriter(fresh / _TENSORS, shapes, "F32") as writer:
+                for name, each in values:
+                    writer.write(name, 0, each)
+            state = State(origin=self._origin, account=account, tensors=ref_of(fresh / _TENSORS), made=made)
+            write_bytes_atomically(fresh / "state.json", encode(state))
+        for old in _newest_first(self._folder)[_KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def newest(folder: Path, origin: Digest | None = None) -> tuple[State, Path] | None:

@@ -66,7 +66,7 @@ class Shared:
 
         gradients  this rank's local ones
         """
-        norm = _norm(gradients)
+        norm = norm_of(gradients)
         if not self.is_sharded:
             return norm
         squares = norm.square()
@@ -105,7 +105,7 @@ def share(model: Model, ranks: Ranks, sharding: Sharding, in_bf16: bool = False)
     return Shared(model=sharded, objective=sharded.objective, group=mesh.get_group(_SHARD))
 
 
-def _norm(gradients: list[Tensor]) -> Tensor:
+def norm_of(gradients: list[Tensor]) -> Tensor:
     """In float32 also of gradients in 16 bits, whose own norm would have three digits."""
     if all(gradient.dtype == torch.float32 for gradient in gradients):
         return torch.nn.utils.get_total_norm(gradients)

@@ -27,6 +27,7 @@ from site_agent.trainer.memory import MemoryPlan, Sizes
 from site_agent.trainer.model import Arrays
 from site_agent.trainer.planning import planned
 from site_agent.trainer.ranks import Ranks, computes_in_bf16
+from site_agent.trainer.room import room
 from site_agent.trainer.saves import Account, Made
 from site_agent.trainer.sharing import sharding_of
 from site_agent.trainer.stepping import Stepper, choose, documents_in_one_call, make_stepper
@@ -72,14 +73,14 @@ def train(
     stepper = make_stepper(folder.base, work, ranks, ways, sharding=sharding)
     shared = stepper.shared
     encoder = None
-    if ranks.is_first and not shared.is_sharded and work.lora is None:  # tried before hours of training, not after
+    if (
+        ranks.is_first and not shared.is_sharded and work.lora is None
+    ):  # tried before hours of training, not after
         encoder = gpu_encoder(work.delta_dtype, stepper.weights, ranks.device)
     training = _Training(
         folder, work, ranks, stepper, data, is_asked_to_stop, is_asked_to_finish, sizes, memory
     )
     account = training.run()
-    if shared.is_sharded:  # no rank has the whole model; its checkpoint has
-        training.save(account)
     if ranks.is_first:
         model = shared.model
 
@@ -89,7 +90,9 @@ def train(
         if shared.is_sharded:
             deliver_saved(folder, work, count_tokens)
         else:
-            deliver(folder, work, Arrays(stepper.weights), account, training.made(account), count_tokens, encoder)
+            deliver(
+                folder, work, Arrays(stepper.weights), account, training.made(account), count_tokens, encoder
+            )
         shutil.rmtree(folder.path / "checkpoint", ignore_errors=True)
     ranks.wait()
 
@@ -120,6 +123,7 @@ class _Training:
         )
         self._saves = folder.path / "checkpoint"
         self._origin = saves.origin_of(work, data.digests, model.backend)
+        self._saver = saves.Saver(self._saves, self._origin, ranks, is_behind=self._has_room_for_a_copy())
         self._progress = ProgressLog(folder.path, work.steps, enabled=ranks.is_first)
         is_gpu = ranks.device.type == "cuda"
         self._flush_steps = _GPU_FLUSH_STEPS if is_gpu else 1
@@ -131,8 +135,11 @@ class _Training:
 
     def run(self) -> Account:
         """Train to the end, or as far as is wished. Raises Stopped, JobFailed."""
-        with self._feed, _no_old_garbage() as begin:
-            return self._run(begin)
+        with self._feed, self._saver, _no_old_garbage() as begin:
+            account = self._run(begin)
+            if self._stepper.shared.is_sharded:  # no rank has the whole model; its checkpoint has
+                self._save(account, is_needed=True)
+        return account
 
     def _run(self, leave_what_is_there: Callable[[], None]) -> Account:
         account = saves.restore(self._saves, self._origin, self._optimizer.state, self._ranks)
@@ -154,7 +161,7 @@ class _Training:
             account = replace(account, seconds=before + time.monotonic() - started)
             stopping = stopping and step < self._work.steps
             if is_due or stopping:
-                self.save(account)
+                self._save(account, is_needed=stopping)
             self._report(account, now=stopping)
             if stopping:
                 if self._ranks.is_first:
@@ -166,9 +173,17 @@ class _Training:
         self._report(account, now=True)
         return account
 
-    def save(self, account: Account) -> None:
+    def _save(self, account: Account, is_needed: bool) -> None:
         """Write a training checkpoint. To be called by all ranks."""
-        saves.save(self._saves, self._origin, account, self.made(account), self._stepper.saved, self._ranks)
+        self._saver.save(account, self.made(account), self._stepper.saved, is_needed)
+
+    def _has_room_for_a_copy(self) -> bool:
+        """Whether the first rank's main memory takes all that is saved a second time: on a CPU it has better uses."""
+        if self._ranks.device.type != "cuda":
+            return False
+        found = room()
+        needed = sum(tensor.numel() * 4 for tensor in self._stepper.saved.values())
+        return found is None or found > needed * 5 // 4
 
     def made(self, account: Account) -> Made:
         return _made(self._data, self._stepper, account.step, self._ranks)

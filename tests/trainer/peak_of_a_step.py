@@ -1,4 +1,6 @@
-"""Prints the planned and the measured peak of two steps on this CPU: ``sequences at_once tokens [proximal]``.
+"""Prints the planned and the measured peak of two steps on this CPU.
+
+``sequences at_once tokens [proximal [rows of logits [1: bf16 weights with masters]]]``
 
 Run alone it is the measurement of docs/training.md. Measured is the most that this process had, less what it had
 when all was imported.
@@ -9,12 +11,12 @@ import sys
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 from trainer_samples import train_work
 
 from site_agent.trainer.adamw import AdamW
 from site_agent.trainer.llama import Llama
 from site_agent.trainer.memory import Setup, plan_memory, sizes_of
+from site_agent.trainer.model import Model
 from site_agent.trainer.shape import Shape, shape_of
 
 CONFIG = {
@@ -35,7 +37,9 @@ def status(key: str) -> int:
     return int(line.split()[1]) << 10
 
 
-def main(sequences: int, at_once: int, tokens: int, proximal: float = 0.0) -> None:
+def main(
+    sequences: int, at_once: int, tokens: int, proximal: float = 0.0, rows: float = 0, masters: float = 0
+) -> None:
     torch.set_num_threads(1)
     before = status("VmRSS:")
     shape = shape_of(CONFIG)
@@ -45,20 +49,32 @@ def main(sequences: int, at_once: int, tokens: int, proximal: float = 0.0) -> No
         torch.empty(sum(weight.numel() for weight in network.parameters())).normal_(0, 0.02),
         network.parameters(),
     )
-    optimizer = AdamW(dict(network.named_parameters()), train_work(proximal=proximal))
+    optimizer = AdamW(dict(network.named_parameters()), train_work(proximal=proximal), in_bf16=bool(masters))
+    objective = Model(
+        folder=Path(),
+        network=network,
+        vocabulary_size=shape.vocabulary,
+        weights={},
+        backend="",
+        rows_at_once=int(rows),
+    ).objective
     for step in range(2):
         for _ in range(sequences // at_once):
-            rows = torch.randint(0, shape.vocabulary, (at_once, tokens + 1))
-            logits = network(rows[:, :-1]).flatten(0, 1)
-            loss = functional.cross_entropy(logits, rows[:, 1:].flatten(), reduction="sum")
-            del logits
-            loss.backward()
-            del loss
+            drawn = torch.randint(0, shape.vocabulary, (at_once, tokens + 1))
+            objective(drawn[:, :-1], drawn[:, 1:]).backward()
+            if at_once < sequences:
+                optimizer.collect()
         optimizer.step(step)
     sizes = sizes_of(CONFIG, {name: tuple(weight.shape) for name, weight in network.named_parameters()})
     assert sizes is not None
     setup = Setup(
-        sequences=sequences, sequences_at_once=at_once, sequence_tokens=tokens, has_base=proximal > 0
+        sequences=sequences,
+        sequences_at_once=at_once,
+        sequence_tokens=tokens,
+        is_bf16=bool(masters),
+        has_base=proximal > 0,
+        rows_of_logits=int(rows),
+        has_masters=bool(masters),
     )
     plan = plan_memory(sizes, setup)
     print(json.dumps({"planned": plan.peak, "measured": status("VmHWM:") - before, "lines": plan.lines()}))

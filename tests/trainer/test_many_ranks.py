@@ -10,7 +10,9 @@ import msgspec
 import pytest
 from trainer_samples import contribution, make_job, run, sha256, train_work
 
+from consortium.jobs import Train
 from consortium.tensors import TensorFile
+from site_agent.config import Engine
 from site_agent.core.facts import Cause, Seen
 from site_agent.launchers.local import LocalLauncher, trainer_of
 from site_agent.trainer.folder import Failure, Site
@@ -119,6 +121,30 @@ def test_ranks_that_save_and_go_on_make_the_same_bits(tmp_path: Path, site: Site
     assert launch(folders[1], 2) == [0]
     first, second = ((folder / "result" / "delta.safetensors") for folder in folders)
     assert sha256(first) == sha256(second)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("engine", "work", "mark"),
+    [
+        (Engine(head="in_parts", head_bytes=1 << 15), WORK, "native, loss in parts"),
+        (Engine(weights="bf16"), msgspec.structs.replace(WORK, precision="bf16"), "native, bf16 weights"),
+    ],
+)
+def test_shards_and_the_ways_of_a_step_go_together(
+    tmp_path: Path, site: Site, base: Path, alone_job: Path, engine: Engine, work: Train, mark: str
+) -> None:
+    there = msgspec.structs.replace(sharded(site, "fsdp"), engine=engine)
+    folder = make_job(tmp_path / "job", there, work, base)
+    assert launch(folder, 2) == [0]
+    made, alone = contribution(folder), contribution(alone_job)
+    assert made.software["model"] == mark
+    assert made.losses is not None and alone.losses is not None
+    near = 1e-5 if work is WORK else 0.02
+    assert made.losses.first == pytest.approx(alone.losses.first, rel=near)
+    assert made.losses.last == pytest.approx(alone.losses.last, rel=near)
+    if work is WORK:
+        assert is_close(folder, alone_job)
 
 
 @pytest.mark.soak

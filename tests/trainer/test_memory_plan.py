@@ -24,9 +24,11 @@ SIZES = Sizes(
 SETUP = Setup(sequences=8, sequences_at_once=8, sequence_tokens=128)
 
 
-@pytest.mark.parametrize("job", [("2", "2", "64", "1.0"), ("8", "8", "256")])
+@pytest.mark.parametrize(
+    "job", [("2", "2", "64", "1.0"), ("8", "8", "256"), ("8", "4", "128", "0", "128", "1")]
+)
 def test_a_plan_is_within_a_fifth_of_the_measured_peak(job: tuple[str, ...]) -> None:
-    """One of weights and moments, one of activations and logits."""
+    """One of weights and moments, one of activations and logits, one of a loss in parts and bf16 weights."""
     command = [sys.executable, str(Path(__file__).with_name("peak_of_a_step.py")), *job]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
