@@ -100,14 +100,14 @@ class Arena(LocalConsortium):
                 subprocess.run(["mount", "-t", "tmpfs", "-o", options, "storm", home], check=True)
                 self._mounted.append(home)
         if self._address is not None:
-            _change(self.workdir / "coordinator.yaml", {"ledger": self._address})
+            change(self.workdir / "coordinator.yaml", {"ledger": self._address})
         port = int(yaml.safe_load((self.workdir / "coordinator.yaml").read_text())["port"])
         for site in self.sites:
             changes: dict[str, Any] = {"lives_max": 1000, "lives_total_max": 10_000}
             if self._hostile:
                 self.lines[site.name] = HostileLine(port)
                 changes["coordinator"] = f"{HOST}:{self.lines[site.name].port}"
-            _change(self.site_file(site.name), changes)
+            change(self.site_file(site.name), changes)
         self.command("init", str(self.workdir / "coordinator.yaml"))
         self.start_coordinator()
         self.invite_and_enrol()
@@ -247,6 +247,7 @@ def _faked(seconds: int) -> dict[str, str]:
     }
 
 
-def _change(path: Path, changes: Mapping[str, Any]) -> None:
+def change(path: Path, changes: Mapping[str, Any]) -> None:
+    """Of a config file."""
     config = yaml.safe_load(path.read_text()) | dict(changes)
     path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
