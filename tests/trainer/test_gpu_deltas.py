@@ -3,7 +3,7 @@
 There is no GPU here: the formula in torch stands for the kernel, which tests/kernels holds to the same bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +61,19 @@ class Blind(Pretended):
         return super()._encode(name, start, size, unmoved_N)
 
 
+class Full(Pretended):
+    def __init__(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        kind: reference.BlockCoded,
+        device: torch.device,
+        piece: int = 0,
+    ) -> None:
+        if not piece:
+            raise RuntimeError("CUDA out of memory")
+        super().__init__(weights, kind, device, piece)
+
+
 class Careless(Pretended):
     def spoil(self, coded: Coded) -> Coded:
         coded.residual_N[12345] = np.nextafter(coded.residual_N[12345], np.float32(9))
@@ -92,6 +105,14 @@ def test_a_gpu_is_believed_whose_sample_has_the_codecs_bytes(
     pretend(Pretended)
     assert gpu_encoder(kind, WEIGHTS, GPU) is not None
     assert "coded on the GPU" in capsys.readouterr().err
+
+
+def test_a_gpu_without_room_for_the_pieces_is_left_alone(
+    pretend: Callable[[type[Pretended]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend(Full)
+    assert gpu_encoder("int4", WEIGHTS, GPU) is None
+    assert "coded on the CPU: RuntimeError: CUDA out of memory" in capsys.readouterr().err
 
 
 def test_a_gpu_that_does_not_see_an_infinity_is_not_believed(

@@ -111,12 +111,18 @@ def gpu_encoder(
     """What codes the delta of ``weights``; None, and why on stderr, if that is left to the codecs."""
     if encoding not in ("int8", "int4") or device.type != "cuda":
         return None  # there is no kernel, or nothing to run it on
-    reason = why_not(encoding, weights, device)
-    if reason is not None:
-        print(f"{encoding} deltas are coded on the CPU: {reason}", file=sys.stderr)
-        return None
-    print(f"{encoding} deltas are coded on the GPU: a sample had the codecs' bytes", file=sys.stderr)
-    return GpuEncoder(weights, encoding, device)
+    encoder, reason = None, why_not(encoding, weights, device)
+    if reason is None:
+        try:
+            encoder = GpuEncoder(weights, encoding, device)
+        except RuntimeError as error:  # no memory for its pieces
+            reason = _said(error)
+    where = "CPU" if reason else "GPU"
+    print(
+        f"{encoding} deltas are coded on the {where}: {reason or 'a sample had the bytes of the codecs'}",
+        file=sys.stderr,
+    )
+    return encoder
 
 
 def why_not(encoding: BlockCoded, weights: Mapping[str, Tensor], device: torch.device) -> str | None:
