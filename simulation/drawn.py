@@ -27,16 +27,18 @@ from site_agent.limits import Granted, OpenHours
 
 _NAMES = ("north", "south", "west")
 _LANGUAGES = (Language("fi"), Language("ga"), Language("hu"))
-_MORE_SHARE = 0.4  # of the seeds have a third site, and as many a second round: many small worlds see more
+_LARGE_EVERY = (
+    4  #: of four seeds one is large: what needs a third site, a second round or rivals is seen there
+)
 _CLEARS_AFTER_HOURS = 20.0
 _HOURS_MAX = 200.0  #: within which everything must have ended, seventeen times as long as it takes
 _OPTIMIZER = Optimizer(learning_rate=0.01)
 
 
 def drawn_plan(seed: int) -> Plan:
-    """Two or three sites and a campaign of one or two rounds."""
+    """Two sites and one round; of every fourth seed up to three, two rounds, a seed round and rivals."""
     dice = stream(seed, "plan")
-    names = _NAMES[: 3 if dice.random() < _MORE_SHARE else 2]
+    names = _NAMES[: 2 + (_is_large(seed) and dice.random() < 0.5)]
     sites = tuple(_site(seed, name, language) for name, language in zip(names, _LANGUAGES, strict=False))
     return Plan(
         campaign=_campaign(seed, sites),
@@ -68,8 +70,12 @@ def drawn_weather(name: str = "rough") -> Weather:
     )
 
 
+def _is_large(seed: int) -> bool:
+    return seed % _LARGE_EVERY == 0
+
+
 def _campaign(seed: int, among: tuple[SitePlan, ...]) -> Campaign:
-    dice, sites = stream(seed, "campaign"), len(among)
+    dice, sites, is_large = stream(seed, "campaign"), len(among), _is_large(seed)
     needed = 1 + int(dice.random() * 2)
     if any(site.allocation for site in among):  # else it would wait, rightly, until people grant more
         needed = 1
@@ -89,8 +95,10 @@ def _campaign(seed: int, among: tuple[SitePlan, ...]) -> Campaign:
         sites_expected=expected,
         model=ModelSource(config={"model_type": "llama", "vocab_size": 300}),
         tokenizer=TokenizerSource(vocabulary_size=300, bytes_per_language=1000),
-        seed_round=SeedRound(steps=steps // 2, optimizer=_OPTIMIZER) if dice.random() < 0.5 else None,
-        rounds=2 if dice.random() < _MORE_SHARE else 1,
+        seed_round=SeedRound(steps=steps // 2, optimizer=_OPTIMIZER)
+        if dice.random() < 0.5 and is_large
+        else None,
+        rounds=2 if dice.random() < 0.5 and is_large else 1,
         train=TrainPlan(
             steps=steps,
             batch_sequences=8,
@@ -111,7 +119,9 @@ def _campaign(seed: int, among: tuple[SitePlan, ...]) -> Campaign:
             late=late,
         ),
         gate=Gate(resamples=100, documents_min=10, unscored=dice.choice(["reject", "allow"])),
-        rivals=Rivals(public_only=dice.random() < 0.2, specialists=dice.random() < 0.1),
+        rivals=Rivals(
+            public_only=is_large and dice.random() < 0.5, specialists=is_large and dice.random() < 0.3
+        ),
         attempts_max=2 + int(dice.random() * 2),
         lease_seconds=dice.choice([3600.0, 7200.0]),
         seed=seed,

@@ -16,7 +16,7 @@ from consortium.canonical import Fact
 from simulation.drawn import drawn_plan, drawn_weather
 from simulation.run import simulate
 
-_BATCH = 5  # seeds a process takes at a time: one takes less than a second
+_AHEAD = 20  # seeds that are given out: one may take as long as ten others
 
 
 class Fate(Fact):
@@ -49,20 +49,21 @@ def fate_of(seed: int, weather: str = "rough") -> Fate:
     )
 
 
-def fates(seeds: Iterable[int], weather: str, processes: int) -> Iterator[Fate]:
-    """Of many seeds, in their order, on several processors."""
-    if processes == 1:
-        yield from (fate_of(seed, weather) for seed in seeds)
-        return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        seeds, ahead = iter(seeds), []
-        for seed in itertools.islice(seeds, processes * _BATCH):
-            ahead.append(pool.submit(fate_of, seed, weather))
-        while ahead:
-            found = ahead.pop(0).result()
-            for seed in itertools.islice(seeds, 1):
-                ahead.append(pool.submit(fate_of, seed, weather))
-            yield found
+def crew(processes: int) -> ProcessPoolExecutor:
+    """Processes that simulate; each needs a second to begin, so whoever asks often keeps them."""
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+
+
+def fates(seeds: Iterable[int], weather: str, crew: ProcessPoolExecutor) -> Iterator[Fate]:
+    """Of many seeds, in their order, by several processes."""
+    seeds, ahead = iter(seeds), []
+    for seed in itertools.islice(seeds, _AHEAD):
+        ahead.append(crew.submit(fate_of, seed, weather))
+    while ahead:
+        found = ahead.pop(0).result()
+        for seed in itertools.islice(seeds, 1):
+            ahead.append(crew.submit(fate_of, seed, weather))
+        yield found
 
 
 def main() -> int:
@@ -80,14 +81,17 @@ def main() -> int:
         seeds = range(asked.first, asked.last if asked.last is not None else asked.first + 1)
     began, done, failed = time.monotonic(), 0, 0
     hours, faults, statuses = 0.0, 0, dict[str, int]()
-    for fate in fates(_until(seeds, asked.hours, began), asked.weather, asked.processes):
-        done, hours, faults = done + 1, hours + fate.hours, faults + sum(fate.faults.values())
-        statuses[fate.status] = statuses.get(fate.status, 0) + 1
-        if fate.violations:
-            failed += 1
-            print(f"seed {fate.seed}: {fate.violations[0]}", flush=True)
-        if sys.stderr.isatty() and done % 20 == 0:
-            print(f"\r{done} seeds, {failed} failed, {hours:.0f} simulated hours", end="", file=sys.stderr)
+    with crew(asked.processes) as workers:
+        for fate in fates(_until(seeds, asked.hours, began), asked.weather, workers):
+            done, hours, faults = done + 1, hours + fate.hours, faults + sum(fate.faults.values())
+            statuses[fate.status] = statuses.get(fate.status, 0) + 1
+            if fate.violations:
+                failed += 1
+                print(f"seed {fate.seed}: {fate.violations[0]}", flush=True)
+            if sys.stderr.isatty() and done % 20 == 0:
+                print(
+                    f"\r{done} seeds, {failed} failed, {hours:.0f} simulated hours", end="", file=sys.stderr
+                )
     seconds = time.monotonic() - began
     ended = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
     print(
