@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from consortium.errors import Unavailable
 from site_agent.metrics import CONTENT_TYPE, exposition
@@ -17,6 +18,29 @@ from site_agent.told import Told
 
 _TURN_SECONDS_MAX = 600.0  # as the watchdog of the systemd unit
 _REQUEST_SECONDS = 5.0
+_AT_ONCE = 16  # a login node has hundreds of users, and each connection is a thread of the agent's
+
+
+class _FewAtOnce(ThreadingHTTPServer):
+    """Hangs up on those who come when so many are being answered."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._places = threading.BoundedSemaphore(_AT_ONCE)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
 
 
 class Health:
@@ -30,13 +54,12 @@ class Health:
         self._turned_at = time.monotonic()
         self._told = told
         try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+            self._server = _FewAtOnce(("127.0.0.1", port), _handler(self))
         except OSError as error:
             raise Unavailable(
                 f"metrics_port {port}: {error.strerror}; choose another, or stop who listens there"
             ) from error
         self.port: int = self._server.server_address[1]
-        self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
         self._thread.start()
 

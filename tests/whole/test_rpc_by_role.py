@@ -45,6 +45,30 @@ def test_every_rpc_has_a_rule() -> None:
     assert {f"/{method}" for method in [*EVERY, *OTHERS, REFLECTION]} == {*METHODS, *WITHOUT_CERTIFICATE}
 
 
+#: Said once more, so that a slip in the table of ``access.py`` is no rule: s(ite), a(dmin), (a)u(ditor), r(eader).
+AGREED = """
+SiteService/Sync s                      SiteService/RenewCertificate s
+ArtifactService/Stat saur               ArtifactService/Upload sa           ArtifactService/Download saur
+AdminService/SubmitCampaign a           AdminService/StopCampaign a         AdminService/IssueToken a
+AdminService/SetSite a                  AdminService/Promote a              AdminService/RollBack a
+AdminService/Revoke a                   AdminService/Carry a                AdminService/Forecast au
+AdminService/GetView au                 AdminService/Watch au               AdminService/Why au
+FlowerService/OpenRun a                 FlowerService/Push a                FlowerService/Replies a
+FlowerService/CompleteRun a             AuditService/ReadLedger sau         AuditService/GetCheckpoint saur
+ReleaseService/ListReleases saur        Health/Check saur                   Health/Watch saur
+ServerReflection/ServerReflectionInfo au
+""".split()
+LETTERS = {Role.SITE: "s", Role.ADMIN: "a", Role.AUDITOR: "u", Role.READER: "r"}
+
+
+def test_the_table_says_what_was_agreed() -> None:
+    found = {
+        method.rpartition(".")[2]: "".join(letter for role, letter in LETTERS.items() if role in who)
+        for method, who in METHODS.items()
+    }
+    assert found == dict(zip(AGREED[::2], AGREED[1::2], strict=True))
+
+
 async def answer_to(channel: grpc.aio.Channel, method: str) -> SprachbundError | None:
     try:
         await first_answer(channel, method)
