@@ -130,7 +130,7 @@ def test_twenty_steps_are_the_same_bits(family: str, tmp_path: Path, monkeypatch
     assert torch.equal(native.logits(rows(0)), theirs.logits(rows(0)))
 
 
-@pytest.mark.parametrize("family", ["Llama 3", "Qwen 3", "biases everywhere"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_each_opens_what_the_other_wrote(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
