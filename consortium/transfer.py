@@ -109,27 +109,15 @@ async def download(
 
     async def receive(offset: int) -> None:
         request = artifact_pb2.DownloadRequest(digest=ref.digest, offset=offset, site=site)
-        writing: asyncio.Future[int] | None = (
-            None  # one chunk is hashed and written while the next one arrives
-        )
-        try:
-            async for message in stub.Download(request):
-                if message.size and message.size != ref.size:
-                    raise Corrupt(
-                        f"blob {ref.digest}: the coordinator has {message.size} bytes, expected {ref.size}"
-                    )
-                if offset + len(message.data) > ref.size:
-                    raise Corrupt(f"blob {ref.digest}: the coordinator sends more than its {ref.size} bytes")
-                if writing is not None:
-                    moved(await writing)
-                append = asyncio.to_thread(store.append, ref.digest, _OWNER, offset, message.data)
-                writing = asyncio.ensure_future(append)
-                offset += len(message.data)
-        finally:
-            if (
-                writing is not None
-            ):  # also after a break: what arrived whole is kept, and nobody else writes meanwhile
-                moved(await writing)
+        async for message in stub.Download(request):
+            if message.size and message.size != ref.size:
+                raise Corrupt(
+                    f"blob {ref.digest}: the coordinator has {message.size} bytes, expected {ref.size}"
+                )
+            if offset + len(message.data) > ref.size:
+                raise Corrupt(f"blob {ref.digest}: the coordinator sends more than its {ref.size} bytes")
+            offset = await asyncio.to_thread(store.append, ref.digest, _OWNER, offset, message.data)
+            moved(offset)
         await asyncio.to_thread(store.finish, ref.digest, _OWNER, ref.size)
 
     async def damaged_on_the_way() -> bool:
