@@ -1,5 +1,9 @@
 """What of a simulated run is told afterwards: spans and moments for the picture, sums for the table."""
 
+import contextlib
+from typing import Any
+
+from google.protobuf.message import DecodeError
 from sprachbund.v1 import site_pb2
 
 from consortium.ids import JobId, Language, SiteName
@@ -53,11 +57,16 @@ class Diary:
             case _:
                 pass
 
-    def reported(self, place: str, method: str, request: bytes, at: float) -> None:
-        """What a site says of its attempts' phases, heard by the coordinator."""
-        if method != _SYNC:
+    def reported(self, place: str, method: str, request: Any, at: float) -> None:
+        """What a site says of its attempts' phases, as it reaches the coordinator: an answer may be hours later."""
+        if method != _SYNC or not request:
             return
-        for line in site_pb2.SyncRequest.FromString(request).attempts:
+        with contextlib.suppress(DecodeError):  # whoever it is meant for says so
+            request = site_pb2.SyncRequest.FromString(request) if isinstance(request, bytes) else request
+            self._phased(place, request, at)
+
+    def _phased(self, place: str, request: site_pb2.SyncRequest, at: float) -> None:
+        for line in request.attempts:
             phase, since = self._phases.get(line.attempt, (line.phase, at))
             if line.phase != phase and phase in _SPANS:
                 self.note(

@@ -86,7 +86,6 @@ class Network:
         self.gave: Callable[[str, str], None] = lambda place, digest: None
         self.took: Callable[[str, str], None] = lambda place, digest: None
         self.weight: Callable[[str], float] = lambda digest: 1.0
-        self.streamed: Callable[[str, str, str, float], None] = lambda place, way, digest, began: None
         self._calls: dict[Call, None] = {}
 
     def open_channel(

@@ -25,7 +25,6 @@ class Upload(Call):
         self._pieces: collections.deque[bytes | None] = collections.deque()
         self._came: asyncio.Future[None] | None = None
         self._weight, self._digest = 1.0, ""
-        self._began = loop.time()
         self._has_begun = False
 
     async def write(self, message: Any) -> None:
@@ -88,7 +87,6 @@ class Upload(Call):
         if not self._final.done():
             self._final.set_result(self._deserialize(data))
             self._hear_acceptance(())
-            self.network.streamed(self.channel.wire.place, "uploading", self._digest, self._began)
         self.over()
 
     def fail(self, end: Ended) -> None:
@@ -113,7 +111,6 @@ class Download(Call):
         self._came: collections.deque[bytes | Ended | None] = collections.deque()
         self._waits: asyncio.Future[None] | None = None
         self._has_begun = False
-        self._began = self.network.loop.time()
         self.send(self.arrive, self._serve)
 
     def __aiter__(self) -> "Download":
@@ -129,7 +126,6 @@ class Download(Call):
             raise
         data = self._came.popleft()
         if data is None:
-            self.network.streamed(self.channel.wire.place, "downloading", self._digest, self._began)
             raise StopAsyncIteration
         if isinstance(data, Ended):
             raise data.as_rpc_error()

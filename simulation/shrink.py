@@ -200,7 +200,10 @@ class _Shrinking:
 
 
 def _without_kinds(case: Case) -> Iterator[tuple[str, Case]]:
-    for rate in _RATES:
+    some = {rate: 0.0 for rate in _RATES if getattr(case.weather, rate)}
+    if len(some) > 1:  # often enough nothing of the weather matters
+        yield "any weather", replace(case, weather=replace(case.weather, **some))
+    for rate in some:
         if getattr(case.weather, rate):
             yield rate, replace(case, weather=replace(case.weather, **{rate: 0.0}))
 

@@ -160,7 +160,7 @@ class World:
         )
         self.referee.look_into(self.coordinator.workshop.store)
         self.network.heard = self._heard
-        self.network.served = self.referee.served
+        self.network.served = self._served
         self.network.gave = self._gave
         self.network.took = self._took
         self.referee.events += [self.diary.event, self._notice]
@@ -263,7 +263,10 @@ class World:
     def _heard(self, place: str, method: str, request: bytes, response: bytes) -> None:
         if place != "admin":
             self.referee.answered(place, method, request, response)
-            self.diary.reported(place, method, request, self.coordinator.true_time)
+
+    def _served(self, place: str, method: str, request: Any) -> None:
+        self.referee.served(place, method, request)
+        self.diary.reported(place, method, request, self.coordinator.true_time)
 
     def _gave(self, place: str, digest: str) -> None:
         self.referee.read(place, digest)

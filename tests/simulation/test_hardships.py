@@ -74,4 +74,5 @@ def test_a_delta_weighs_what_its_encoding_makes_of_the_model(encoding: EncodingN
     campaign = replace(plan.campaign, train=train, merge_at="coordinator", rounds=1, admission=Admission())
     found = simulate(replace(plan, campaign=campaign), 2, PRESETS["calm"])
     sent = sum(cost.uploaded_bytes for cost in found.costs.values()) / plan.model_bytes / share
+    assert {"staging", "uploading"} <= {one.kind for one in found.happenings}
     assert sent >= 2.0 and sent == pytest.approx(round(sent), abs=0.01)
