@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ _PORTS = (
     "--metrics-export-port",
 )
 _HOST = "127.0.0.1"
-_START_SECONDS = 180.0  # it took 50 at a load of 15 on two cores
+_START_SECONDS = 180.0  # it took 110 at a load of 25 on two cores
 _LOOK_SECONDS = 0.2
 _STOP_SECONDS = 20.0
 _OBJECT_STORE_BYTES = 100_000_000  # orders and names of envelopes; Ray would take a third of the memory
@@ -41,7 +42,8 @@ _OBJECT_STORE_BYTES = 100_000_000  # orders and names of envelopes; Ray would ta
 def ray_at_work(cpus: int) -> Iterator[None]:
     """A Ray of our own, which this process is connected to; ended, with all its processes, afterwards.
 
-    Raises Unavailable with the end of its words if it does not come.
+    Raises Unavailable with the end of its words if it does not come. If it comes and does not answer, this process
+    ends with exit code 1: nothing interrupts Ray's client while it connects.
     """
     import ray
 
@@ -65,7 +67,8 @@ def ray_at_work(cpus: int) -> Iterator[None]:
             )
         try:
             _wait(process, said, Path(folder) / "ray", ports[_LISTENS])
-            ray.init(address=f"{_HOST}:{ports['--port']}", log_to_driver=False, configure_logging=False)
+            with _ends_unless_done(process):
+                ray.init(address=f"{_HOST}:{ports['--port']}", log_to_driver=False, configure_logging=False)
             yield
         finally:
             ray.shutdown()
@@ -75,6 +78,27 @@ def ray_at_work(cpus: int) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextlib.contextmanager
+def _ends_unless_done(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """End Ray and this process if what is within takes too long."""
+
+    def end() -> None:
+        print(
+            f"Ray has started, and lets nobody in after {_START_SECONDS:.0f} s", file=sys.stderr, flush=True
+        )
+        process.terminate()  # it ends its own processes
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+        os._exit(1)
+
+    timer = threading.Timer(_START_SECONDS, end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _wait(process: "subprocess.Popen[bytes]", said: Path, home: Path, listens: int) -> None:
