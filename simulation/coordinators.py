@@ -46,6 +46,7 @@ from simulation.loop import Process, VirtualLoop
 from simulation.machine import Host, Machine
 from simulation.network import Network, Port
 from simulation.outcome import Happening
+from simulation.whims import Whims
 
 MAIN, ENROLMENT = "coordinator.simulated:7443", "coordinator.simulated:7444"
 _INSPECTION_SECONDS, _JUDGING_SECONDS, _BASE_SECONDS, _MERGE_SECONDS = 30.0, 20.0, 120.0, 60.0
@@ -99,8 +100,9 @@ class CoordinatorHost:
         happened: Callable[[Happening], None],
         rest_seconds: Callable[[], float],
         echoes: Echoes,
+        whims: Whims,
     ) -> None:
-        self._echoes = echoes
+        self._echoes, self._whims = echoes, whims
         self.driver: Driver | None = None
         self.process: Process | None = None
         self.config = config
@@ -149,6 +151,7 @@ class CoordinatorHost:
             self._referee.wrote(list(ledger.read()))
         self._watch(ledger, driver)
         self._echoes.join(driver, process)
+        self._whims.join(driver, process)
         self.driver = driver
         self._referee.restarted(driver)
         workshop = Workshop.at(self.home)

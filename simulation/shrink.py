@@ -40,7 +40,7 @@ _RATES = (
         "meddling_per_day",
     ),
     *("loss", "repeat", "reorder", "delay_seconds", "site_faults"),
-    *("lies_per_day", "falsehoods", "refusals", "echoes", "drains_per_day"),
+    *("lies_per_day", "falsehoods", "refusals", "echoes", "whims", "drains_per_day"),
 )
 _HABITS = (
     *("outages", "windows", "allocation", "agent_kill_per_day", "preempt_per_day", "node_loss_per_day"),

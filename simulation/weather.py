@@ -44,6 +44,7 @@ class Weather(Fact):
     falsehoods: Share = 0.0  #: of results: they claim what is not so, and their site signs it
     refusals: Share = 0.0  #: of attempts: a site's batch system will not take them, for reasons of its own
     echoes: Share = 0.0  #: of the reports of the coordinator's worker: they come again, late
+    whims: Share = 0.0  #: of rounds in which an admin drains all sites, or moves the head, before the verdict
     drains_per_day: NotNegative = 0.0  #: of each site, by its operator
     drain_minutes: Positive = 60.0  #: median; lognormal with sigma 1
     site_faults: NotNegative = (
@@ -117,7 +118,7 @@ PRESETS: dict[str, Weather] = {
         site_faults=5.0,
     ),
 }
-_SHARES = ("loss", "repeat", "reorder", "falsehoods", "refusals", "echoes")
+_SHARES = ("loss", "repeat", "reorder", "falsehoods", "refusals", "echoes", "whims")
 _RATES = (
     *("partitions_per_day", "crashes_per_day", "disk_full_per_day", "torn_writes_per_day"),
     *("clock_jumps_per_day", "site_faults", "coordinator_disk_full_per_day"),

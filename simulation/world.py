@@ -37,6 +37,7 @@ from simulation.sites import SiteHost, Told, config_of, manifest_of_site
 from simulation.streams import stream
 from simulation.weather import PRESETS, Weather
 from simulation.weights import Weighed, Weights
+from simulation.whims import Whims
 from simulation.wires import Wire
 from site_agent.config import SiteConfig
 from site_agent.describing import Describing
@@ -157,6 +158,7 @@ class World:
             self.diary.note,
             lambda: lognormal(rests, weather.restart_minutes * 60.0, weather.restart_sigma),
             Echoes(self.seed, weather.echoes),
+            Whims(self.seed, weather.whims),
         )
         self.referee.look_into(self.coordinator.workshop.store)
         self.network.heard = self._heard

@@ -145,6 +145,7 @@ PEOPLE = replace(
     meddling_per_day=8.0,
 )
 MEDDLED = replace(CALM, name="meddled", meddling_per_day=40.0, begins_after_hours=1.5)
+WHIMS = replace(CALM, name="whims", whims=0.7)
 ALL = replace(
     FAULTS,
     name="all",
@@ -167,6 +168,8 @@ def cases() -> dict[str, Case]:
         "even, strict, lies": (_plan(*EVEN, **STRICT), 2, LIES),
         "even, short, lies": (_plan(*EVEN, **SHORT), 1, LIES),
         "even, lenient, meddled": (_plan(*EVEN, **LENIENT), 1, MEDDLED),
+        "even, strict, whims": (_plan(*EVEN, **STRICT, rounds=4), 1, WHIMS),
+        "even, short, whims": (_plan(*EVEN, **{**SHORT, "rounds": 4}), 1, WHIMS),
         "uneven, strict, faults": (_plan(*UNEVEN, **STRICT), 1, FAULTS),
         "away": (_plan(*away, **LENIENT), 1, CALM),
         "uneven, lenient, people": (_plan(*UNEVEN, **LENIENT), 3, PEOPLE),

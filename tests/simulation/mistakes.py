@@ -32,6 +32,7 @@ LEFT_OUT = {
     "the snapshot of another release is trusted": "there is one release",
     "same version made again": "changes nothing: a merge that gives a known version needs the deltas of an earlier "
     "round, and those are refused; in its place: a candidate takes a name that is taken",
+    "merge: the coordinator does a site's": "changes nothing by itself: its worker is owed no such merge",
     "rivals first": _TASTE,
     "merge: last in the queue": _TASTE,
     "place: the slow site gets it": _TASTE,

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,7 +86,8 @@ def verdicts(chosen: Iterable[str], jobs: int) -> Iterator[Verdict]:
         return judged_apart(name, order)
 
     with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(judge, chosen)
+        for one in as_completed([pool.submit(judge, name) for name in chosen]):
+            yield one.result()
 
 
 def sound(jobs: int) -> list[str]:
