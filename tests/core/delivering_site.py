@@ -1,5 +1,6 @@
 """A coordinator with a real ledger and store in a folder, and a site that signs what it delivers."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -138,7 +139,7 @@ class House:
         return self.driver.state.jobs[JobId(name)]
 
     def why(self, name: str) -> str:
-        return "\n".join(line.text for line in self.driver.why(name))
+        return "\n".join(line.text for line in asyncio.run(self.driver.why(name)))
 
     # --- what north makes ---
 

@@ -216,9 +216,9 @@ def test_the_view_and_the_story_are_of_now(house: House) -> None:
         "balkan",
         [f"{TRAIN}.a1"],
     )
-    told = house.driver.why(TRAIN)
+    told = asyncio.run(house.driver.why(TRAIN))
     assert told[0].text.startswith(f"{TRAIN} planned: north holds fi")
     assert told[-1].text == "now: leased: north asked with 1 free slot(s)"
-    assert house.driver.why("nobody") == ()
+    assert asyncio.run(house.driver.why("nobody")) == ()
     first = next(iter(house.driver.events()))
     assert isinstance(first[2], ev.ConsortiumFounded)
