@@ -23,6 +23,7 @@ SAID = {
     "crash": "coordinator crashed",
     "outage": "site down",
     "hostile": "hostile message",
+    "admin": "admin's wish",
 }
 
 #: Moments: kind -> the shape of a mark around 0,0 within 3 pixels, and its class.
@@ -36,7 +37,8 @@ MARKS = {
     "clock jump": ("M-2.9,0a2.9,2.9 0 1,0 5.8,0a2.9,2.9 0 1,0 -5.8,0z", "ink-line"),
     "refused": ("M-3,0h6", "vermilion-line"),
     "hostile": ("M-3,0h6M0,-3v6", "vermilion-line"),
-    "superseded": ("M-3,2.6h6L0,-3z", "ink"),
+    "second agent": ("M-3,2.6h6L0,-3z", "ink"),
+    "admin": ("M-2.7,-2.7h5.4v5.4h-5.4z", "ink-line"),
 }
 PROMOTED, REJECTED = "M0,-5L4.6,4h-9.2z", "M0,4L4.6,-5h-9.2z"
 
