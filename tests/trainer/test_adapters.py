@@ -61,6 +61,15 @@ def test_the_delta_is_exactly_that_of_the_dense_model(
                 assert not found.any(), name
 
 
+def test_a_change_is_alpha_over_rank_times_the_product(base: Path, alone: Ranks) -> None:
+    stepper, name = trained(base, alone), "model.layers.1.mlp.up_proj.weight"
+    a_RC, b_RR = (stepper.optimizer.state[f"weight/{name}.lora_{side}"].double() for side in "ab")
+    with Checkpoint(base) as before, torch.no_grad():
+        expected = torch.from_numpy(before.array(name)).double() + (6.0 / 3) * (b_RR @ a_RC)
+    torch.testing.assert_close(stepper.weights[name].double(), expected, rtol=1e-6, atol=1e-8)
+    assert (b_RR @ a_RC).abs().max() > 1e-4
+
+
 def test_a_step_moves_adapters_only_and_before_it_the_model_is_the_base(base: Path, alone: Ranks) -> None:
     stepper, model = trained(base, alone, steps=0), load_model(base, alone.device)
     with torch.no_grad():
