@@ -130,8 +130,11 @@ def _agrees(state: State, snapshot: bytes) -> bool:
     """Whether a snapshot is what the events tell. One of another release is not used, so it cannot mislead."""
     if not is_current(snapshot):
         return True
-    kept = restore(snapshot)
-    return kept.snapshot() == state.snapshot() and kept.index == state.index
+    try:
+        kept = restore(snapshot)
+        return kept.snapshot() == state.snapshot() and kept.index == state.index
+    except Exception:  # of any kind: it may be forged
+        return False
 
 
 def _replayed(ledger: str, found: _Findings, seen: Sequence[Seen]) -> State | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from real_coordinator import Consortium
 
@@ -17,6 +18,7 @@ from consortium.ids import Digest, SiteName, short
 from consortium.signing import load_key, sign_checkpoint
 from consortium.store import BlobStore
 from consortium.versions import OUTER_STATE, lay_out
+from coordinator.core.snapshot import keep, restore
 from coordinator.core.state import State, Version
 from coordinator.driver import replay
 from coordinator.ledger import Ledger
@@ -201,12 +203,42 @@ def test_a_changed_hash_signature_or_snapshot_is_named(
     )
 
 
-def test_a_snapshot_that_tells_another_story_is_noticed(rested: Consortium) -> None:
+def of_another_site(snapshot: bytes) -> bytes:
+    return snapshot.replace(b'"sofia"', b'"sofja"')
+
+
+def of_a_job_that_rests(snapshot: bytes) -> bytes:
+    state = restore(snapshot)
+    state.jobs[min(one.id for one in state.jobs.briefs() if one.is_final)].reason = "another"
+    return keep(state)
+
+
+def with_a_brief_that_lies(snapshot: bytes) -> bytes:
+    """The job itself is as it was."""
+    layout = msgspec.msgpack.decode(snapshot)
+    brief = next(one for pack in layout["packs"] for one in pack[0] if one is not None and one[6] is not None)
+    brief[7] += 1.0  # when it was admitted
+    return msgspec.msgpack.encode(layout)
+
+
+def of_packs_that_cannot_be_opened(snapshot: bytes) -> bytes:
+    layout = msgspec.msgpack.decode(snapshot)
+    layout["packs"][0][1] = b"nothing deflated"
+    return msgspec.msgpack.encode(layout)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [of_another_site, of_a_job_that_rests, with_a_brief_that_lies, of_packs_that_cannot_be_opened],
+)
+def test_a_snapshot_that_tells_another_story_is_noticed(
+    changed: Callable[[bytes], bytes], rested: Consortium
+) -> None:
     """Whole by its own digest, and on the chain: only the replay knows better."""
     with Ledger(rested.home / "ledger.sqlite") as ledger:
         snapshot = ledger.snapshot()
         assert snapshot is not None
-        ledger.save_snapshot(snapshot.state.replace(b'"sofia"', b'"sofja"'), ledger.head)
+        ledger.save_snapshot(changed(snapshot.state), ledger.head)
         assert ledger.head.seq == snapshot.seq
     report = verify(rested.home, rebuild=False)
     assert report.problems == (f"ledger snapshot at {snapshot.seq}: differs from the replay of its events",)
