@@ -79,7 +79,7 @@ def load_plan(
 
 def _numbers(fact: Fact, place: Place, problems: Problems) -> None:
     """Every number of a plan is one that can be reckoned with."""
-    for field in fact.__struct_fields__:
+    for field in type(fact).__struct_fields__:
         value = getattr(fact, field)
         if isinstance(value, int | float):
             most = _MOST.get(field, _NUMBER_MAX)
