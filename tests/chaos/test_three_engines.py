@@ -128,18 +128,17 @@ def versions_in(here: LocalConsortium) -> dict[str, str]:
     return {version.name: version.digest for version in campaign.versions.values()}
 
 
-TWO_ENGINES = (
-    by_our_simulation,
-)  #: besides the real processes; CI leaves Ray out, which may not start on a busy machine
+#: Besides the real processes. CI leaves Ray out: it may not start on a busy machine.
+TWO_ENGINES = (by_our_simulation,)
 THREE_ENGINES = (by_our_simulation, by_flowers_simulation)
 
 
 @pytest.mark.parametrize(
     ("layout", "engines", "at_least"),
     [
-        pytest.param(small, TWO_ENGINES, 2, id="two"),
-        pytest.param(small, THREE_ENGINES, 2, id="three", marks=pytest.mark.soak),
-        pytest.param(demo, THREE_ENGINES, 4, id="three-of-the-demo", marks=pytest.mark.soak),
+        pytest.param(small, TWO_ENGINES, 2, id="first_two"),
+        pytest.param(small, THREE_ENGINES, 2, id="all_three", marks=pytest.mark.soak),
+        pytest.param(demo, THREE_ENGINES, 4, id="demo", marks=pytest.mark.soak),
     ],
 )
 def test_every_engine_makes_the_versions_of_the_real_processes(
