@@ -106,9 +106,8 @@ class Admins:
             if "failed; its log has the reason" in str(error):
                 self._blame(f"invariant 8: an admin's wish to {kind} is answered: {error}")
 
-    async def _set(self, stub: Any, site: SiteHost, command: int, reason: str) -> None:
-        request = admin_pb2.SetSiteRequest(site=site.plan.name, reason=reason)
-        request.command = command
+    async def _set(self, stub: Any, site: SiteHost, command: admin_pb2.SiteCommand, reason: str) -> None:
+        request = admin_pb2.SetSiteRequest(site=site.plan.name, reason=reason, command=command)
         await _insist(stub.SetSite, request)
 
     async def _change(self, stub: Any, kind: str, dice: Dice, campaign: CampaignState) -> None:
@@ -116,8 +115,11 @@ class Admins:
         if kind == "stop":
             await _insist(stub.StopCampaign, admin_pb2.StopCampaignRequest(campaign=name, reason="enough"))
             return
-        is_wanted = {"promote": lambda status: status != "promoted", "roll back": lambda status: True}[kind]
-        versions = sorted(one.name for one in campaign.versions.values() if is_wanted(one.status))
+        versions = sorted(
+            one.name
+            for one in campaign.versions.values()
+            if kind == "roll back" or one.status != "promoted"  # what is promoted cannot be once more
+        )
         if versions:
             version = versions[int(dice.random() * len(versions))]
             call = stub.Promote if kind == "promote" else stub.RollBack

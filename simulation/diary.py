@@ -98,7 +98,7 @@ def endings(state: State) -> tuple[Ending, ...]:
         Ending(
             campaign=name,
             status=campaign.status,
-            reason=campaign.reason,
+            reason=campaign.reason if campaign.status != "open" else "the simulation's time was over",
             rounds=sum(round_.state.value == "closed" for round_ in campaign.rounds.values()),
             promoted=sum(
                 version.status == "promoted" and version.role == "candidate"
