@@ -139,15 +139,15 @@ class Referee:
         sequence = said.checkpoint.sequence
         if sequence > len(self._hashes) or self._hashes[sequence - 1] != said.checkpoint.head:
             self.blame(f"invariant 2: {place} was shown ledger head {sequence}, which is not written down")
-        live = {job.attempt for job in self.state.live(SiteName(place))}
+        live = {job.attempt for job in self.state.live(SiteName(place)) if job.attempt is not None}
         site = self.state.sites[SiteName(place)]
         if site.status == "suspended":
             self.blame(f"invariant 7: {place} is suspended and gets an answer")
         goes_on = {line.attempt for line in told.attempts if line.phase != site_pb2.ATTEMPT_PHASE_ENDED}
-        for name in sorted(site.held.keys() - live - goes_on):
-            self.blame(f"invariant 6: {name} is held back, though {place} says that it does not go on")
-        for name in sorted(live - {wanted.attempt for wanted in said.wanted}):
-            self.blame(f"invariant 3: {name} is leased to {place}, which is not told")
+        for kept in sorted(site.held.keys() - live - goes_on):
+            self.blame(f"invariant 6: {kept} is held back, though {place} says that it does not go on")
+        for kept in sorted(live - {wanted.attempt for wanted in said.wanted}):
+            self.blame(f"invariant 3: {kept} is leased to {place}, which is not told")
         lease = (SiteName(place), JobState.LEASED)
         for line in told.attempts:  # who comes back before anybody else was asked goes on
             job = self.state.jobs.get(job_of(AttemptId(line.attempt)))
