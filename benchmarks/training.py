@@ -6,7 +6,7 @@
 
 Every variant is a process of its own, so that none has another's memory; they take turns, and ratios are within one
 run. All get the same weights and the same random tokens: the losses of the first step must agree. What a variant needs
-and is not installed is said in its row. Kernels of deltas have a benchmark of their own, ``benchmarks/kernels.py``.
+and is not installed is said in its row. Kernels of deltas have a benchmark of their own, ``benchmarks/gpu_codecs.py``.
 """
 
 import argparse

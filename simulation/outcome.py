@@ -10,7 +10,8 @@ class Happening(Fact):
     kind  spans: ``queued``, ``running``, ``staging``, ``uploading``, ``down``, ``partitioned``, ``window closed``,
           ``merging``, ``inspecting``, ``judging``, ``making``, ``round``;
           moments: ``seed``, ``promoted``, ``rejected``, ``campaign ended``, ``refused``, ``preempted``, ``node lost``,
-          ``agent killed``, ``crash``, ``disk full``, ``torn write``, ``clock jump``, ``hostile``, ``second agent``, ``admin``
+          ``agent killed``, ``crash``, ``disk full``, ``torn write``, ``clock jump``, ``hostile``,
+          ``second agent``, ``admin``
     """
 
     at: float  #: seconds since the epoch, true time (not any host's clock)

@@ -121,7 +121,7 @@ class SiteConfig(Fact):
     gpus: Natural = 0  #: GPUs that one job of the local launcher uses; for the account of GPU-hours
     #: how ranks share a model: each has all of it, a shard, or a shard within its node; None: as the profile says
     sharding: Literal["none", "fsdp", "hsdp"] | None = None
-    device_sequences: Count | None = None  #: most sequences in one forward pass, for memory; None: all of a rank's
+    device_sequences: Count | None = None  #: most sequences of one forward pass; None: all of a rank's
     engine: Engine = Engine()
     allocation: Granted | None = None  #: GPU-hours for the consortium; None: no limit
     timezone: str = "UTC"  #: IANA name; of windows, and of the allocation's last day

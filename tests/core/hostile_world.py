@@ -278,9 +278,7 @@ class World:
         assert not [w.reason for w in waits(state)], "a campaign waits for ever"
         assert len(state.campaigns) == len(self.specs)
         assert owed(state) == ()
-        assert (
-            state.snapshot() == self.coordinator.replayed().snapshot() == restore(keep(state)).snapshot()
-        )
+        assert state.snapshot() == self.coordinator.replayed().snapshot() == restore(keep(state)).snapshot()
         self._told()
 
     def _told(self) -> None:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 )
 def test_it_runs_dry(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "benchmarks/kernels.py", "--json", tmp_path / "found.json", "--workdir", tmp_path],
+        [sys.executable, "benchmarks/gpu_codecs.py", "--json", tmp_path / "found.json", "--workdir", tmp_path],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """What a GPU makes of the kernels of deltas: beside a plain copy, torch as one would write it, and torch.compile.
 
-    python benchmarks/kernels.py [--elements 268435456] [--rounds 30] [--workdir .] [--json FILE]
+    python benchmarks/gpu_codecs.py [--elements 268435456] [--rounds 30] [--workdir .] [--json FILE]
 
 Three questions, for int8 and int4. How near to the copy's bandwidth is each way of coding a delta that lies on the
 GPU; are its bytes those of the codecs; and, which decides whether the kernel stays, how long the whole writing of a
