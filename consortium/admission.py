@@ -23,6 +23,9 @@ from consortium.store import ref_of
 from consortium.tensors import F32Array, Tensors
 
 _WORST = 3  #: tensors named in an inspection
+#: Of a delta's element, also where no norm is limited: trained weights are a hundredth of it, and a merge sums
+#: exactly only up to 2^17 (``merging.exact``): one wild number would have it refuse all contributions of the round.
+ELEMENT_MAX = 1024.0
 _HEADER_BYTES_FIXED, _HEADER_BYTES_PER_TENSOR = (
     1 << 16,
     1 << 12,
@@ -138,6 +141,9 @@ def _check_encoding(delta: Tensors, encoding: EncodingName | None, density: floa
 def _norms(delta: Tensors, norms: Mapping[str, float]) -> list[TensorNorm]:
     """Of every tensor, sorted by how far it moved: largest relative norm first, then by name."""
     found = [TensorNorm(name=name, norm=_norm(delta, name), base_norm=norms[name]) for name in delta]
+    for item in found:
+        if item.norm > ELEMENT_MAX:  # else no element is that large
+            _check_elements(delta, item.name)
     return sorted(found, key=lambda item: (-_relative(item), item.name))
 
 
@@ -172,6 +178,17 @@ def _norm(tensors: Tensors, name: str) -> float:
         require_finite(piece, tensors.label, name, start)
         squares.append(_square_sum(piece))
     return math.sqrt(math.fsum(squares))
+
+
+def _check_elements(delta: Tensors, name: str) -> None:
+    for start, piece in delta.pieces(name):
+        sizes = np.abs(piece)
+        if sizes.max() > ELEMENT_MAX:
+            at = int(sizes.argmax())
+            raise BadInput(
+                f"{delta.label}: element {start + at} of {name!r} is {piece[at]:g}, larger than {ELEMENT_MAX:g}, which "
+                "no weight moves by; train with a lower learning rate"
+            )
 
 
 def _square_sum(values: F32Array) -> float:

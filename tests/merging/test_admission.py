@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from consortium import canonical
-from consortium.admission import Inspection, base_norms, inspect
+from consortium.admission import ELEMENT_MAX, Inspection, base_norms, inspect
 from consortium.merging.merge import MergeInput
 from consortium.store import ref_of
 from consortium.tensor_writer import TensorWriter
@@ -74,6 +74,20 @@ def test_a_delta_too_large_as_a_whole_or_in_one_tensor(
     assert "tensor 'layer.bias' has norm 4.472, which exceeds 2 of" in found.reason
     assert found.worst[0].name == "layer.bias"
     assert judge(bias, norm_max=10.0, tensor_norm_max=1000.0).ok
+
+
+def test_one_wild_element_is_named_where_no_norm_is_limited(
+    tmp_path: Path, delta: Callable, judge: Callable
+) -> None:
+    """In a seed round, whose merge would refuse all contributions because of it."""
+    unlimited = {"norm_max": np.inf, "tensor_norm_max": np.inf}
+    large = np.zeros(5)
+    large[[1, 3]] = 700.0, -ELEMENT_MAX
+    assert judge(altered(delta(1), tmp_path / "large", **{"layer.bias": large}), **unlimited).ok
+    large[3] = -1025.0
+    found = judge(altered(delta(1), tmp_path / "wild", **{"layer.bias": large}), **unlimited)
+    assert not found.ok
+    assert "element 3 of 'layer.bias' is -1025, larger than 1024" in found.reason
 
 
 def test_what_is_not_as_the_manifest_or_the_job_says(
