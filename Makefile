@@ -16,7 +16,7 @@ demo: $(VENV)/demo-installed  ## set up, then a whole consortium on this machine
 	$(BIN)/sprachbund demo $(if $(WORKDIR),--workdir $(WORKDIR)) --seed $(SEED)
 
 test: $(VENV)/dev-installed check  ## set up, then all checks and tests, by three processes that mostly wait (JOBS=2 ...)
-	$(MAKE) --jobs 2 --keep-going --output-sync test-here test-on-slurm
+	$(MAKE) --jobs 2 --keep-going --output-sync=line test-here test-on-slurm
 
 test-here: $(VENV)/dev-installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/slurm --ignore tests/ssh
