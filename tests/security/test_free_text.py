@@ -61,12 +61,12 @@ def test_json_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_line_of_the_log_stays_one_line() -> None:
     root, target = logging.getLogger(), io.StringIO()
     before, level = list(root.handlers), root.level
+    root.handlers = []  # pytest's would keep the word, and half a character goes into no report between processes
     try:
         log_json(target)
         logging.getLogger("there").error("it said %s", EVIL, extra={"word": EVIL})
     finally:
-        for handler in set(root.handlers) - set(before):
-            root.removeHandler(handler)
+        root.handlers = before
         root.setLevel(level)
     (line,) = target.getvalue().splitlines()
     assert is_harmless(line)
