@@ -32,21 +32,18 @@ class Variant(Fact):
     kind: Literal["base", "rounds", "alone", "pooled", "public"] = "rounds"
     big_batch: bool = False
     round_steps: int = 30  #: H: steps of a site between merges; 0: all of them, one merge
-    starts_anew: bool = (
-        False  #: of pooled: a new job every ``round_steps``, with moments from zero and a new warm-up
-    )
+    #: of pooled: a new job every ``round_steps``, with moments from zero and a new warm-up
+    starts_anew: bool = False
     recipe: Recipe = AVERAGE
     replay_share: float = 0.5
     encoding: EncodingName = "bf16"
     unseen_rows: Literal["move", "keep"] = "move"
     proximal: float = 0.0
-    slow: Literal["no", "partial", "refuse", "next_round", "finish_together"] = (
-        "no"  #: what becomes of a slow site
-    )
+    #: what becomes of a slow site
+    slow: Literal["no", "partial", "refuse", "next_round", "finish_together"] = "no"
     attack: Literal["no", "flipped", "nonsense"] = "no"
-    defence: Literal["none", "standard", "strict"] = (
-        "none"  #: admission's presets, and the gate in every round
-    )
+    #: admission's presets, and the gate in every round
+    defence: Literal["none", "standard", "strict"] = "none"
     tier: int = 1
 
 

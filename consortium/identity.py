@@ -39,9 +39,8 @@ DAY_SECONDS = 86_400.0
 AUTHORITY_DAYS = 3650
 COORDINATOR_DAYS = 397  # the coordinator issues it anew when it starts with less than a third of it left
 CLIENT_DAYS = 90  # sites renew by themselves at two thirds of it
-CLOCK_SKEW_SECONDS = (
-    DAY_SECONDS  # a clock may be hours ahead when it signs, or behind when it checks: valid a day before
-)
+# a clock may be hours ahead when it signs, or behind when it checks: valid a day before
+CLOCK_SKEW_SECONDS = DAY_SECONDS
 
 SIGNING_REQUEST_BYTES_MAX = 16_384
 

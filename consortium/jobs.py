@@ -114,9 +114,8 @@ class Train(Fact, tag="train"):
     replay_share: float  #: share of sequences drawn from public text, 0 to 1
     epochs_max: float = 4.0  #: cap on passes over one language's text within the job
     sampling: Literal["unimax", "temperature"] = "unimax"  #: which shares the languages have
-    temperature: float = (
-        5.0  #: of that sampling: a language's share goes with its text's size to the power of 1 / T
-    )
+    #: of that sampling: a language's share goes with its text's size to the power of 1 / T
+    temperature: float = 5.0
     #: what a sequence is: a stretch of the text, or whole documents that do not see each other
     packing: Literal["stream", "documents"] = "stream"
     steps: int
@@ -134,9 +133,8 @@ class Train(Fact, tag="train"):
     delta_density: float = DENSITY  #: share of the elements that top-k keeps
     #: what the site's last delta before this base left unsaid; None: nothing. Not an input: the site has it.
     residual: Digest | None = None
-    token_counts: bool = (
-        False  #: whether to say how often each token was seen: the rows of embeddings are weighed by it
-    )
+    #: whether to say how often each token was seen: the rows of embeddings are weighed by it
+    token_counts: bool = False
     #: of tokens that were neither read nor predicted: whether the delta has what decay and softmax did to their
     #: rows of embeddings and head, or zeros
     unseen_rows: Literal["move", "keep"] = "move"

@@ -93,9 +93,8 @@ class Ingredient(Fact):
 
     delta: FileRef
     weight: int  #: e.g. tokens; share = weight / sum of weights
-    row_counts: FileRef | None = (
-        None  #: how often it saw each token, where that weighed the rows of embeddings
-    )
+    #: how often it saw each token, where that weighed the rows of embeddings
+    row_counts: FileRef | None = None
 
 
 class Initial(Fact):

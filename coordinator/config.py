@@ -30,12 +30,10 @@ class CoordinatorConfig(Fact):
 
     consortium: Annotated[str, Meta(min_length=1, max_length=80)]  #: its name, for people and certificates
     home: str  #: ledger, store and keys lie below it
-    ledger: str | None = (
-        None  #: SQLite file, postgresql://user@host/name or service=name; ledger.sqlite in ``home`` if left out
-    )
-    store: str | None = (
-        None  #: folder of all artifacts, or s3://bucket/prefix; ``store`` in ``home`` if left out
-    )
+    #: SQLite file, postgresql://user@host/name or service=name; ledger.sqlite in ``home`` if left out
+    ledger: str | None = None
+    #: folder of all artifacts, or s3://bucket/prefix; ``store`` in ``home`` if left out
+    store: str | None = None
     s3_endpoint: str | None = None  #: of a bucket that is not Amazon's, such as https://lumidata.eu
     s3_region: str | None = None  #: of the bucket, where the storage has regions
     s3_cache_bytes: Count = 200 << 30  #: of blobs kept on this machine's disk while they lie in a bucket
@@ -49,9 +47,8 @@ class CoordinatorConfig(Fact):
     enrolment_addresses: tuple[Address, ...] = ()  #: the same, for those who hold a token
     tick_seconds: Positive = 1.0  #: between looks at leases and deadlines
     token_hours: Positive = 72.0  #: an enrolment token's life
-    calls_per_second: Positive = (
-        50.0  #: of one certificate's holder, on average; ten times as many in a burst
-    )
+    #: of one certificate's holder, on average; ten times as many in a burst
+    calls_per_second: Positive = 50.0
     certificate_days: Count = 30  #: a site's; it renews in time by itself
     upload_bytes_max: Count = 64 << 30  #: of one blob
     membership: str | None = None  #: a file that replaces policies/membership.yaml

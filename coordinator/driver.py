@@ -41,9 +41,8 @@ _MILESTONES = (ev.VersionPromoted, ev.VersionRejected, ev.RoundFailed, ev.Campai
 #: A snapshot when so many of all events have happened since the last: it costs the more the more there are, and a start
 #: has so many to read again. For years that is at every milestone.
 _SNAPSHOT_SHARE = 0.02
-_REST_EVENTS = (
-    50_000  # in a replay: so many events later jobs that are over rest, lest all be in memory at once
-)
+# in a replay: so many events later jobs that are over rest, lest all be in memory at once
+_REST_EVENTS = 50_000
 _PAUSE_SECONDS = 0.01  # after an event, for others to come: whom they concern is looked up once for all
 _PAUSE_SHARE = 4.0  # and no sooner again than after so many times what the last look took
 

@@ -26,9 +26,8 @@ class ModelSource(Fact):
 
     config: dict[str, Any] | None = None  #: of transformers, ``model_type`` included
     seed: Natural = 0
-    files: dict[str, FileRef] | None = (
-        None  #: Hugging Face layout; set by ``submit`` when a directory is given
-    )
+    #: Hugging Face layout; set by ``submit`` when a directory is given
+    files: dict[str, FileRef] | None = None
 
 
 class TokenizerSource(Fact):
@@ -107,9 +106,8 @@ class Gate(Fact):
     resamples: Annotated[int, Meta(ge=100, le=1_000_000)] = 1000
     seed: Natural = 0
     protected: tuple[Language, ...] = ()  #: empty: every language of the campaign
-    documents_min: Count = (
-        20  #: fewer held-out documents than this cannot decide; the language counts as unscored
-    )
+    #: fewer held-out documents than this cannot decide; the language counts as unscored
+    documents_min: Count = 20
     unscored: Literal["reject", "allow"] = "reject"  #: what an unscored protected language means
 
 
@@ -160,7 +158,6 @@ class Campaign(Fact):
     rivals: Rivals = Rivals()
     attempts_max: Count = 3
     lease_seconds: Positive = 900.0  #: three times as long as an agent from cron is silent
-    courier_lease_hours: Positive = (
-        COURIER_LEASE_HOURS  #: the same for a site whose bundles a courier carries: a fortnight
-    )
+    #: the same for a site whose bundles a courier carries: a fortnight
+    courier_lease_hours: Positive = COURIER_LEASE_HOURS
     seed: Natural = 0

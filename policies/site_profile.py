@@ -63,9 +63,8 @@ class SiteProfile(Fact):
     gpu_model: Value = ""  #: as Slurm calls it, such as a100; "": any
     gpu_flag: Literal["gpus-per-node", "gres", "gpus"] = "gpus-per-node"
     ranks_per_node: Count | None = None  #: processes of one job on a node; None: one a GPU, at least one
-    sharding: Literal["none", "fsdp", "hsdp"] = (
-        "none"  #: how ranks share a model, if the site's config is silent
-    )
+    #: how ranks share a model, if the site's config is silent
+    sharding: Literal["none", "fsdp", "hsdp"] = "none"
     cpus_per_task: Natural = 0  #: cores of one node; 0: the site's default
     memory: Value = ""  #: of one node, such as 120G or 0 (all of it)
     walltime_minutes: Count = 60  #: of one life

@@ -27,9 +27,8 @@ from site_agent.limits import Granted, OpenHours
 
 _NAMES = ("north", "south", "west")
 _LANGUAGES = (Language("fi"), Language("ga"), Language("hu"))
-_LARGE_EVERY = (
-    4  #: of four seeds one is large: what needs a third site, a second round or rivals is seen there
-)
+#: of four seeds one is large: what needs a third site, a second round or rivals is seen there
+_LARGE_EVERY = 4
 _CLEARS_AFTER_HOURS = 20.0
 _HOURS_MAX = 200.0  #: within which everything must have ended, seventeen times as long as it takes
 _OPTIMIZER = Optimizer(learning_rate=0.01)

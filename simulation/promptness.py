@@ -15,9 +15,8 @@ from simulation.shadow import Shadow
 
 HOUR = 3600.0
 WARNED_PERCENT = (80, 95)
-_INSPECTIONS = (
-    4.0  # slacks that an inspection, a verdict or a merge may take: others come first, a crash repeats it
-)
+# slacks that an inspection, a verdict or a merge may take: others come first, a crash repeats it
+_INSPECTIONS = 4.0
 
 
 class Promptness:

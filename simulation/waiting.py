@@ -27,9 +27,8 @@ class RoundWait(Fact):
     closed_hours: float = 0.0  #: of ``idle_hours``: until the site's window opened
     after_hours: float = 0.0  #: inspected, merged, scored, judged
     judge: str = ""  #: the site whose job for the gate ended last
-    scoring_hours: float = (
-        0.0  #: of ``after_hours``: until that job had ended, its wait in the queue included
-    )
+    #: of ``after_hours``: until that job had ended, its wait in the queue included
+    scoring_hours: float = 0.0
 
     @property
     def waited_for(self) -> str:

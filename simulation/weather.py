@@ -37,9 +37,8 @@ class Weather(Fact):
     coordinator_disk_full_per_day: NotNegative = 0.0  #: nothing can be written down; for a sixth of a site's
     coordinator_clock_jumps_per_day: NotNegative = 0.0  #: as far as a site's
     second_agents_per_day: NotNegative = 0.0  #: started beside a site's agent, on the same home
-    meddling_per_day: NotNegative = (
-        0.0  #: an admin drains, suspends, promotes, rolls back or stops; for each site
-    )
+    #: an admin drains, suspends, promotes, rolls back or stops; for each site
+    meddling_per_day: NotNegative = 0.0
     lies_per_day: NotNegative = 0.0  #: of each site's agent, see simulation/liars.py
     falsehoods: Share = 0.0  #: of results: they claim what is not so, and their site signs it
     refusals: Share = 0.0  #: of attempts: a site's batch system will not take them, for reasons of its own
@@ -47,15 +46,13 @@ class Weather(Fact):
     whims: Share = 0.0  #: of rounds in which an admin drains all sites, or moves the head, before the verdict
     drains_per_day: NotNegative = 0.0  #: of each site, by its operator
     drain_minutes: Positive = 60.0  #: median; lognormal with sigma 1
-    site_faults: NotNegative = (
-        1.0  #: factor on the rates of a site's plan: preempted, node lost, agent killed
-    )
+    #: factor on the rates of a site's plan: preempted, node lost, agent killed
+    site_faults: NotNegative = 1.0
     certificate_days: Count = 30  #: that a site's certificate is good for
     begins_after_hours: NotNegative = 0.0  #: until then nothing goes wrong but what the plan says
     clears_after_hours: Positive | None = None  #: when all this is over; None: never
-    only: tuple[str, ...] | None = (
-        None  #: the faults that fall, by name, of those that the dice say; None: all
-    )
+    #: the faults that fall, by name, of those that the dice say; None: all
+    only: tuple[str, ...] | None = None
 
     def lets_fall(self, name: str, hours: float) -> bool:
         """Whether the fault of that name (see ``fault_named``), which the dice say, falls at that hour."""

@@ -27,17 +27,15 @@ class Text(Fact):
 
     language: Language
     path: str  #: file or folder; absolute once loaded
-    format: Literal["auto", "txt", "jsonl", "parquet", "wet"] = (
-        "auto"  #: auto: by the file's ending; .zst and .gz are seen through
-    )
+    #: auto: by the file's ending; .zst and .gz are seen through
+    format: Literal["auto", "txt", "jsonl", "parquet", "wet"] = "auto"
     access: Literal["private", "public"]  #: public: may serve as the campaign's replayed public slice
     licence: str  #: SPDX, or LicenseRef-... for a contract of your own
     text_field: str = "text"  #: of jsonl and parquet
     id_field: str | None = None  #: what translations share; None: "id", where a document has one
     other_languages: Literal["keep", "drop"] = "keep"  #: documents that say they are in another language
-    opted_out: Literal["keep", "drop"] = (
-        "drop"  #: documents whose own fields say that robots.txt forbids them
-    )
+    #: documents whose own fields say that robots.txt forbids them
+    opted_out: Literal["keep", "drop"] = "drop"
     source: str | None = None  #: name, DOI or URL of the data set, for the manifest, as all that follows
     redistribution: str | None = None  #: a class of policies/licences.yaml; None: the licence's
     robots: str | None = None  #: how opt-outs were honoured when it was gathered
@@ -55,12 +53,10 @@ class Consent(Fact):
     purposes: tuple[Purpose, ...] | None = None
     steps_max: Count | None = None  #: optimizer steps of one training job
     gpus_max: Natural | None = None  #: GPUs in use at once by all jobs of the consortium here
-    senders: tuple[str, ...] | None = (
-        None  #: admins whose campaigns are taken, by the name in their certificates
-    )
-    merged_by: tuple[SiteName, ...] | None = (
-        None  #: sites that may get this site's deltas; the coordinator does
-    )
+    #: admins whose campaigns are taken, by the name in their certificates
+    senders: tuple[str, ...] | None = None
+    #: sites that may get this site's deltas; the coordinator does
+    merged_by: tuple[SiteName, ...] | None = None
 
     @property
     def merges(self) -> bool:
@@ -108,9 +104,8 @@ class SiteConfig(Fact):
     home: str  #: spool, blobs, prepared text and keys lie below it
     slots: Count = 1  #: jobs at once
     launcher: Literal["local", "slurm"] = "local"
-    slurm: SiteProfile | None = (
-        None  #: how the site's Slurm wants its jobs; a preset, or one with keys changed
-    )
+    #: how the site's Slurm wants its jobs; a preset, or one with keys changed
+    slurm: SiteProfile | None = None
     ssh: Ssh | None = None  #: the site is driven from outside; then ``text`` has paths of the site
     sync_seconds: Positive = 10.0  #: between Syncs when nothing is new; a lease outlives several
     lives_max: Count = 3  #: lives in a row that get no further, before an attempt failed

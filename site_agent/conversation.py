@@ -18,12 +18,10 @@ _log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 0.2  # at least, between two Syncs that tell the same: the answer may come at once each time
 _BACKOFF_SECONDS = 0.5  # doubled with each failure in a row, with jitter, lest all sites come back at once
-_BACKOFF_SECONDS_MAX = (
-    10.0  # with jitter 15: after a long outage, too, all sites are back within half a minute
-)
-_REFUSED_SECONDS_MAX = (
-    60.0  # it does answer, and will say the same until a person acts: suspended for a month, say
-)
+# with jitter 15: after a long outage, too, all sites are back within half a minute
+_BACKOFF_SECONDS_MAX = 10.0
+# it does answer, and will say the same until a person acts: suspended for a month, say
+_REFUSED_SECONDS_MAX = 60.0
 
 
 class Conversation:

@@ -31,9 +31,8 @@ class Moment:
     """What the shell knows of time. Heartbeats live here, never in the ledger."""
 
     now: float  #: seconds since the epoch, coordinator's clock
-    started_at: float = (
-        0.0  #: of this coordinator process: after a crash every lease gets its full length again
-    )
+    #: of this coordinator process: after a crash every lease gets its full length again
+    started_at: float = 0.0
     renewed: Mapping[AttemptId, float] = field(default_factory=dict)  #: when a Sync last spoke of the attempt
     openings: Mapping[SiteName, Opening] = field(default_factory=dict)  #: of sites that have windows
     #: what jobs would cost, as far as it was asked for: what it follows from stays the same while leases are given

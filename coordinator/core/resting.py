@@ -62,9 +62,8 @@ class Jobs(dict[JobId, "Job"]):
     def __init__(self, jobs: Mapping[JobId, "Job | Pack"], kind: type["Job"]) -> None:
         super().__init__(jobs)  # type: ignore[arg-type]
         self._kind = kind
-        self._opened: tuple[Pack, dict[JobId, msgspec.Raw]] | None = (
-            None  # who wants one wants its neighbours
-        )
+        # who wants one wants its neighbours
+        self._opened: tuple[Pack, dict[JobId, msgspec.Raw]] | None = None
 
     def __getitem__(self, name: JobId) -> "Job":
         found = cast("Job | Pack", super().__getitem__(name))

@@ -121,9 +121,8 @@ class Limits(Fact):
 class Observation(Fact):
     """Everything one decision is made from."""
 
-    wanted: tuple[Offer, ...] | None = (
-        None  #: None: the coordinator has not been heard since the agent started
-    )
+    #: None: the coordinator has not been heard since the agent started
+    wanted: tuple[Offer, ...] | None = None
     answered: frozenset[AttemptId] = frozenset()  #: what the coordinator had been told of when it said so
     settled: frozenset[AttemptId] = frozenset()  #: need no more reports
     told: dict[AttemptId, Usage | None] = msgspec.field(

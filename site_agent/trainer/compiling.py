@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from consortium.errors import BadInput
 from site_agent.trainer.llama import Llama
 
-_WIDTH_MIN = (
-    2048  # of layers in float8: smaller ones lose more to casting than they gain (torchao's own advice)
-)
+# of layers in float8: smaller ones lose more to casting than they gain (torchao's own advice)
+_WIDTH_MIN = 2048
 
 
 def compile_blocks(network: Llama, backend: str = "inductor") -> None:

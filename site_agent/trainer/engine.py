@@ -12,9 +12,8 @@ from site_agent.trainer.folder import FailureReason, JobFailed
 from site_agent.trainer.head import HeadPlan, plan_head
 from site_agent.trainer.model import Backend
 
-_COMPILE_STEPS = (
-    500  # compiling costs a minute or two; of 0.2 s a step it saves a fifth, so about as many pay for it
-)
+# compiling costs a minute or two; of 0.2 s a step it saves a fifth, so about as many pay for it
+_COMPILE_STEPS = 500
 _HEAD_BYTES_CPU, _HEAD_BYTES_GPU = 256 << 20, 4 << 30
 
 

@@ -24,9 +24,8 @@ Turn = Callable[[Tensor, Tensor], Tensor]  #: logits (P, V) and targets (P,), se
 _WHOLE_MAX = (
     256 << 20
 )  # bytes of float32 logits: smaller ones are no trouble, and their bits those of transformers
-_TILE = (
-    128  # rows of a piece are a multiple: a GPU's kernels compute so many at a time, or waste what is beyond
-)
+# rows of a piece are a multiple: a GPU's kernels compute so many at a time, or waste what is beyond
+_TILE = 128
 
 
 class HeadPlan(NamedTuple):

@@ -56,9 +56,8 @@ class Storm:
 
     seed: int
     faults: int  #: after so many no campaign is begun; the last one is ended under more of them
-    pause_seconds: float = (
-        6.0  #: between two faults on one agent, on average; of the coordinator, three times
-    )
+    #: between two faults on one agent, on average; of the coordinator, three times
+    pause_seconds: float = 6.0
     fallen: Counter[str] = field(default_factory=Counter)
     spoiled: int = 0  #: faults that could not be made, through no fault of the consortium's
     failed: list[str] = field(default_factory=list)

@@ -18,9 +18,8 @@ class InputPin(Fact):
     """What mergekit cannot say of an input; in the file, an entry of ``sprachbund: inputs:``."""
 
     kind: Literal["model", "delta"] = "model"  #: a model's folder, or a file of trained minus base
-    digest: Digest | None = (
-        None  #: sha256 that a delta file must have; of a model, that its weights must have
-    )
+    #: sha256 that a delta file must have; of a model, that its weights must have
+    digest: Digest | None = None
     size: int | None = None  #: bytes of a delta file, where its digest is pinned
     tokens: int = 1  #: that it was trained on; counts where the recipe weighs by tokens
     languages: tuple[Language, ...] = ()  #: of its cohort

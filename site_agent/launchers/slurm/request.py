@@ -21,9 +21,8 @@ from consortium.canonical import Fact
 from consortium.jobs import Assignment, Merge, Tokenizer
 from policies.site_profile import Container, SiteProfile
 
-CONTINUE_LATER = (
-    75  #: of the trainer: there is a training checkpoint, start again (EX_TEMPFAIL of sysexits.h)
-)
+#: of the trainer: there is a training checkpoint, start again (EX_TEMPFAIL of sysexits.h)
+CONTINUE_LATER = 75
 _CANNOT_BEGIN = 78  # EX_CONFIG: a line of the profile, or the disk, failed before the trainer
 _NAME_DIGITS = 20
 
