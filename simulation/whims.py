@@ -51,7 +51,9 @@ class Whims:
     def _moved(self, driver: Driver, campaign: CampaignId) -> list[cm.Command]:
         """Another head: an older one, the newest candidate, or one that was never promoted."""
         versions = sorted(driver.state.campaigns[campaign].versions.values(), key=lambda one: one.number)
-        version = versions[int(self._dice.random() * len(versions))]
+        never = [version for version in versions if version.status != "promoted"]
+        choice = never if never and self._dice.random() < 0.5 else versions
+        version = choice[int(self._dice.random() * len(choice))]
         verb: Literal["promote", "roll_back"] = "promote" if self._dice.random() < 0.3 else "roll_back"
         return [cm.MoveHead(campaign=campaign, version=version.name, verb=verb, reason="a whim")]
 
