@@ -143,6 +143,9 @@ class Referee:
         site = self.state.sites[SiteName(place)]
         if site.status == "suspended":
             self.blame(f"invariant 7: {place} is suspended and gets an answer")
+        drains = told.site.draining
+        if drains == self._said.drains.get(site.name) != site.draining:  # nothing else was said meanwhile
+            self.blame(f"invariant 1: {place} says {drains=}, is answered, and the ledger has it otherwise")
         goes_on = {line.attempt for line in told.attempts if line.phase != site_pb2.ATTEMPT_PHASE_ENDED}
         for kept in sorted(site.held.keys() - live - goes_on):
             self.blame(f"invariant 6: {kept} is held back, though {place} says that it does not go on")

@@ -26,11 +26,15 @@ _Told = tuple[SiteName, AttemptId]
 
 
 class Said:
-    """last  when its own site last spoke of an attempt; ``asked``  when a site last said anything"""
+    """last     when its own site last spoke of an attempt
+    asked    when a site last said anything
+    drains   whether it last said that it takes nothing new
+    """
 
     def __init__(self) -> None:
         self.last: dict[AttemptId, float] = {}
         self.asked: dict[SiteName, float] = {}
+        self.drains: dict[SiteName, bool] = {}
         self._ends: dict[_Told, set[tuple[Outcome, str]]] = {}
         self._use: dict[_Told, set[tuple[float, float]]] = {}
         self._started: set[_Told] = set()
@@ -39,7 +43,7 @@ class Said:
 
     def hear(self, place: str, request: site_pb2.SyncRequest, state: State, at: float) -> None:
         site = SiteName(place)
-        self.asked[site] = at
+        self.asked[site], self.drains[site] = at, request.site.draining
         held = {job.attempt for job in state.live(site)}
         for line in request.attempts:
             told = (site, AttemptId(line.attempt))
