@@ -3,10 +3,10 @@
 What a campaign's file promises is read here anew; the product's own placing and planning is not asked.
 """
 
-from consortium.ids import CampaignId, SiteName
+from consortium.ids import CampaignId, JobId, SiteName
 from consortium.jobs import Evaluate, Purpose, Train
 from coordinator.core import events as ev
-from coordinator.core.state import CampaignState, RoundState, Site, State
+from coordinator.core.state import CampaignState, Job, RoundState, Site, State
 
 _JUDGING = (Purpose.GATE, Purpose.CHECK, Purpose.COMPARE)
 
@@ -76,6 +76,11 @@ class Orders:
                 busy = [job.id for job in late if job.site == site.name and not job.is_final]
                 assert not busy, f"{site.name} is at a late job"
                 assert not site.allocations or has_means(site, at), f"{site.name} has nothing left to spend"
+            if isinstance(work, Evaluate) and event.purpose is Purpose.CHECK:
+                trained = state.jobs[JobId(work.subjects[-1].name)]
+                assert site.name != trained.site or not _others_judge(campaign, state, trained), (
+                    f"{site.name} judges what it trained itself"
+                )
             if isinstance(work, Evaluate) and event.purpose is Purpose.GATE:
                 base = campaign.rounds[event.round].base
                 known = campaign.scores.get(base, {})
@@ -106,6 +111,16 @@ def takes_part(campaign: CampaignState, site: Site) -> bool:
     invited = not campaign.spec.sites or site.name in campaign.spec.sites
     holds = set(site.languages("private")) & set(campaign.spec.languages)
     return site.status == "enrolled" and not site.draining and invited and bool(holds)
+
+
+def _others_judge(campaign: CampaignState, state: State, trained: Job) -> bool:
+    """Whether a site that did not train it holds text of its languages back, and takes work."""
+    return any(
+        site.name != trained.site
+        and takes_part(campaign, site)
+        and set(trained.work.languages) & set(site.languages("private", heldout=True))
+        for site in state.sites.values()
+    )
 
 
 def has_means(site: Site, at: float) -> bool:

@@ -102,6 +102,11 @@ UNEVEN = (
         preempt_per_day=6.0,
     ),
 )
+#: Two hold text of one language: each may judge the other's.
+SHARED = (
+    EVEN[0],
+    replace(EVEN[1], languages={each: EVEN[0].languages[_LANGUAGES[0]] for each in _LANGUAGES[:2]}),
+)
 STRICT: dict[str, Any] = {"attempts_max": 6}
 LENIENT: dict[str, Any] = {
     "merge_at": "any",
@@ -168,6 +173,7 @@ def cases() -> dict[str, Case]:
         "even, short, people": (_plan(*EVEN, **SHORT), 2, PEOPLE),
         "even, strict, lies": (_plan(*EVEN, **STRICT), 2, LIES),
         "even, short, lies": (_plan(*EVEN, **SHORT), 1, LIES),
+        "shared, short, calm": (_plan(*SHARED, **SHORT), 1, CALM),
         "even, lenient, meddled": (_plan(*EVEN, **LENIENT), 1, MEDDLED),
         "even, strict, whims": (_plan(*EVEN, **STRICT, rounds=4), 1, WHIMS),
         "even, short, whims": (_plan(*EVEN, **{**SHORT, "rounds": 4}), 1, WHIMS),
