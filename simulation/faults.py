@@ -59,7 +59,8 @@ class Faults:
             self._every("admin", site.plan.name, weather.meddling_per_day, self._meddle, site)
             killed = site.plan.agent_kill_per_day * weather.site_faults
             self._every("agent killed", site.plan.name, killed, self._kill, site)
-            self._every("hostile", site.plan.name, _HOSTILE_PER_DAY * weather.loss, self._intrude, site)
+            hostile = _HOSTILE_PER_DAY * weather.loss + weather.thieves_per_day
+            self._every("hostile", site.plan.name, hostile, self._intrude, site)
             for outage in site.plan.outages:
                 begin, length = outage.from_hours * 3600.0, outage.hours * 3600.0
                 self._later(begin, self._outage, site, length)

@@ -50,11 +50,11 @@ class Stranger:
             identity = SiteIdentity.load(Path(site.config.home))
         except SprachbundError:
             return
+        stolen = self._stolen.setdefault(site.plan.name, identity)  # the first time; it is not given back
         channel = self._network.open_channel(MAIN, identity.authority, identity.credentials)
         messages = self._messages(dice, channel, site)
         name, call = messages[int(dice.random() * len(messages))]
-        if name == "an old certificate":  # what was stolen the first time
-            stolen = self._stolen.setdefault(site.plan.name, identity)
+        if name == "an old certificate":
             if stolen.certificate == identity.certificate:
                 process.kill()
                 return

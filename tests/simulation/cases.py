@@ -132,10 +132,10 @@ FAULTS = replace(drawn_weather("rough"), clears_after_hours=_CLEARS_AFTER_HOURS)
 LIES = replace(
     CALM,
     name="lies",
-    loss=0.02,  # intruders come as often as messages are lost
     repeat=0.05,
     lies_per_day=60.0,
     falsehoods=0.15,
+    thieves_per_day=60.0,
     echoes=1.0,
     certificate_days=1,
 )
