@@ -41,7 +41,9 @@ class Weather(Fact):
     meddling_per_day: NotNegative = 0.0
     lies_per_day: NotNegative = 0.0  #: of each site's agent, see simulation/liars.py
     falsehoods: Share = 0.0  #: of results: they claim what is not so, and their site signs it
-    thieves_per_day: NotNegative = 0.0  #: messages by who stole a site's certificate, beside those of bad weather
+    thieves_per_day: NotNegative = (
+        0.0  #: messages by who stole a site's certificate, beside those of bad weather
+    )
     refusals: Share = 0.0  #: of attempts: a site's batch system will not take them, for reasons of its own
     echoes: Share = 0.0  #: of the reports of the coordinator's worker: they come again, late
     whims: Share = 0.0  #: of rounds in which an admin drains all sites, or moves the head, before the verdict
