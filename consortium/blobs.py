@@ -7,6 +7,7 @@ as the bytes do, so not from an event loop.
 """
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -111,6 +112,6 @@ class Blobs(Protocol):
         """Raise DiskFull at once if ``size`` more bytes cannot fit."""
         ...
 
-    def make_room(self, owner: str, keep: int) -> None:
-        """Discard all but the ``keep`` youngest partials of this owner."""
+    def make_room(self, owner: str, keep: int, busy: Collection[Digest] = ()) -> None:
+        """Discard this owner's oldest partials until ``keep`` are left, none of ``busy``: those are being written."""
         ...

@@ -18,7 +18,7 @@ import re
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from consortium import ids
@@ -285,13 +285,13 @@ class BlobStore:
                 f"{self._blobs}: {free} bytes are free, {size} are needed; free some space, try again"
             )
 
-    def make_room(self, owner: str, keep: int) -> None:
-        """Discard all but the ``keep`` youngest partials of this owner."""
+    def make_room(self, owner: str, keep: int, busy: Collection[Digest] = ()) -> None:
+        """Discard this owner's oldest partials until ``keep`` are left, none of ``busy``: those are being written."""
         folder = self._own(self._partials_root, ids.digest_of(b""), owner).parent
         with disk_errors(folder), contextlib.suppress(FileNotFoundError):
-            own = (path for path in folder.iterdir() if is_digest(path.name))
-            oldest_first = sorted(own, key=lambda path: path.stat().st_mtime_ns)
-            for path in oldest_first[: max(0, len(oldest_first) - keep)]:
+            own = [path for path in folder.iterdir() if is_digest(path.name)]
+            idle = [path for path in own if path.name not in busy]
+            for path in sorted(idle, key=lambda path: path.stat().st_mtime_ns)[: max(0, len(own) - keep)]:
                 self.discard(Digest(path.name), owner)
 
     # ---- inside

@@ -13,6 +13,7 @@ import hashlib
 import math
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from consortium import ids
@@ -165,8 +166,8 @@ class S3BlobStore:
         self._make_space(size)
         self._local.require_room(size)
 
-    def make_room(self, owner: str, keep: int) -> None:
-        self._local.make_room(owner, keep)
+    def make_room(self, owner: str, keep: int, busy: Collection[Digest] = ()) -> None:
+        self._local.make_room(owner, keep, busy)
 
     # ---- inside
 

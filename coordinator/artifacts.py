@@ -7,6 +7,7 @@ proven, not claimed. Disk and hashing run in threads; the event loop only moves 
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -51,6 +52,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         self._may_carry = may_carry or may_write
         self._turns: dict[str, asyncio.Semaphore] = {}  # by owner: no more at once than partials are kept
         self._begin: dict[str, asyncio.Lock] = {}  # by owner: room is made for one after the other
+        self._under_way: dict[str, Counter[Digest]] = {}  # by owner
 
     async def Stat(
         self, request: artifact_pb2.StatRequest, context: grpc.aio.ServicerContext
@@ -73,8 +75,15 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         allowed, reason = (self._may_carry if site else self._may_write)(caller, digest, size)
         if not allowed:
             raise Refused(f"upload of {digest}, {size} bytes: {reason}")
-        async with self._turns.setdefault(owner_of(caller), asyncio.Semaphore(PARTIALS_PER_OWNER)):
-            return await self._receive(request_iterator, context, owner_of(caller), digest, size, offset)
+        owner = owner_of(caller)
+        under_way = self._under_way.setdefault(owner, Counter())
+        async with self._turns.setdefault(owner, asyncio.Semaphore(PARTIALS_PER_OWNER)):
+            under_way[digest] += 1
+            try:
+                return await self._receive(request_iterator, context, owner, digest, size, offset)
+            finally:
+                under_way[digest] -= 1
+                under_way += Counter()  # forgets zeros
 
     async def _receive(
         self,
@@ -88,7 +97,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         await asyncio.to_thread(self._store.require_room, size - offset)
         if offset == 0:
             async with self._begin.setdefault(owner, asyncio.Lock()):
-                await asyncio.to_thread(self._take_place, digest, owner)
+                await asyncio.to_thread(self._take_place, digest, owner, frozenset(self._under_way[owner]))
         await context.send_initial_metadata(((UPLOAD_ACCEPTED, "yes"),))
         async for message in messages:
             data = message.data
@@ -140,10 +149,10 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
             raise Refused(f"blobs for site {site}: nobody carries for sites here")
         return self._act_for(caller, site)
 
-    def _take_place(self, digest: Digest, owner: str) -> None:
+    def _take_place(self, digest: Digest, owner: str, busy: frozenset[Digest]) -> None:
         """Make room for a new partial, and begin it, so that whoever comes next sees it."""
         if not self._store.received(digest, owner):
-            self._store.make_room(owner, PARTIALS_PER_OWNER - 1)
+            self._store.make_room(owner, PARTIALS_PER_OWNER - 1, busy)
             self._store.append(digest, owner, 0, b"")
 
     def _stat(self, digest: Digest, owner: str, may_read: bool) -> artifact_pb2.StatResponse:

@@ -27,6 +27,7 @@ from console.client import find_person
 from console.demo import SLURM
 from consortium.channels import open_channel
 from consortium.flower.runs import FlowerOrder
+from consortium.ids import JobId
 from consortium.jobs import FlowerMessage
 from consortium.store import BlobStore
 from coordinator.cleaning import clean
@@ -104,7 +105,9 @@ def test_slurm_jobs_processes_and_a_grid_without_any_make_the_same_model(
     flowers: FlowerConsortium, calm: str, slurm: FakeSlurm, tmp_path: Path
 ) -> None:
     launched = [job for job in slurm.jobs if "/calm_m" in job["chdir"]]
-    assert len(launched) == JOBS / len(SITES) and {job["state"] for job in launched} == {"COMPLETED"}
+    assert len(launched) == JOBS / len(SITES)
+    # one whose reply is there may be cancelled while its process still leaves
+    assert {job["state"] for job in launched} <= {"COMPLETED", "CANCELLED by 0"}
     app = find_app(str(APP_FOLDER), None)
     said = [f"{key.replace('_', '-')}={value}" for key, value in SETTINGS.items()]
     config = overridden(app.config, [*said, f"out={tmp_path / 'here.npz'}"])
@@ -113,9 +116,12 @@ def test_slurm_jobs_processes_and_a_grid_without_any_make_the_same_model(
 
 
 def test_the_same_run_again_asks_nobody(flowers: FlowerConsortium, calm: str) -> None:
-    before = flowers.state().snapshot()
+    def asked() -> dict[JobId, int]:  # what an attempt used may be told after its run has ended
+        return {name: job.attempts for name, job in flowers.state().jobs.items()}
+
+    before = asked()
     assert flowers.run("calm", **SETTINGS) == calm
-    assert flowers.state().snapshot() == before
+    assert asked() == before
 
 
 def test_killing_coordinator_server_app_and_agent_changes_nothing(

@@ -214,6 +214,8 @@ def test_abandoned_uploads_make_room_oldest_first(store: BlobStore) -> None:
     assert [store.received(name, "sofia") for name in names] == [0, 0, 1, 1]
     assert store.received(names[0], "tirana") == 1
     store.make_room("nobody", keep=2)
+    store.make_room("sofia", keep=1, busy={names[2]})  # the older of the two, and being written
+    assert [store.received(name, "sofia") for name in names] == [0, 0, 1, 0]
 
 
 def test_a_full_disk_is_an_error_with_a_way_out_and_loses_nothing(
