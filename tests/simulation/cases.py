@@ -151,6 +151,11 @@ PEOPLE = replace(
     meddling_per_day=8.0,
 )
 MEDDLED = replace(CALM, name="meddled", meddling_per_day=40.0, begins_after_hours=1.5)
+SILENCE = replace(CALM, name="silence", partitions_per_day=8.0, partition_minutes=240.0)
+FULL = replace(
+    CALM, name="full", coordinator_disk_full_per_day=60.0, disk_full_minutes=5.0, begins_after_hours=0.2
+)
+FALSE = replace(CALM, name="false", falsehoods=0.7)
 WHIMS = replace(CALM, name="whims", whims=0.7)
 ALL = replace(
     FAULTS,
@@ -173,6 +178,9 @@ def cases() -> dict[str, Case]:
         "even, short, people": (_plan(*EVEN, **SHORT), 2, PEOPLE),
         "even, strict, lies": (_plan(*EVEN, **STRICT), 2, LIES),
         "even, short, lies": (_plan(*EVEN, **SHORT), 1, LIES),
+        "even, lenient, silence": (_plan(*EVEN, **LENIENT), 1, SILENCE),
+        "even, strict, full": (_plan(*EVEN, **STRICT), 1, FULL),
+        "even, twice, false": (_plan(*EVEN, attempts_max=2), 4, FALSE),
         "shared, short, calm": (_plan(*SHARED, **SHORT), 1, CALM),
         "even, lenient, meddled": (_plan(*EVEN, **LENIENT), 1, MEDDLED),
         "even, strict, whims": (_plan(*EVEN, **STRICT, rounds=4), 1, WHIMS),
