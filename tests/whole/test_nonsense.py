@@ -13,6 +13,7 @@ from sprachbund.v1 import (
     artifact_pb2,
     site_pb2,
 )
+from test_services import first_answer
 
 from consortium.errors import BadInput, Refused, SprachbundError
 
@@ -89,9 +90,8 @@ async def test_nonsense_is_answered_clearly_and_changes_nothing(consortium: Cons
         }
         for who, method, request, sentence in NONSENSE:
             async with consortium.channel(own[who]) as channel:
-                call = channel.stream_stream(f"/{SERVICE_OF[method]}/{method}")
-                with pytest.raises((BadInput, Refused), match=sentence), in_our_words():
-                    await call(iter([request.SerializeToString()])).read()
+                with pytest.raises((BadInput, Refused), match=sentence):
+                    await first_answer(channel, f"{SERVICE_OF[method]}/{method}", request.SerializeToString())
         async with consortium.channel(own["sofia"]) as channel:
             with pytest.raises(SprachbundError), in_our_words():  # bytes that are no message at all
                 await channel.unary_unary("/sprachbund.v1.SiteService/Sync")(b"\xff\xff\xff")
