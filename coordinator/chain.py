@@ -107,6 +107,10 @@ class AnyLedger(Protocol):
         """Write down entries of another ledger, byte for byte, all or none; Broken if they do not follow the head."""
         ...
 
+    def last(self) -> Head:
+        """Where the ledger ends, looked up anew: past ``head`` if a write that failed was done after all."""
+        ...
+
     def read(self, from_seq: int = 1) -> Iterator[Recorded]:
         """All entries from ``from_seq`` on, each checked against the chain. Broken names a bad one."""
         ...

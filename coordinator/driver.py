@@ -24,6 +24,7 @@ from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.concerned import Standing, concerned, standing
 from coordinator.core.decide import Moment, decide
+from coordinator.core.draft import draft
 from coordinator.core.fold import apply
 from coordinator.core.machine import Decision, handle
 from coordinator.core.snapshot import keep, restore
@@ -45,6 +46,10 @@ _SNAPSHOT_SHARE = 0.02
 _REST_EVENTS = 50_000
 _PAUSE_SECONDS = 0.01  # after an event, for others to come: whom they concern is looked up once for all
 _PAUSE_SHARE = 4.0  # and no sooner again than after so many times what the last look took
+
+#: After one that could not be written down, so many decisions are tried on a copy of the state first: a copy takes
+#: milliseconds, reading a long ledger again seconds, and a disk that is full stays so, or comes and goes.
+_CAREFUL_DECISIONS = 1000
 
 _INCARNATIONS_MAX = 1000  # of one site; an agent from cron is a new one every few minutes
 
@@ -132,7 +137,9 @@ class Driver:
         self._ledger = ledger
         self._key = key
         self.clock: Callable[[], float] = clock or time.time
+        self._told = ledger.last()  #: the last entry that the state knows of
         self._state: State | None = replay(ledger)
+        self._careful = 0  # so many decisions are still to be tried on a copy
         self._kept = 0  # the sequence of the newest snapshot that this process kept
         self.started_at = self.clock()
         self.renewed: dict[AttemptId, float] = {}
@@ -147,11 +154,13 @@ class Driver:
         self._announced_at = 0.0
         self._pause = _PAUSE_SECONDS
         self._checkpoint: Checkpoint | None = None
+        self.notices: tuple[str, ...] = ()  #: of the machine that this runs on, for the view
 
     @property
     def state(self) -> State:
-        """What the ledger tells; read from it anew after a failure. Nobody sees what is not written down."""
+        """What the ledger tells; read from it anew if it may tell another. Nobody sees what is not written down."""
         if self._state is None:
+            self._told = self._ledger.last()
             self._state = replay(self._ledger)
         return self._state
 
@@ -161,14 +170,15 @@ class Driver:
         state, decision = self.state, None
         moment = self._moment(state, now, command)
         try:
-            decision = handle(state, command, moment)
+            decision = handle(state, command, moment, draft if self._careful else None)
             recorded = self._ledger.append(decision.events, now) if decision.events else []
         except BaseException as error:
             if decision is not None or not isinstance(error, Refused | BadInput):
-                self._state = None  # what could not be written down has not happened
+                self._take_back()
             raise
         if not recorded:
             return decision
+        self._state, self._told, self._careful = decision.state, self._ledger.head, max(0, self._careful - 1)
         for event, entry in zip(decision.events, recorded, strict=True):
             _log.info("%s", sentence(event), extra={"event": entry.kind, "sequence": entry.seq})
         self._forget()
@@ -176,6 +186,19 @@ class Driver:
         if any(isinstance(event, _MILESTONES) for event in decision.events):
             self._keep(_SNAPSHOT_SHARE * self.sequence)
         return decision
+
+    def _take_back(self) -> None:
+        """What could not be written down has not happened, in a copy or in the state itself, which is then forgotten.
+
+        Nobody knows what became of a write that failed, so the copy's original has to end where the ledger does.
+        """
+        was_draft, self._careful = self._careful > 0, _CAREFUL_DECISIONS
+        try:
+            is_told = was_draft and self._ledger.last() == self._told
+        except SprachbundError:
+            is_told = False
+        if not is_told:
+            self._state = None
 
     def _moment(self, state: State, now: float, command: cm.Command | None = None) -> Moment:
         found = openings(state, now, command, self._openings)
@@ -306,6 +329,7 @@ class Driver:
             sights=self.sights,
             openings=openings(self.state, self.clock(), look=self._openings),
             most=most,
+            notices=self.notices,
         )
 
     def releases(self) -> Releases:

@@ -44,7 +44,7 @@ class TableLedger(ABC):
 
     def _go_to_end(self) -> None:
         """Know the head. Raises Broken if its entry does not fit the chain."""
-        self.head = self._last()
+        self.head = self.last()
         if self.head.seq:
             next(self.read(self.head.seq))
 
@@ -91,6 +91,10 @@ class TableLedger(ABC):
             check_succession(self.head, recorded, self.place)
             self._write(recorded)
 
+    def last(self) -> Head:
+        rows = self._rows("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
+        return Head(seq=rows[0][0], hash=rows[0][1]) if rows else Head(seq=0, hash=GENESIS)
+
     def read(self, from_seq: int = 1) -> Iterator[Recorded]:
         seq, before = max(1, from_seq), GENESIS
         if seq > 1:
@@ -134,16 +138,12 @@ class TableLedger(ABC):
 
     def _write(self, recorded: Sequence[Recorded]) -> None:
         with self._writing():
-            head = self._last()
+            head = self.last()
             if head != self.head:
                 raise other_writer(self.place, self.head, head)
             self._do("INSERT INTO events VALUES (?, ?, ?, ?, ?)", [row_of(entry) for entry in recorded])
         if recorded:
             self.head = Head(seq=recorded[-1].seq, hash=recorded[-1].hash)
-
-    def _last(self) -> Head:
-        rows = self._rows("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
-        return Head(seq=rows[0][0], hash=rows[0][1]) if rows else Head(seq=0, hash=GENESIS)
 
 
 class TableEvidence(ABC):

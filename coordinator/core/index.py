@@ -48,6 +48,15 @@ class Index:
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
+    def over(self, jobs: "Jobs") -> "Index":
+        """The same index, of a copy of the jobs; from here on each goes its own way."""
+        made = Index.__new__(Index)
+        made._jobs, made._open, made._open_jobs = jobs, list(self._open), None
+        made._holder = dict(self._holder)
+        made._held = {site: list(names) for site, names in self._held.items()}
+        made._admitted = {key: list(names) for key, names in self._admitted.items()}
+        return made
+
     def note(self, job: "Job | Brief") -> None:
         """It is new, or has changed its state."""
         place = bisect_left(self._open, job.id)

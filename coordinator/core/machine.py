@@ -1,6 +1,7 @@
 """A command in, its events out: decide, then plan until nothing follows."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from consortium.errors import Broken
 from coordinator.core import commands as cm
@@ -19,17 +20,24 @@ _PASSES_MAX = 10_000  # a plan that never settles is our mistake; better a loud 
 class Decision:
     events: tuple[ev.AnyEvent, ...]
     reason: str  #: one sentence for whoever asked
+    state: State = field(compare=False, repr=False)  #: in which they have happened
 
 
-def handle(state: State, command: cm.Command, moment: Moment) -> Decision:
+def handle(
+    state: State, command: cm.Command, moment: Moment, draft: Callable[[State], State] | None = None
+) -> Decision:
     """Decide a command and everything that follows. Changes ``state``; raises Refused without changing it.
 
-    The caller makes the events durable before it tells anybody. If it cannot, it must forget this state and
-    replay the ledger.
+    draft  makes the copy that is changed in its place, once something happens; None: ``state`` itself is changed
+    The caller makes the events durable before it tells anybody. If it cannot, it must forget the state that was
+    changed; if that is its only one, it replays the ledger.
     """
     happened: list[ev.AnyEvent] = []
 
     def record(events: list[ev.AnyEvent]) -> None:
+        nonlocal state
+        if events and not happened and draft is not None:
+            state = draft(state)
         for event in events:
             apply(event, state, moment.now)
         happened.extend(events)
@@ -48,7 +56,7 @@ def handle(state: State, command: cm.Command, moment: Moment) -> Decision:
         record(list(gone(state, command)))
         while (lease := next_lease(state, command.site, moment)) is not None:
             record([lease])
-    return Decision(tuple(happened), _reason(happened))
+    return Decision(tuple(happened), _reason(happened), state)
 
 
 def _reason(happened: list[ev.AnyEvent]) -> str:

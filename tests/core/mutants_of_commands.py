@@ -95,8 +95,8 @@ MUTANTS = (
         "driver.py",
         (
             "an unwritten decision is believed",
-            "self._state = None  # what could not",
-            "pass  # what could not",
+            "                self._take_back()\n",
+            "                pass\n",
         ),
         (
             "the snapshot of another release is trusted",
