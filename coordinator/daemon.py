@@ -57,6 +57,7 @@ from policies.membership import load_membership
 
 _log = logging.getLogger(__name__)
 _STRANGERS_MAX = 50  # calls at once on the port that asks for no certificate; more are told to come again
+_FULL_LOOKS = 1000  # of Python's middle looks for garbage until one among everything
 _GRACE_SECONDS = 0.5  # for calls in flight when we are asked to stop: agents repeat what is cut
 
 
@@ -82,6 +83,7 @@ async def serve(config: CoordinatorConfig) -> None:
             ),
         }
 
+    thresholds = gc.get_threshold()
     while not stop.is_set():
         ledger = await take_the_lead(places_in(config).ledger, stop, listen)
         if ledger is not None:
@@ -90,6 +92,19 @@ async def serve(config: CoordinatorConfig) -> None:
                     await _lead(config, keys, ledger, stop, listen)
                 finally:
                     gc.unfreeze()
+                    gc.set_threshold(*thresholds)
+
+
+def _look_for_garbage_seldom() -> None:
+    """Everything waits while Python looks for garbage among all that there is: 100 ms with a thousand sites.
+
+    So what was read at the start is left out, for it stays for good, and the rest is looked through about once an hour
+    instead of every ten seconds; it held 0 to 150 objects each time (benchmarks/load.py, 1,000 agents).
+    """
+    gc.collect()
+    gc.freeze()
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, _FULL_LOOKS)
 
 
 async def _lead(
@@ -106,9 +121,7 @@ async def _lead(
             else f"{ledger.place}: a ledger in which nothing stands, but {home} has keys: it was lost, or never "
             "founded; put the copy there that was kept of it, with its -wal file, or begin with `sprachbund init`"
         )
-    # What was read stays for good: with a thousand sites each look for garbage in it costs 50 ms (benchmarks/load.py)
-    gc.collect()
-    gc.freeze()
+    _look_for_garbage_seldom()
     workshop = Workshop.at(home, open_store(places_in(config)))
     membership = load_membership(config.membership) if config.membership else load_membership()
     sites = SiteService(driver, keys, config)
