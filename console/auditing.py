@@ -135,6 +135,7 @@ def _told(report: "Report", home: Path) -> str:
     checked = ", ".join(f"{number} {kind}" for kind, number in sorted(report.checked.items()))
     lines = [f"checked: {checked or 'nothing'}"]
     lines += [f"made again: {name} {digest}" for name, digest in sorted(report.versions.items())]
+    lines += [f"let go: {what}: {since}" for what, since in sorted(report.let_go.items())]
     lines += [f"✗ {problem}" for problem in report.problems]
     ending = "everything holds" if report.ok else f"{len(report.problems)} thing(s) do not hold"
     return "\n".join([*lines, f"{home}: {ending}"])

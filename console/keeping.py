@@ -79,9 +79,10 @@ def gc(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Remove from the store what nothing refers to: refused and abandoned uploads, remains of crashes.
+    """Remove from the store what nothing refers to, and what the rule `keep` of the config lets go.
 
-    Everything that the ledger names stays, so `verify` still proves all that it did. The coordinator may run.
+    Refused and abandoned uploads and remains of crashes go; of what the ledger names only what a rule lets go, which
+    stands in the ledger first, and which `verify` tells. Without a rule all of it stays. The coordinator may run.
     """
     import time
 
@@ -94,10 +95,13 @@ def gc(
             places_of(where), time.time(), hours, dry_run, lambda now, all_: tell("blobs", now, all_)
         )
     verb = "would be removed" if dry_run else "removed"
-    text = (
+    decided = "".join(f"{sentence}\n" for sentence in done.decided)
+    waits = f"\n  not more: {done.waits_for}" if done.waits_for else ""
+    text = decided + (
         f"{len(done.removed)} blobs of {done.removed_bytes} bytes {verb}, {done.kept} stay"
         f" ({done.young} of them unnamed, but too young)\n"
-        f"  {done.partials} abandoned uploads, {done.leftovers} leftovers {verb}"
+        f"  {done.let_go} of them, of {done.let_go_bytes} bytes, let go by {done.rule}\n"
+        f"  {done.partials} abandoned uploads, {done.leftovers} leftovers {verb}{waits}"
     )
     answer(as_json, done, text)
 

@@ -365,7 +365,6 @@ class BlobStore:
                 yield temporary
                 temporary.chmod(_READ_ONLY)
                 os.utime(temporary)  # stored now, however old the file is that it is a link to
-                os.utime(temporary)  # a link brings the time of its source
                 sync_file(temporary)
                 move_into_place(temporary, target)
             finally:

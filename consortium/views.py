@@ -27,6 +27,7 @@ class JobView(Fact):
     state: str
     reason: str  #: of the last change
     attempts: int
+    let_go: str = ""  #: when its bytes were, and by which rule
     expected_start: float | None = None  #: seconds since the epoch; None: it runs, is over, or nobody can say
 
 
@@ -101,6 +102,7 @@ class VersionView(Fact):
     contributions: int
     reason: str
     merged_by: str | None = None  #: a site; None: the coordinator made it
+    let_go: str = ""  #: what of it was, when, and by which rule
 
 
 class ReleaseView(Fact):
@@ -161,3 +163,4 @@ class ConsortiumView(Fact):
     attempts: tuple[AttemptView, ...]
     flower_runs: tuple[FlowerRunView, ...] = ()
     jobs_left_out: int = 0  #: that are over, and older than those that are shown
+    notices: tuple[str, ...] = ()  #: what the operator of the coordinator's machine should see to

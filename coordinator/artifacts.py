@@ -33,7 +33,10 @@ ActFor = Callable[[Identity, str], Identity]
 
 
 class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
-    """may_carry: what may be written on behalf of a site; the site itself asks ``may_write``."""
+    """may_carry: what may be written on behalf of a site; the site itself asks ``may_write``.
+
+    why_gone   when and by which rule a blob was let go; None: it was not
+    """
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         may_write: MayWrite,
         act_for: ActFor | None = None,
         may_carry: MayWrite | None = None,
+        why_gone: Callable[[Digest], str | None] = lambda digest: None,
     ) -> None:
         self._store = store
         self._identify = identify
@@ -50,6 +54,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         self._may_write = may_write
         self._act_for = act_for
         self._may_carry = may_carry or may_write
+        self._why_gone = why_gone
         self._turns: dict[str, asyncio.Semaphore] = {}  # by owner: no more at once than partials are kept
         self._begin: dict[str, asyncio.Lock] = {}  # by owner: room is made for one after the other
         self._under_way: dict[str, Counter[Digest]] = {}  # by owner
@@ -122,7 +127,14 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         allowed, reason = self._may_read(caller, digest)
         if not allowed:
             raise Refused(f"blob {digest}: {reason}")
-        path = await asyncio.to_thread(self._store.path, digest)  # may have to be fetched from a bucket first
+        try:
+            path = await asyncio.to_thread(
+                self._store.path, digest
+            )  # may have to be fetched from a bucket first
+        except Unavailable:
+            if (why := self._why_gone(digest)) is not None:  # trying again cannot help
+                raise Refused(f"blob {digest}: {why}") from None
+            raise
         with disk_errors(path), open(path, "rb") as file:
             size, offset = os.fstat(file.fileno()).st_size, request.offset
             if offset > size:
@@ -156,7 +168,8 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
             self._store.append(digest, owner, 0, b"")
 
     def _stat(self, digest: Digest, owner: str, may_read: bool) -> artifact_pb2.StatResponse:
-        if self._store.has(digest) and (may_read or self._store.delivered(digest, owner)):
+        # who may read it is told of it and need not send it, so it counts as stored now: no cleaning takes it away
+        if (may_read and self._store.renew(digest)) or self._store.delivered(digest, owner):
             return artifact_pb2.StatResponse(complete=True, received=self._store.size(digest))
         return artifact_pb2.StatResponse(received=self._store.received(digest, owner))
 

@@ -8,13 +8,16 @@ OUT/
   keys.sealed      the secrets, if asked for, under a passphrase
 
 The ledger first, then the blobs: a blob is in the store before the ledger names it, so whatever the copied entries name
-is among the blobs that are listed afterwards. The next backup into the same folder copies only what is new.
+is among the blobs that are listed afterwards. What a rule lets go of and ``gc`` deletes meanwhile the copied entries
+still name: then the newer ones are copied, too. The next backup into the same folder copies only what is new, and
+keeps what the consortium has let go of.
 """
 
 import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+from consortium.blobs import Blobs
 from consortium.canonical import Fact, decode, encode
 from consortium.errors import BadInput, Broken, Refused, Unavailable
 from consortium.files import disk_errors, make_private_folder, write_bytes_atomically
@@ -23,6 +26,7 @@ from consortium.store import BlobStore
 from coordinator.chain import AnyLedger, Head
 from coordinator.cleaning import require_whole
 from coordinator.core.snapshot import keep
+from coordinator.core.state import State
 from coordinator.driver import replay
 from coordinator.ledgers import open_ledger
 from coordinator.sealed_keys import open_keys, public_files, seal_keys
@@ -67,27 +71,20 @@ def back_up(
         write_bytes_atomically(out / "public" / name, path.read_bytes())
     if config is not None and config.is_file():
         write_bytes_atomically(out / "public" / "coordinator.yaml", config.read_bytes())
-    with open_ledger(places.ledger, read_only=True) as source, open_ledger(out / "ledger.sqlite") as copy:
-        head = source.head
-        _adopt(source, copy, head, progress)
-        snapshot = source.snapshot()
-        if snapshot is not None and snapshot.seq <= head.seq:
-            copy.save_snapshot(snapshot.state, Head(seq=snapshot.seq, hash=snapshot.hash))
-        state = replay(copy)
-    store, kept = open_store(places), BlobStore(out / "store")
-    digests, new = store.digests(), 0
-    for number, digest in enumerate(digests, 1):
-        if not kept.has(digest):
-            try:
-                kept.put_file(store.path(digest))
-                new += 1
-            except Unavailable:
-                if store.has(digest):  # else nobody named it, and it was cleaned away meanwhile
-                    raise
-        progress("blobs", number, len(digests))
-    for digest, owner in store.deliveries():
-        kept.note_delivery(digest, owner)
-    require_whole(state, kept.has)
+    store, kept, new = open_store(places), BlobStore(out / "store"), 0
+    head = Head(seq=0, hash="")
+    while True:
+        before = head
+        head, state = _copy_ledger(places, out, progress)
+        new += _copy_blobs(store, kept, progress)
+        try:
+            require_whole(state, kept.has)
+            break
+        except (
+            Unavailable
+        ):  # what the newer events let go of was deleted meanwhile: then they belong to the copy
+            if head == before:
+                raise
     if passphrase is not None:
         seal_keys(Path(places.home), passphrase, out / "keys.sealed")
     made = Backup(
@@ -101,6 +98,34 @@ def back_up(
     )
     write_bytes_atomically(out / _MANIFEST, encode(made))
     return made
+
+
+def _copy_ledger(places: Places, out: Path, progress: Progress) -> tuple[Head, State]:
+    """As far as it goes now."""
+    with open_ledger(places.ledger, read_only=True) as source, open_ledger(out / "ledger.sqlite") as copy:
+        head = source.head
+        _adopt(source, copy, head, progress)
+        snapshot = source.snapshot()
+        if snapshot is not None and snapshot.seq <= head.seq:
+            copy.save_snapshot(snapshot.state, Head(seq=snapshot.seq, hash=snapshot.hash))
+        return head, replay(copy)
+
+
+def _copy_blobs(store: Blobs, kept: BlobStore, progress: Progress) -> int:
+    """Those that the copy has not; how many."""
+    digests, new = store.digests(), 0
+    for number, digest in enumerate(digests, 1):
+        if not kept.has(digest):
+            try:
+                kept.put_file(store.path(digest))
+                new += 1
+            except Unavailable:
+                if store.has(digest):  # else nobody needs it, and it was cleaned away meanwhile
+                    raise
+        progress("blobs", number, len(digests))
+    for digest, owner in store.deliveries():
+        kept.note_delivery(digest, owner)
+    return new
 
 
 def restore(

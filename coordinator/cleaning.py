@@ -1,9 +1,10 @@
 """How the store gets rid of what nothing refers to, while uploads come in and after a crash in the middle.
 
-A blob goes if the ledger does not name it, and it was stored before the oldest open job was planned and longer ago
-than the grace. The store is listed before the ledger is read: what a site or the worker stores, and then reports, is
-young or named. Whoever stores a blob that is here already makes it young again, and blobs are looked at and deleted
-under a lock. Deleting is repeated by the next cleaning; nothing else is changed.
+What the rule of keeping no longer asks for is let go first, by an event: while a coordinator runs by that one, else
+here. A blob goes if the ledger does not name it, or says that it was let go, and it was stored before the oldest open
+job was planned and longer ago than the grace. The store is listed before the ledger is read: what a site or the worker
+stores, and then reports, is young or named. Whoever stores a blob that is here already makes it young again, and blobs
+are looked at and deleted under a lock. Deleting is repeated by the next cleaning; nothing else is changed.
 """
 
 import contextlib
@@ -15,9 +16,13 @@ from consortium.canonical import Fact
 from consortium.errors import Unavailable
 from consortium.files import disk_errors
 from consortium.ids import Digest
+from coordinator.chain import AnyLedger
 from coordinator.config import is_bucket
-from coordinator.core.referenced import open_since, referenced
+from coordinator.core.fold import apply
+from coordinator.core.keeping import due
+from coordinator.core.referenced import named, open_since, referenced
 from coordinator.core.state import State
+from coordinator.core.story import sentence
 from coordinator.driver import replay
 from coordinator.ledgers import open_ledger
 from coordinator.stores import Places, open_store
@@ -36,6 +41,11 @@ class Cleaned(Fact):
     partials: int  #: abandoned uploads
     leftovers: int  #: files that a crash left half written, models laid out for campaigns that are over
     dry_run: bool
+    rule: str = ""  #: of keeping, in words
+    let_go: int = 0  #: of those removed, blobs that the ledger once asked to keep
+    let_go_bytes: int = 0
+    decided: tuple[str, ...] = ()  #: what was let go just now, or would be: the events in words
+    waits_for: str = ""  #: why nothing more is let go now
 
 
 def clean(
@@ -52,16 +62,16 @@ def clean(
     """
     store = open_store(places)
     with contextlib.ExitStack() as stack:
+        ledger: AnyLedger | None = None
         if is_bucket(places.store) and not dry_run:
-            stack.enter_context(open_ledger(places.ledger))  # so that nobody stores anything now
+            ledger = stack.enter_context(open_ledger(places.ledger))  # so that nobody stores anything now
         listed, partials = store.digests(), store.partials()
-        state = _known(places)
-        needed = referenced(state).keys() | (
-            _of_busy_sites(state, places) if is_bucket(places.store) else set()
-        )
+        state, decided, waits_for = _after_the_rule(places, now, dry_run, ledger)
+        named_by_it, gone = named(state)
+        needed = named_by_it.keys() | (_of_busy_sites(state, places) if is_bucket(places.store) else set())
         oldest = open_since(state)
         before = (now if oldest is None else min(now, oldest)) - grace_hours * 3600.0
-        removed, removed_bytes, young = [], 0, 0
+        removed, removed_bytes, young, gone_bytes = [], 0, 0, 0
         for number, digest in enumerate(listed, 1):
             progress(number, len(listed))
             if digest in needed:
@@ -77,6 +87,7 @@ def clean(
             else:
                 removed.append(digest)
                 removed_bytes += size
+                gone_bytes += size if digest in gone else 0
         abandoned = [(digest, owner) for digest, owner, at in partials if at < before]
         leftovers = list(_left_behind(Path(places.home), state, before))
         num_left = len(leftovers)
@@ -94,12 +105,37 @@ def clean(
         partials=len(abandoned),
         leftovers=num_left,
         dry_run=dry_run,
+        rule=places.keep.words,
+        let_go=len(gone.keys() & set(removed)),
+        let_go_bytes=gone_bytes,
+        decided=decided,
+        waits_for=waits_for,
     )
 
 
-def _known(places: Places) -> State:
-    with open_ledger(places.ledger, read_only=True) as ledger:
-        return replay(ledger)
+def _after_the_rule(
+    places: Places, now: float, dry_run: bool, held: AnyLedger | None
+) -> tuple[State, tuple[str, ...], str]:
+    """The state, once all is let go that the rule allows; that in words; why it could not be, if so.
+
+    dry_run  nothing is written down: the state as it would be
+    held     the ledger, if it is open for writing already
+    """
+    with contextlib.ExitStack() as stack:
+        waits_for = ""
+        if held is None and not dry_run and places.keep.lets_go:
+            try:
+                held = stack.enter_context(open_ledger(places.ledger))
+            except Unavailable as error:
+                waits_for = f"a coordinator that runs lets go by its own rule, every hour ({error})"
+        ledger = held or stack.enter_context(open_ledger(places.ledger, read_only=True))
+        state = replay(ledger)
+        events = due(state, places.keep, now) if dry_run or held is not None else []
+        if events and held is not None and not dry_run:
+            held.append(events, now)
+        for event in events:
+            apply(event, state, now)
+        return state, tuple(sentence(event) for event in events), waits_for
 
 
 def _of_busy_sites(state: State, places: Places) -> set[Digest]:
@@ -114,7 +150,8 @@ def _left_behind(home: Path, state: State, before: float) -> Iterator[Path]:
         digest
         for campaign in state.campaigns.values()
         if campaign.status == "open"
-        for digest in campaign.versions
+        for digest, version in campaign.versions.items()
+        if version.weights_let_go is None
     }
     laid_out = home / "work" / "versions"
     with contextlib.suppress(FileNotFoundError):

@@ -9,6 +9,7 @@ from msgspec import Meta
 from consortium.canonical import Fact, replace
 from consortium.ids import consortium_name
 from consortium.loading import Problems, read
+from policies.keeping import Keep
 from policies.ranges import Address, Count, Port, Positive
 
 _POSTGRES = ("postgresql://", "postgres://", "service=")
@@ -53,6 +54,7 @@ class CoordinatorConfig(Fact):
     upload_bytes_max: Count = 64 << 30  #: of one blob
     membership: str | None = None  #: a file that replaces policies/membership.yaml
     languages: str | None = None  #: a file that replaces policies/languages.yaml
+    keep: Keep = Keep()  #: how long deltas and other large things stay; left out: for ever
 
 
 def load_coordinator_config(path: str | Path) -> CoordinatorConfig:

@@ -37,7 +37,8 @@ from coordinator.artifacts import ArtifactService
 from coordinator.chain import AnyLedger
 from coordinator.config import CoordinatorConfig
 from coordinator.core.access import may_read, may_write
-from coordinator.core.commands import Tick
+from coordinator.core.commands import LetGo, Tick
+from coordinator.core.keeping import why_gone
 from coordinator.courier import Courier
 from coordinator.driver import Driver
 from coordinator.errors_on_wire import ErrorsOnWire
@@ -45,6 +46,7 @@ from coordinator.founding import PORTS_FILE, Keys, tell_people
 from coordinator.guard import Guard, caller
 from coordinator.health import Health
 from coordinator.leading import Listen, WhileLeading, take_the_lead, until_lost
+from coordinator.room import notices
 from coordinator.services.admin import AdminService
 from coordinator.services.audit import AuditService, ReleaseService
 from coordinator.services.enrolment import EnrolmentService
@@ -58,6 +60,7 @@ from policies.membership import load_membership
 _log = logging.getLogger(__name__)
 _STRANGERS_MAX = 50  # calls at once on the port that asks for no certificate; more are told to come again
 _FULL_LOOKS = 1000  # of Python's middle looks for garbage until one among everything
+_KEEPING_SECONDS = 3600.0  # between looks at the disk, and at what the rule of keeping lets go
 _GRACE_SECONDS = 0.5  # for calls in flight when we are asked to stop: agents repeat what is cut
 
 
@@ -140,14 +143,16 @@ async def _lead(
     async def tick() -> None:  # a plain function would run in a thread, and the driver belongs to this one
         driver.execute(Tick())
 
+    async def keep_to_the_rule() -> None:
+        if config.keep.lets_go:
+            driver.execute(LetGo(rule=config.keep))
+        told, driver.notices = driver.notices, await asyncio.to_thread(notices, places_in(config))
+        for notice in sorted(set(driver.notices) - set(told)):
+            _log.warning("%s", notice)
+
     scheduler = AsyncIOScheduler(timezone="UTC")
-    scheduler.add_job(
-        tick,
-        "interval",
-        seconds=config.tick_seconds,
-        max_instances=1,
-        coalesce=True,
-    )
+    for job, seconds in ((tick, config.tick_seconds), (keep_to_the_rule, _KEEPING_SECONDS)):
+        scheduler.add_job(job, "interval", seconds=seconds, max_instances=1, coalesce=True)
     await main.start()
     await enrolment.start()
     scheduler.start()
@@ -156,6 +161,7 @@ async def _lead(
     worker = asyncio.create_task(Worker(driver, workshop).run())
     try:
         driver.execute(Tick())
+        await keep_to_the_rule()
         write_bytes_atomically(home / PORTS_FILE, json.dumps(ports, sort_keys=True).encode())
         tell_people(config)
         _log.info("coordinator of %s is ready", driver.state.consortium, extra={"ports": ports})
@@ -217,7 +223,13 @@ def main_server(
     )
     site_pb2_grpc.add_SiteServiceServicer_to_server(sites, server)
     artifacts = ArtifactService(
-        workshop.store, caller, readable, writable, courier.act_for, courier.may_carry
+        workshop.store,
+        caller,
+        readable,
+        writable,
+        courier.act_for,
+        courier.may_carry,
+        lambda digest: why_gone(driver.state, digest),
     )
     artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)

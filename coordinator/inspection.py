@@ -27,7 +27,7 @@ from consortium.tensors import Checkpoint
 from coordinator.core.commands import ReportInspection
 from coordinator.core.events import ScoreSummary
 from coordinator.core.gate import NATS_MAX
-from coordinator.core.state import Job, Site
+from coordinator.core.state import Job, Site, State
 from coordinator.merge_inspection import MergeCheck, inspect_version
 from policies.campaign import Admission
 
@@ -65,7 +65,9 @@ def inspect_delivery(delivery: Delivery, store: Blobs) -> ReportInspection:
     manifest: VersionManifest | None = None
     try:
         _was_sent("envelope", job.envelope, job.site, store)
-        contribution = _signed_manifest(delivery, store.read_bytes(job.envelope, _ENVELOPE_BYTES_MAX))
+        contribution = _signed_manifest(
+            job, delivery.site, delivery.consortium, store.read_bytes(job.envelope, _ENVELOPE_BYTES_MAX)
+        )
         _answers(contribution, job)
         _bytes_are_there(contribution, job, store)
         match job.work:
@@ -101,9 +103,18 @@ def inspect_delivery(delivery: Delivery, store: Blobs) -> ReportInspection:
     )
 
 
-def _signed_manifest(delivery: Delivery, envelope: bytes) -> Contribution:
+def was_signed(state: State, job: Job, store: Blobs) -> None:
+    """Raise BadInput unless the site signed just what the ledger admitted; its artifacts are not looked at."""
+    assert job.envelope is not None and job.site is not None and job.contribution is not None
+    envelope = store.read_bytes(job.envelope, _ENVELOPE_BYTES_MAX)
+    signed = _signed_manifest(job, state.sites[job.site], state.consortium, envelope)
+    _answers(signed, job)
+    if signed != job.contribution:
+        raise Corrupt("the signed manifest is not the one that the ledger admitted")
+
+
+def _signed_manifest(job: Job, site: Site, consortium: str, envelope: bytes) -> Contribution:
     """The payload, if a certificate of this very site signed it and had not expired when it was delivered."""
-    site, job = delivery.site, delivery.job
     refusals, expired = [], []
     for _, pem in sorted(site.certificates.items()):
         try:
@@ -111,7 +122,7 @@ def _signed_manifest(delivery: Delivery, envelope: bytes) -> Contribution:
         except Corrupt as refusal:
             refusals.append(str(refusal))
             continue
-        signer = identity_of(pem.encode(), delivery.consortium)
+        signer = identity_of(pem.encode(), consortium)
         if job.delivered_at <= signer.not_after:
             return decode(payload, Contribution, "contribution manifest")
         expired.append(signer.not_after)  # another certificate may be for the same key, and younger

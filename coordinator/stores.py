@@ -6,6 +6,7 @@ from consortium.blobs import Blobs
 from consortium.canonical import Fact
 from consortium.store import BlobStore
 from coordinator.config import CoordinatorConfig, is_bucket, load_coordinator_config
+from policies.keeping import Keep
 
 
 class Places(Fact):
@@ -17,6 +18,7 @@ class Places(Fact):
     s3_endpoint: str | None = None
     s3_region: str | None = None
     s3_cache_bytes: int = 0
+    keep: Keep = Keep()  #: what may be let go; a home without its config lets nothing go
 
 
 def places_of(where: Path) -> Places:
@@ -36,6 +38,7 @@ def places_in(config: CoordinatorConfig) -> Places:
         s3_endpoint=config.s3_endpoint,
         s3_region=config.s3_region,
         s3_cache_bytes=config.s3_cache_bytes,
+        keep=config.keep,
     )
 
 

@@ -15,7 +15,7 @@ from consortium.blobs import Blobs
 from consortium.canonical import Fact, encode
 from consortium.errors import Corrupt, SprachbundError
 from consortium.identity import identity_of
-from consortium.ids import CampaignId, JobId, short
+from consortium.ids import CampaignId, Digest, JobId, short
 from consortium.jobs import Evaluate, Purpose
 from consortium.manifests import FileRef, VersionManifest
 from consortium.roles import Role
@@ -23,10 +23,15 @@ from consortium.versions import manifest_of, verify_directory
 from consortium.witnesses import Seen, Witnesses
 from coordinator.config import is_postgres
 from coordinator.core.decide import BY_HAND
+from coordinator.core.events import ArtifactsLetGo
 from coordinator.core.fold import apply, growth
+from coordinator.core.keeping import beyond_its_rule, in_words
+from coordinator.core.orders import merge_inputs
+from coordinator.core.referenced import let_go
 from coordinator.core.snapshot import is_current, restore
-from coordinator.core.state import CampaignState, Job, Site, State, Version
+from coordinator.core.state import CampaignState, Job, LetGo, Site, State, Version
 from coordinator.driver import decode_event
+from coordinator.inspection import was_signed
 from coordinator.ledger_check import verify_chain
 from coordinator.ledgers import open_ledger, shown
 from coordinator.stores import open_store, places_of
@@ -42,6 +47,9 @@ class Report(Fact):
     problems: tuple[str, ...]
     checked: dict[str, int]  #: how many of each kind
     versions: dict[str, str]  #: name -> digest, of those made again with the same digest
+    let_go: dict[
+        str, str
+    ] = {}  #: what could not be checked any more, and since when by which rule; no problem
 
 
 class _Findings:
@@ -49,6 +57,7 @@ class _Findings:
         self.problems: list[str] = []
         self.checked: dict[str, int] = {}
         self.versions: dict[str, str] = {}
+        self.let_go: dict[str, str] = {}
         self._progress = progress
 
     def check(self, kind: str, what: str, test: Callable[[], object]) -> None:
@@ -88,6 +97,7 @@ def verify(
     if state is None:
         return _report(found)
     store = open_store(places)
+    gone = {digest for digest in let_go(state) if not store.has(digest)}
     for digest in store.digests():
         found.check("blob", short(digest), lambda d=digest: store.verify(d))  # type: ignore[misc]
     for site in state.sites.values():
@@ -98,15 +108,14 @@ def verify(
         workshop = Workshop(store, Path(folder))
         for campaign in state.campaigns.values():
             for version in campaign.versions.values():
-                found.check("version", version.name, lambda v=version: _is_stored(v, store))  # type: ignore[misc]
-            for job in _admitted(state, campaign.spec.campaign):
-                found.check("contribution", job.id, lambda j=job: _contribution(state, j, workshop))  # type: ignore[misc]
+                found.check("version", version.name, lambda v=version: _is_stored(v, store, gone))  # type: ignore[misc]
+                _tell_what_went(version, gone, found)
+            _contributions(state, campaign.spec.campaign, workshop, gone, found)
             _gates(state, campaign, workshop, found)
             if rebuild:
-                _rebuild(state, campaign, workshop, found)
+                _rebuild(state, campaign, workshop, gone, found)
         for run in sorted(state.flower_runs):
-            for job in _admitted(state, run):
-                found.check("contribution", job.id, lambda j=job: _contribution(state, j, workshop))  # type: ignore[misc]
+            _contributions(state, run, workshop, gone, found)
     if model is not None:
         found.check("model", str(model), lambda: _known_model(state, model))
     return _report(found)
@@ -123,6 +132,7 @@ def _report(found: _Findings) -> Report:
         problems=tuple(found.problems),
         checked=dict(sorted(found.checked.items())),
         versions=dict(sorted(found.versions.items())),
+        let_go=dict(sorted(found.let_go.items())),
     )
 
 
@@ -144,7 +154,14 @@ def _replayed(ledger: str, found: _Findings, seen: Sequence[Seen]) -> State | No
         with open_ledger(ledger, read_only=True) as opened:
             snapshot = opened.snapshot()
             for recorded in opened.read():
-                apply(decode_event(recorded), state, recorded.at)
+                event = decode_event(recorded)
+                if isinstance(event, ArtifactsLetGo) and (
+                    wrong := beyond_its_rule(event, state, recorded.at)
+                ):
+                    found.problems.append(
+                        f"ledger entry {recorded.seq}: lets go of {wrong[0]}, which its rule keeps"
+                    )
+                apply(event, state, recorded.at)
                 if snapshot and recorded.seq == snapshot.seq and not _agrees(state, snapshot.state):
                     found.problems.append(
                         f"ledger snapshot at {snapshot.seq}: differs from the replay of its events"
@@ -184,6 +201,29 @@ def _certificate(site: Site, mark: str, pem: str, state: State) -> None:
         raise Corrupt("was not issued by the consortium's authority") from error
 
 
+def _contributions(
+    state: State, programme: CampaignId, workshop: Workshop, gone: set[Digest], found: _Findings
+) -> None:
+    """Every one that was admitted; of one whose bytes were let go what is left: that its site signed it so."""
+    for job in _admitted(state, programme):
+        assert job.contribution is not None
+        mark = _let_go(state, job)
+        if mark is not None and any(ref.digest in gone for ref in job.contribution.artifacts.values()):
+            found.let_go[job.id] = f"{in_words(mark)}; that its site signed just this was checked"
+            found.check("contribution", job.id, lambda j=job: was_signed(state, j, workshop.store))  # type: ignore[misc]
+        else:
+            found.check("contribution", job.id, lambda j=job: _contribution(state, j, workshop))  # type: ignore[misc]
+
+
+def _let_go(state: State, job: Job) -> LetGo | None:
+    """Since when its bytes need not be there: a delta's own mark, of a merge that of the version that it made."""
+    if job.purpose is not Purpose.MERGE:
+        return state.programme(job.campaign).let_go.get(job.id)
+    campaign = state.campaigns[job.campaign]
+    made = campaign.rounds[job.round].candidate
+    return None if made is None else campaign.versions[made].weights_let_go
+
+
 def _contribution(state: State, job: Job, workshop: Workshop) -> None:
     """Inspected once more, it is admitted once more, and says what the ledger says."""
     assert job.envelope is not None and job.attempt is not None and job.contribution is not None
@@ -214,12 +254,22 @@ def _same_bytes(name: str, ref: FileRef, store: Blobs) -> None:
         raise Corrupt(f"{name} has {store.size(ref.digest)} bytes, the manifest says {ref.size}")
 
 
-def _is_stored(version: Version, store: Blobs) -> None:
+def _is_stored(version: Version, store: Blobs, gone: set[Digest]) -> None:
     stored = store.read_bytes(version.digest, 64 << 20)
     if stored != encode(version.manifest):
         raise Corrupt("the stored manifest is not the one in the ledger")
     for name, ref in {**version.manifest.files, **version.manifest.outer_state}.items():
-        _same_bytes(name, ref, store)
+        if ref.digest not in gone:
+            _same_bytes(name, ref, store)
+
+
+def _tell_what_went(version: Version, gone: set[Digest], found: _Findings) -> None:
+    for mark, what, refs in (
+        (version.weights_let_go, "weights", version.manifest.files),
+        (version.outer_state_let_go, "outer optimizer's state", version.manifest.outer_state),
+    ):
+        if mark is not None and any(ref.digest in gone for ref in refs.values()):
+            found.let_go[f"{version.name}, {what}"] = in_words(mark)
 
 
 def _gates(state: State, campaign: CampaignState, workshop: Workshop, found: _Findings) -> None:
@@ -239,9 +289,22 @@ def _gates(state: State, campaign: CampaignState, workshop: Workshop, found: _Fi
                 found.problems.append(f"gate {version.name}: promoted against the verdict, and not by hand")
 
 
-def _rebuild(state: State, campaign: CampaignState, workshop: Workshop, found: _Findings) -> None:
-    """Make every version again: the base from config and seed, candidates from their contributions."""
+def _rebuild(
+    state: State, campaign: CampaignState, workshop: Workshop, gone: set[Digest], found: _Findings
+) -> None:
+    """Make every version again: the base from config and seed, candidates from their contributions.
+
+    One whose contributions were let go is told as such, with the date and the rule; any other blob that lacks is a
+    problem.
+    """
     for version in campaign.versions.values():
+        if version.role != "initial":
+            lacks = gone.intersection(merge_inputs(state, campaign, campaign.rounds[version.round]))
+            if lacks and version.unprovable is not None:
+                found.let_go[version.name] = (
+                    f"cannot be made again: what it was merged from was {in_words(version.unprovable)}"
+                )
+                continue
 
         def same_again(version: Version = version) -> None:
             folder = workshop.scratch(version.name.replace("/", "-"))

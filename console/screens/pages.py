@@ -32,6 +32,7 @@ class StoryLine(Protocol):
 def status(view: ConsortiumView, width: int = 100) -> RenderableType:
     """Everything at once, as long as it takes: all campaigns with their rounds, jobs, sites, reasons."""
     parts: list[RenderableType] = [heading(view, width)]
+    parts += [words(notice, "bold yellow") for notice in view.notices]
     for campaign in sorted(view.campaigns, key=lambda one: one.campaign):
         parts += [Text(), *campaign_lines(campaign, view, width, _ALL)]
         states = Counter(job.state for job in view.jobs if job.campaign == campaign.campaign)
@@ -97,7 +98,7 @@ def versions(campaign: CampaignView, width: int = 100) -> RenderableType:
                 if sited
                 else []
             ),
-            words(version.reason),
+            words("; ".join(said for said in (version.reason, version.let_go) if said)),
         )
     return grid
 

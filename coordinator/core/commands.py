@@ -14,6 +14,7 @@ from consortium.manifests import Contribution, Holding, VersionManifest
 from coordinator.core.events import ScoreSummary
 from coordinator.core.gate import GateVerdict
 from policies.campaign import Campaign
+from policies.keeping import Keep
 
 
 class IssueToken(Fact):
@@ -149,6 +150,12 @@ class MoveHead(Fact):
     reason: str
 
 
+class LetGo(Fact):
+    """Time to see what the rule of keeping no longer asks for."""
+
+    rule: Keep
+
+
 class Tick(Fact):
     """Time has passed."""
 
@@ -170,5 +177,6 @@ Command = (
     | ReportMerge
     | ReportVerdict
     | MoveHead
+    | LetGo
     | Tick
 )

@@ -18,6 +18,7 @@ from coordinator.core.able import coordinator_merges
 from coordinator.core.accounting import spending
 from coordinator.core.budgets import BUDGETS, DESCRIBED, RENEWED, allows
 from coordinator.core.estimates import Cost
+from coordinator.core.keeping import due, in_words
 from coordinator.core.state import CampaignState, Job, RoundState, Site, State, Version
 from coordinator.core.transitions import JobState
 from coordinator.core.words import spoken
@@ -265,6 +266,7 @@ def _(command: cm.MoveHead, state: State, moment: Moment) -> list[ev.AnyEvent]:
         raise Refused(
             f"campaign {command.campaign} has no version {command.version!r}; known: {_names(known)}"
         )
+    _still_has(version, command.verb)
     if command.verb == "promote":
         if version.status == "promoted":
             raise Refused(f"{version.name} is promoted already; to make it the head again, roll back to it")
@@ -278,6 +280,25 @@ def _(command: cm.MoveHead, state: State, moment: Moment) -> list[ev.AnyEvent]:
     if version.digest == campaign.head:
         return []
     return [ev.RolledBack(campaign=command.campaign, version=version.digest, reason=command.reason)]
+
+
+def _still_has(version: Version, verb: str) -> None:
+    """Raise Refused if a round could not begin from the version, for bytes that were let go."""
+    for mark, what in (
+        (version.weights_let_go, "weights"),
+        (version.outer_state_let_go, "outer optimizer's state"),
+    ):
+        if mark is not None:
+            also = "; its model can be exported, and begin a campaign of its own" if what != "weights" else ""
+            raise Refused(
+                f"{version.name}: its {what} was {in_words(mark)}, so no round can begin from it; "
+                f"{verb.replace('_', ' ')} another{also}"
+            )
+
+
+@decide.register
+def _(command: cm.LetGo, state: State, moment: Moment) -> list[ev.AnyEvent]:
+    return due(state, command.rule, moment.now)
 
 
 # --- what the coordinator's own worker did ---------------------------------------------------------

@@ -14,6 +14,7 @@ from consortium.jobs import Outcome, Purpose, Work
 from consortium.manifests import Contribution, Holding, VersionManifest
 from coordinator.core.gate import GateVerdict
 from policies.campaign import Campaign
+from policies.keeping import Keep
 
 
 class Event(Fact, tag=True, tag_field="kind"):
@@ -296,6 +297,21 @@ class RolledBack(Event):
     reason: str
 
 
+class ArtifactsLetGo(Event):
+    """By the coordinator's rule nobody needs these bytes any more; they may be deleted from now on.
+
+    Their digests, sizes and signatures stay in this ledger: what ends is that it can be computed again.
+    """
+
+    campaign: CampaignId  #: or a Flower run
+    rule: Keep
+    contributions: tuple[JobId, ...] = ()  #: of these the artifacts, less scores, tokenizers and letters
+    weights: tuple[Digest, ...] = ()  #: of these versions, which were not promoted
+    outer_states: tuple[Digest, ...] = ()  #: of these versions: the outer optimizer's state
+    unprovable: tuple[Digest, ...] = ()  #: versions that nobody can make again for want of these
+    reason: str
+
+
 AnyEvent = (
     ConsortiumFounded
     | TokenIssued
@@ -330,4 +346,5 @@ AnyEvent = (
     | VersionPromoted
     | VersionRejected
     | RolledBack
+    | ArtifactsLetGo
 )

@@ -13,6 +13,7 @@ from coordinator.core.state import (
     FlowerRunState,
     Invitation,
     Job,
+    LetGo,
     Round,
     RoundState,
     Site,
@@ -379,3 +380,16 @@ def _(event: ev.VersionRejected, state: State, at: float) -> None:
 @apply.register
 def _(event: ev.RolledBack, state: State, at: float) -> None:
     state.campaigns[event.campaign].head = event.version
+
+
+@apply.register
+def _(event: ev.ArtifactsLetGo, state: State, at: float) -> None:
+    programme, mark = state.programme(event.campaign), LetGo(at, event.rule.words)
+    programme.let_go.update((job, mark) for job in event.contributions)
+    if isinstance(programme, CampaignState):
+        for digest in event.weights:
+            programme.versions[digest].weights_let_go = mark
+        for digest in event.outer_states:
+            programme.versions[digest].outer_state_let_go = mark
+        for digest in event.unprovable:
+            programme.versions[digest].unprovable = mark

@@ -149,6 +149,13 @@ class Job(msgspec.Struct):
         )
 
 
+class LetGo(msgspec.Struct, frozen=True):
+    """When, and by which rule, bytes were let go."""
+
+    at: float  #: seconds since the epoch
+    rule: str  #: in words
+
+
 class Version(msgspec.Struct):
     digest: Digest
     name: str
@@ -159,6 +166,9 @@ class Version(msgspec.Struct):
     merged_by: SiteName | None = None  #: None: the coordinator
     status: str = "candidate"  #: candidate, promoted, rejected
     reason: str = ""
+    weights_let_go: LetGo | None = None  #: its files, less config and tokenizer; never of a promoted one
+    outer_state_let_go: LetGo | None = None
+    unprovable: LetGo | None = None  #: since when it cannot be made again: what went into it was let go
 
     @property
     def number(self) -> int:
@@ -206,6 +216,7 @@ class CampaignState(msgspec.Struct):
     versions: dict[Digest, Version] = {}
     #: subject name -> language -> site -> score
     scores: dict[str, dict[Language, dict[SiteName, ev.ScoreSummary]]] = {}
+    let_go: dict[JobId, LetGo] = {}  #: jobs whose deltas were
 
     @property
     def mergers(self) -> tuple[str, ...]:
@@ -228,13 +239,14 @@ class FlowerRunState(msgspec.Struct):
     status: str = "open"  #: open, completed, stopped
     reason: str = ""
     kept: dict[SiteName, Digest] = {}  #: what the app kept at each site with its newest admitted reply
+    let_go: dict[JobId, LetGo] = {}  #: messages whose arrays were
 
     def lease_seconds(self, site: Site) -> float:
         return self.spec.courier_lease_hours * 3600.0 if site.courier else self.spec.lease_seconds
 
 
 #: Of snapshots; to be raised when a field of the state is added. One of another layout is not used: events say it all.
-LAYOUT = 5
+LAYOUT = 6
 
 
 class State(msgspec.Struct, dict=True):

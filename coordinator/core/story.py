@@ -119,6 +119,10 @@ def _concerned(event: ev.AnyEvent, known: _Known) -> set[str]:
         names.add(event.name)
         if event.merged_by is not None:
             names.add(event.merged_by)
+    if isinstance(event, ev.ArtifactsLetGo):
+        names |= {*event.contributions, *event.weights, *event.outer_states, *event.unprovable}
+        names |= {_round_of_job(job) for job in event.contributions}
+        names |= {known.holds[job] for job in event.contributions if job in known.holds}
     if isinstance(event, ev.VersionPromoted | ev.VersionRejected | ev.RolledBack):
         names.add(f"{event.campaign}/r{known.made[event.campaign, event.version]}")
     return names
@@ -231,3 +235,7 @@ def sentence(event: ev.AnyEvent) -> str:
             return f"{short(event.version)} rejected: {event.reason}"
         case ev.RolledBack():
             return f"head moved back to {short(event.version)}: {event.reason}"
+        case ev.ArtifactsLetGo():
+            unprovable = len(event.unprovable)
+            ended = f"; {unprovable} version(s) can no longer be made again" if unprovable else ""
+            return f"let go of {event.reason}{ended}; digests, sizes and signatures stay in this ledger"

@@ -12,6 +12,7 @@ from consortium.metrics import bits_per_byte
 from coordinator.core.accounting import held_back
 from coordinator.core.decide import Moment
 from coordinator.core.estimates import HOUR, queue_seconds
+from coordinator.core.keeping import in_words
 from coordinator.core.place import best_prospect, waiting
 from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State, Version
 from coordinator.core.transitions import FINAL, JobState
@@ -42,6 +43,7 @@ def view(
     sights: Mapping[AttemptId, Sight],
     openings: Mapping[SiteName, Opening] | None = None,
     most: int = SHOWN_MAX,
+    notices: tuple[str, ...] = (),
 ) -> vw.ConsortiumView:
     """The whole consortium at ``now``; ``seen`` is when each site last synced, ``sights`` what it said.
 
@@ -65,6 +67,7 @@ def view(
         ),
         flower_runs=_flower_runs(state),
         jobs_left_out=len(state.jobs) - len(jobs),
+        notices=notices,
     )
 
 
@@ -145,6 +148,7 @@ def _flower_runs(state: State) -> tuple[vw.FlowerRunView, ...]:
 
 def _job(state: State, job: Job, moment: Moment) -> vw.JobView:
     reason = waiting(state, job, moment) if job.state is JobState.PLANNED else job.reason
+    let_go = state.programme(job.campaign).let_go.get(job.id)
     return vw.JobView(
         job=job.id,
         campaign=job.campaign,
@@ -154,6 +158,7 @@ def _job(state: State, job: Job, moment: Moment) -> vw.JobView:
         state=job.state.value,
         reason=reason,
         attempts=job.attempts,
+        let_go="" if let_go is None else in_words(let_go),
         expected_start=_expected_start(state, job, moment),
     )
 
@@ -211,6 +216,7 @@ def _campaign(
                 contributions=len(v.manifest.ingredients),
                 reason=v.reason,
                 merged_by=v.merged_by,
+                let_go=_let_go(v),
             )
             for v in versions[-most:]
         ),
@@ -218,6 +224,16 @@ def _campaign(
         rounds_left_out=max(0, len(campaign.rounds) - most),
         versions_left_out=max(0, len(versions) - most),
     )
+
+
+def _let_go(version: Version) -> str:
+    """In words: whether it can be made again is what people ask first."""
+    found = (
+        (version.weights_let_go, "its weights were"),
+        (version.unprovable, "cannot be made again: its contributions were"),
+        (version.outer_state_let_go, "its outer optimizer's state was"),
+    )
+    return "; ".join(f"{what} {in_words(mark)}" for mark, what in found if mark is not None)
 
 
 def _in_order(campaign: CampaignState) -> list[Version]:
