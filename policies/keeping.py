@@ -28,8 +28,11 @@ class Keep(Fact):
     @property
     def words(self) -> str:
         """The rule as its file has it, on one line."""
-        said = {name: getattr(self, name) for name in self.__struct_fields__}
-        return "keep: " + (
-            ", ".join(f"{name} {value:g}" for name, value in said.items() if value is not None)
-            or "everything"
-        )
+        said = {
+            "contributions_versions": self.contributions_versions,
+            "contributions_days": self.contributions_days,
+            "outer_state_versions": self.outer_state_versions,
+            "rejected_days": self.rejected_days,
+        }
+        set_ = [f"{name} {value:g}" for name, value in said.items() if value is not None]
+        return "keep: " + (", ".join(set_) or "everything")

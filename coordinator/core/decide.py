@@ -285,13 +285,17 @@ def _(command: cm.MoveHead, state: State, moment: Moment) -> list[ev.AnyEvent]:
 def _still_has(version: Version, verb: str) -> None:
     """Raise Refused if a round could not begin from the version, for bytes that were let go."""
     for mark, what in (
-        (version.weights_let_go, "weights"),
-        (version.outer_state_let_go, "outer optimizer's state"),
+        (version.weights_let_go, "weights were"),
+        (version.outer_state_let_go, "outer optimizer's state was"),
     ):
         if mark is not None:
-            also = "; its model can be exported, and begin a campaign of its own" if what != "weights" else ""
+            also = (
+                "; its model can be exported, and begin a campaign of its own"
+                if what != "weights were"
+                else ""
+            )
             raise Refused(
-                f"{version.name}: its {what} was {in_words(mark)}, so no round can begin from it; "
+                f"{version.name}: its {what} {in_words(mark)}, so no round can begin from it; "
                 f"{verb.replace('_', ' ')} another{also}"
             )
 

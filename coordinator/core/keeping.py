@@ -80,8 +80,10 @@ def why_gone(state: State, digest: Digest) -> str | None:
             ):
                 if mark is not None and any(ref.digest == digest for ref in refs.values()):
                     return f"a file of {version.name}, {in_words(mark)}"
-    for programme in (*state.campaigns.values(), *state.flower_runs.values()):
-        for name, mark in programme.let_go.items():
+    for marks in [one.let_go for one in state.campaigns.values()] + [
+        one.let_go for one in state.flower_runs.values()
+    ]:
+        for name, mark in marks.items():
             contribution = state.jobs.glance(name).contribution
             if contribution and any(ref.digest == digest for ref in contribution.artifacts.values()):
                 return f"of the contribution of {name}, {in_words(mark)}"
