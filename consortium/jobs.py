@@ -8,6 +8,8 @@ over the same text gives the same bits on CPU.
 import enum
 from typing import Literal
 
+import msgspec
+
 from consortium.canonical import Fact
 from consortium.codecs.names import DENSITY, EncodingName
 from consortium.flower.runs import Config
@@ -54,6 +56,16 @@ class Phase(enum.StrEnum):
     ENDED = "ended"  #: ``outcome`` says how
 
 
+class Muon(Fact):
+    """The blocks' matrices go by their momentum made orthogonal: Jordan et al. 2024, kellerjordan.github.io/posts/muon.
+
+    A step has the root mean square of AdamW's (Liu et al. 2025, arXiv:2502.16982, section 2.2), so that learning rate
+    and weight decay stay as they are. Embeddings, head, norms and biases are AdamW's all the same.
+    """
+
+    momentum: float = 0.95
+
+
 class Optimizer(Fact):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and its learning-rate schedule.
 
@@ -70,6 +82,8 @@ class Optimizer(Fact):
     beta1: float = 0.9
     beta2: float = 0.95
     clip_norm: float = 1.0  #: global gradient norm; 0 turns clipping off
+    #: for the blocks' matrices. Where it is left out it is not written either: orders of before keep their digests
+    muon: Muon | msgspec.UnsetType = msgspec.UNSET
 
 
 class LayerGroup(Fact):

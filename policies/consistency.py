@@ -12,7 +12,7 @@ from consortium.checking import Place, Problem, problems_of, shown
 from consortium.codecs.names import is_coded
 from consortium.errors import BadInput
 from consortium.ids import campaign_id, site_name
-from consortium.jobs import Optimizer
+from consortium.jobs import Muon, Optimizer
 from policies.campaign import COURIER_LEASE_HOURS, TEMPERATURE, Campaign, TrainPlan
 from policies.merge_rules import merge_notes, merge_problems
 from policies.ranges import Count, Fraction, Natural, NotNegative, Positive, Share
@@ -204,6 +204,11 @@ def _train(plan: TrainPlan) -> Iterator[Problem]:
                 "adapters are all that learns: groups and proximal are of a model's own weights; drop them"
             )
             yield ("train", "lora"), sentence
+        if isinstance(plan.optimizer.muon, Muon):
+            sentence = (
+                "orthogonal steps are of whole matrices, adapters are halves of them; drop muon, or lora"
+            )
+            yield ("train", "optimizer", "muon"), sentence
     if "*" in seen and not any(group.learning_rate_factor for group in plan.groups):
         yield ("train", "groups"), "nothing is left to learn; give a group a learning_rate_factor above 0"
 
@@ -211,6 +216,8 @@ def _train(plan: TrainPlan) -> Iterator[Problem]:
 def _optimizer(optimizer: Optimizer, steps: int, section: str) -> Iterator[Problem]:
     place = (section, "optimizer")
     yield from _ranges(optimizer, place, _OPTIMIZER)
+    if isinstance(optimizer.muon, Muon):
+        yield from _ranges(optimizer.muon, (*place, "muon"), {"momentum": Fraction})
     if optimizer.warmup_steps > steps:
         sentence = (
             f"{optimizer.warmup_steps} exceeds the {steps} steps of {section}; lower it, or train longer"

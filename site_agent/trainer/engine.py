@@ -6,7 +6,7 @@ sentences go to stderr, so that a log says what ran. What has never run on a GPU
 
 from typing import Literal, NamedTuple
 
-from consortium.jobs import Train
+from consortium.jobs import Muon, Train
 from site_agent.config import Engine
 from site_agent.trainer.folder import FailureReason, JobFailed
 from site_agent.trainer.head import HeadPlan, plan_head
@@ -138,6 +138,11 @@ def _check_adapters(work: Train, engine: Engine, given: Given) -> None:
         raise JobFailed(
             FailureReason.BAD_INPUT,
             "lora: adapters are all that learns: groups and proximal are of a model's own weights; drop them",
+        )
+    if isinstance(work.optimizer.muon, Muon):
+        raise JobFailed(
+            FailureReason.BAD_INPUT,
+            "optimizer.muon: orthogonal steps are of whole matrices, adapters are halves of them; drop muon, or lora",
         )
     if given.is_sharded:
         raise JobFailed(

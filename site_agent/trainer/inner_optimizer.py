@@ -1,7 +1,8 @@
-"""AdamW with clipping in one fused pass over the weights, and no wait for the device.
+"""How a step changes the weights: clipped, by AdamW or by Muon, in masters or themselves, with no wait for the device.
 
-The functional form of torch's own AdamW: making a ``torch.optim.AdamW`` imports the compiler (1.2 s of CPU), and
-only the fused kernel's own arguments let a step be scaled or left out without asking the GPU how it went.
+AdamW is the functional form of torch's own, one fused pass over the weights: making a ``torch.optim.AdamW`` imports
+the compiler (1.2 s of CPU), and only the fused kernel's own arguments let a step be scaled or left out without asking
+the GPU how it went. ``muon.py`` is the other rule, for the blocks' matrices, where an order asks for it.
 """
 
 import math
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from consortium.jobs import Train
+from consortium.jobs import Muon, Train
+from site_agent.trainer import muon
 from site_agent.trainer.groups import factors_of
-from site_agent.trainer.sharing import local, norm_of
+from site_agent.trainer.sharing import gathered, local, norm_of, rows_here
 
 CAST = 1 << 26  # weights whose gradients are cast at once: 256 MiB
 _EPSILON = 1e-8  # of the update's denominator; the value of the paper and of every LLM we know of
@@ -38,7 +40,7 @@ def freeze(weights: Mapping[str, Tensor], work: Train) -> None:
         distinct[name].requires_grad_(factor > 0)
 
 
-class AdamW:
+class InnerOptimizer:
     """The optimizer of one job; its state has a name for each tensor, so that it can be saved.
 
     weights     as the base has them, float32: of a proximal term they are copied, each rank its own shards
@@ -65,11 +67,17 @@ class AdamW:
         self._total_norm = total_norm
         self._factors = factors_of(self._weights, work.groups)
         self._learning = {name: weight for name, weight in self._weights.items() if self._factors[name]}
-        self._mean = {name: torch.zeros_like(weight) for name, weight in self._learning.items()}
-        self._square = {name: torch.zeros_like(weight) for name, weight in self._learning.items()}
-        self._updates = {
-            name: torch.zeros((), device=weight.device) for name, weight in self._learning.items()
+        is_muons = isinstance(work.optimizer.muon, Muon)
+        matrices = {
+            name: weight
+            for name, weight in self._learning.items()
+            if is_muons and muon.is_stepped(name, weight.ndim)
         }
+        others = {name: weight for name, weight in self._learning.items() if name not in matrices}
+        self._momentum = {name: torch.zeros_like(weight) for name, weight in matrices.items()}
+        self._mean = {name: torch.zeros_like(weight) for name, weight in others.items()}
+        self._square = {name: torch.zeros_like(weight) for name, weight in others.items()}
+        self._updates = {name: torch.zeros((), device=weight.device) for name, weight in others.items()}
         self._base = {
             name: local(weight).detach().clone() for name, weight in self._learning.items() if work.proximal
         }
@@ -90,6 +98,7 @@ class AdamW:
             "mean": self._mean,
             "square": self._square,
             "updates": self._updates,
+            "momentum": self._momentum,
         }
         return {
             f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()
@@ -135,8 +144,8 @@ class AdamW:
         rule = self._work.optimizer
         scale = (norm / rule.clip_norm).clamp(min=1.0) if rule.clip_norm else None
         alike: dict[tuple[bool, float], list[str]] = {}
-        for name, weight in self._learning.items():
-            alike.setdefault((weight.ndim > 1, self._factors[name]), []).append(name)
+        for name in self._mean:
+            alike.setdefault((self._learning[name].ndim > 1, self._factors[name]), []).append(name)
         for (decay, factor), names in alike.items():
             for some in self._in_pieces(names):
                 adamw(
@@ -161,10 +170,37 @@ class AdamW:
                     torch._foreach_copy_(
                         [self._parameters[name] for name in some], [weights[name] for name in some]
                     )
+        for name in self._momentum:
+            self._step_matrix(name, step, gradients[name], scale, is_finite)
         for weight in self._parameters.values():
             weight.grad = None
         self._sums.clear()
         return is_finite
+
+    def _step_matrix(
+        self, name: str, step: int, gradient: Tensor, scale: Tensor | None, is_finite: Tensor
+    ) -> None:
+        """By Muon. Where the matrix lies in shards, its direction is gathered and every rank does all of it."""
+        weight, rule = self._weights[name], self._work.optimizer
+        assert isinstance(rule.muon, Muon)
+        kind = torch.bfloat16 if weight.device.type == "cuda" else torch.float32
+
+        def orthogonal_rows(way: Tensor) -> Tensor:
+            return rows_here(muon.orthogonal(gathered(way.to(kind), weight)), weight)
+
+        muon.step_matrix(
+            local(weight),
+            local(self._momentum[name]),
+            gradient.float() if scale is None else gradient.float() / scale,
+            rule=rule.muon,
+            learning_rate=learning_rate(self._work, step) * self._factors[name],
+            weight_decay=rule.weight_decay,
+            is_finite=is_finite,
+            orthogonal_rows=orthogonal_rows,
+            shape=(weight.shape[0], weight.shape[1]),
+        )
+        if self._in_bf16:
+            self._parameters[name].copy_(weight)
 
     def _gradients(self) -> dict[str, Tensor]:
         """Of this rank's part of each weight that learns."""

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from consortium.canonical import Fact, replace
-from site_agent.trainer.adamw import CAST
 from site_agent.trainer.head import bytes_per_logit
+from site_agent.trainer.inner_optimizer import CAST
 
 _FLOAT = 4  # bytes of a weight, a gradient, a moment
 _MIB = float(1 << 20)
@@ -29,6 +29,8 @@ class Sizes(Fact):
     queries: int  #: of all heads together
     vocabulary: int
     adapted: int = 0  #: of the parameters, those in matrices that have an adapter: there a second time
+    of_muon: int = 0  #: of the learning, those that Muon steps: they have one moment
+    largest_of_muon: int = 0  #: matrix
 
 
 class Setup(Fact):
@@ -98,13 +100,14 @@ def sizes_of(
 
 
 def plan_memory(sizes: Sizes, setup: Setup) -> MemoryPlan:
-    """What a step of AdamW needs without recomputing activations.
+    """What a step needs without recomputing activations.
 
     Per token a block of a Llama keeps for its backward pass: its input and that of the feed-forward, each before, in
     and after the norm; queries, keys and values for every head; attention's output, twice; and four values of the
     feed-forward's inner width. The loss keeps the logarithms of probabilities and makes two gradients as large; all
     that is float32. In bf16 inner values have half the size and the logits are there a fourth time. Where one part
     is the whole batch, gradients come as activations go: then only the larger of them counts, but for the head's.
+    AdamW keeps two moments, Muon one of its matrices, of which it works on one at a time, whole.
     """
     tokens = setup.sequences_at_once * setup.sequence_tokens
     in_parts = setup.sequences_at_once < setup.sequences
@@ -126,13 +129,15 @@ def plan_memory(sizes: Sizes, setup: Setup) -> MemoryPlan:
     elif setup.ranks > 1:
         copies += learning * _FLOAT
     copies += sizes.adapted * _FLOAT
-    gradients, moments = learning * _FLOAT, 2 * learning * _FLOAT
+    gradients, moments = learning * _FLOAT, (2 * learning - -(-sizes.of_muon // setup.shards)) * _FLOAT
     if setup.has_masters:  # in bf16; sums of parts in float32, or as much of them as is cast at once
         gradients = learning * 2 + (learning if in_parts else min(learning, CAST)) * _FLOAT
     base = learning * _FLOAT if setup.has_base else 0
     passing = activations + head + sizes.vocabulary * sizes.width * _FLOAT
     program = _PROGRAM if setup.is_cpu else 0
     held = mine * _FLOAT + moments + base + copies + program
+    # of one matrix: the gradient scaled, the next momentum, the direction, its iteration before and after, the sums
+    stepping = gradients + 6 * sizes.largest_of_muon * _FLOAT
     return MemoryPlan(
         weights=mine * _FLOAT,
         gradients=gradients,
@@ -142,7 +147,7 @@ def plan_memory(sizes: Sizes, setup: Setup) -> MemoryPlan:
         activations=activations,
         head=head,
         program=program,
-        peak=held + (gradients + passing if in_parts else max(gradients, passing)),
+        peak=held + (max(gradients + passing, stepping) if in_parts else max(stepping, passing)),
     )
 
 

@@ -6,8 +6,9 @@ import sys
 import torch
 
 from consortium.canonical import replace
-from consortium.jobs import Train
+from consortium.jobs import Muon, Train
 from consortium.tensors import Checkpoint
+from site_agent.trainer import muon
 from site_agent.trainer.adapters import adapted
 from site_agent.trainer.engine import Ways
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder
@@ -33,6 +34,13 @@ def planned(
             shapes = [base.shapes[name] for name in adapted(base.shapes, work.lora)]
             learning = work.lora.rank * sum(map(sum, shapes))
             sizes = replace(sizes, learning=learning, adapted=sum(map(math.prod, shapes)))
+        elif sizes is not None and isinstance(work.optimizer.muon, Muon):
+            matrices = [
+                math.prod(shape)
+                for name, shape in base.shapes.items()
+                if name not in frozen and muon.is_stepped(name, len(shape))
+            ]
+            sizes = replace(sizes, of_muon=sum(matrices), largest_of_muon=max(matrices, default=0))
     if sizes is None:
         return None, None
     sequences, is_cpu = -(-work.batch_sequences // ranks.world), ranks.device.type != "cuda"

@@ -129,16 +129,43 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu()
 
 
+def gathered(part: Tensor, sharded: Tensor) -> Tensor:
+    """All of a tensor, on the device, of which each rank has the ``part`` that it has of ``sharded``.
+
+    To be called by all ranks, in the same order. Of what is not sharded, ``part`` itself.
+    """
+    if not hasattr(sharded, "placements"):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    shape, stride = sharded.shape, sharded.stride()
+    laid_out = DTensor.from_local(
+        part, sharded.device_mesh, sharded.placements, run_check=False, shape=shape, stride=stride
+    )
+    all_of_it: Tensor = laid_out.full_tensor()
+    return all_of_it
+
+
+def rows_here(whole: Tensor, sharded: Tensor) -> Tensor:
+    """Of ``whole``, the rows that this rank has of ``sharded``."""
+    begin = _first_row(sharded)
+    return whole[begin : begin + len(local(sharded))]
+
+
+def _first_row(tensor: Tensor) -> int:
+    """Of this rank's part."""
+    if not hasattr(tensor, "placements"):
+        return 0
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    (dimension,) = (index for index, place in enumerate(tensor.placements) if place.is_shard(0))
+    share_of_rows = -(-tensor.shape[0] // mesh.size(dimension))  # the last ranks may have fewer, or none
+    return int(min(mesh.get_coordinate()[dimension] * share_of_rows, tensor.shape[0]))
+
+
 @torch.no_grad()
 def fill(tensor: Tensor, file: TensorFile, name: str) -> None:
     """Copy ``name`` of ``file`` into ``tensor``: of a sharded one, only the rows that this rank has."""
-    part = local(tensor)
-    begin = 0
-    if hasattr(tensor, "placements"):
-        mesh = tensor.device_mesh  # type: ignore[attr-defined]
-        (dimension,) = (index for index, place in enumerate(tensor.placements) if place.is_shard(0))
-        share_of_rows = -(-tensor.shape[0] // mesh.size(dimension))  # the last ranks may have fewer, or none
-        begin = min(mesh.get_coordinate()[dimension] * share_of_rows, tensor.shape[0])
+    part, begin = local(tensor), _first_row(tensor)
     values = torch.empty(part.shape, dtype=torch.float32)
     if part.numel():
         file.read(name, begin * math.prod(part.shape[1:]), values.view(-1).numpy())

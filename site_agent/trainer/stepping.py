@@ -17,12 +17,12 @@ from consortium.ids import Language
 from consortium.jobs import Train
 from site_agent.config import Engine
 from site_agent.trainer import saves
-from site_agent.trainer.adamw import AdamW, freeze
 from site_agent.trainer.adapters import Adapters
 from site_agent.trainer.attention import can_do_in_one_call
 from site_agent.trainer.engine import Given, Ways, ways_of
 from site_agent.trainer.feeding import Fed
 from site_agent.trainer.folder import FailureReason, JobFailed
+from site_agent.trainer.inner_optimizer import InnerOptimizer, freeze
 from site_agent.trainer.llama import Llama
 from site_agent.trainer.mixture import random_bits
 from site_agent.trainer.model import Model, load_model, program_of, read_config
@@ -41,7 +41,7 @@ class Stepper:
         self.shared, self.ways = shared, ways
         self._work, self._ranks, self._adapters = work, ranks, adapters
         learning = adapters.learning if adapters else shared.model.weights
-        self.optimizer = AdamW(learning, work, shared.total_norm, in_bf16=ways.masters)
+        self.optimizer = InnerOptimizer(learning, work, shared.total_norm, in_bf16=ways.masters)
         self._autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=ways.autocasts)
         shared.model.network.train()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from trainer_samples import train_work
 
-from site_agent.trainer.adamw import AdamW
+from site_agent.trainer.inner_optimizer import InnerOptimizer
 from site_agent.trainer.llama import Llama
 from site_agent.trainer.memory import Setup, plan_memory, sizes_of
 from site_agent.trainer.model import Model
@@ -49,7 +49,9 @@ def main(
         torch.empty(sum(weight.numel() for weight in network.parameters())).normal_(0, 0.02),
         network.parameters(),
     )
-    optimizer = AdamW(dict(network.named_parameters()), train_work(proximal=proximal), in_bf16=bool(masters))
+    optimizer = InnerOptimizer(
+        dict(network.named_parameters()), train_work(proximal=proximal), in_bf16=bool(masters)
+    )
     objective = Model(
         folder=Path(),
         network=network,

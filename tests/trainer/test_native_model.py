@@ -13,7 +13,7 @@ from consortium.jobs import Optimizer
 from consortium.tensor_writer import CheckpointWriter
 from site_agent.trainer import model as loading
 from site_agent.trainer import rope
-from site_agent.trainer.adamw import AdamW
+from site_agent.trainer.inner_optimizer import InnerOptimizer
 from site_agent.trainer.model import Arrays, Model, load_model
 from site_agent.trainer.shape import Shape, shape_of
 
@@ -114,7 +114,7 @@ def asked(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_twenty_steps_are_the_same_bits(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     native, theirs = both(saved(tmp_path / "model", FAMILIES[family]), monkeypatch)
     work = train_work(steps=STEPS, optimizer=Optimizer(learning_rate=1e-2, warmup_steps=3))
-    steppers = [AdamW(model.weights, work) for model in (native, theirs)]
+    steppers = [InnerOptimizer(model.weights, work) for model in (native, theirs)]
     for step in range(STEPS):
         losses = [model.objective(*asked(step)) for model in (native, theirs)]
         assert losses[0].item() == losses[1].item(), f"step {step}"
@@ -157,7 +157,7 @@ def test_what_is_left_to_transformers_is_trained_and_the_reason_told(
     model = load_model(saved(tmp_path / "model", changes), CPU)
     assert model.backend.startswith("transformers")
     assert why in capsys.readouterr().err
-    stepper = AdamW(model.weights, train_work(steps=3))
+    stepper = InnerOptimizer(model.weights, train_work(steps=3))
     losses = []
     for step in range(3):
         loss = model.objective(*asked(0))

@@ -14,9 +14,9 @@ from consortium.errors import BadInput
 from consortium.jobs import LayerGroup, Optimizer, Train
 from consortium.tensors import TensorFile
 from site_agent.trainer import saves
-from site_agent.trainer.adamw import AdamW, learning_rate
 from site_agent.trainer.folder import JobFolder, Site, Stopped
 from site_agent.trainer.groups import factors_of
+from site_agent.trainer.inner_optimizer import InnerOptimizer, learning_rate
 from site_agent.trainer.ranks import Ranks
 from site_agent.trainer.training import train
 
@@ -67,7 +67,7 @@ def test_the_proximal_term_is_mu_times_the_way_from_the_base() -> None:
     base = torch.tensor([[0.5, -0.25], [1.0, 2.0]])
     gradient = torch.tensor([[0.3, 0.0], [-0.1, 0.2]])
     weight = torch.nn.Parameter(base.clone())
-    optimizer = AdamW({"layer.weight": weight}, work)
+    optimizer = InnerOptimizer({"layer.weight": weight}, work)
     now, mean, square = base.double(), torch.zeros(2, 2).double(), torch.zeros(2, 2).double()
     for step in range(3):
         weight.grad = gradient.clone()

@@ -14,12 +14,12 @@ from trainer_samples import contribution, make_job, sha256, train_work
 from consortium.jobs import Optimizer, Train
 from consortium.tensors import Checkpoint, TensorFile
 from site_agent.config import Engine
-from site_agent.trainer.adamw import AdamW
 from site_agent.trainer.attention import documents_of
 from site_agent.trainer.compiling import compile_blocks, use_float8
 from site_agent.trainer.engine import Given, ways_of
 from site_agent.trainer.feeding import Fed, Part
 from site_agent.trainer.folder import JobFailed, JobFolder, Site, Stopped
+from site_agent.trainer.inner_optimizer import InnerOptimizer
 from site_agent.trainer.llama import Llama
 from site_agent.trainer.model import load_model
 from site_agent.trainer.packing import bounds_of
@@ -222,7 +222,7 @@ def weights_of(stepper: Stepper) -> dict[str, Tensor]:
 def test_gradients_of_parts_are_summed_in_float32(base: Path, alone: Ranks) -> None:
     """A thousand times 1/256 on top of 1: in bf16, whose step at 1 is 1/128, nothing would be added."""
     model = load_model(base, alone.device)
-    optimizer = AdamW(model.weights, train_work(), in_bf16=True)
+    optimizer = InnerOptimizer(model.weights, train_work(), in_bf16=True)
     weight = next(iter(model.weights.values()))
     for value in (1.0, *[1 / 256] * 1000):
         weight.grad = torch.full_like(weight, value)

@@ -20,9 +20,9 @@ from consortium.models import initialise
 from consortium.tensors import Checkpoint, TensorFile
 from site_agent.trainer import model as loading
 from site_agent.trainer import saves
-from site_agent.trainer.adamw import AdamW, learning_rate
 from site_agent.trainer.batches import Batches
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder, Site, Stopped
+from site_agent.trainer.inner_optimizer import InnerOptimizer, learning_rate
 from site_agent.trainer.model import load_model
 from site_agent.trainer.ranks import Ranks
 from site_agent.trainer.training import train
@@ -268,7 +268,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_three_end_the_job(
     tmp_path: Path, site: Site, base: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_model(base, alone.device)
-    optimizer = AdamW(model.weights, train_work())
+    optimizer = InnerOptimizer(model.weights, train_work())
     for weight in model.weights.values():
         weight.grad = torch.full_like(weight, 1e-3)
     before = {name: tensor.clone() for name, tensor in optimizer.state.items()}
@@ -277,15 +277,15 @@ def test_a_step_that_is_not_finite_changes_nothing_and_three_end_the_job(
     assert all(torch.equal(tensor, before[name]) for name, tensor in optimizer.state.items())
     assert all(weight.grad is None for weight in model.weights.values())
 
-    real, calls = AdamW.step, itertools.count()
+    real, calls = InnerOptimizer.step, itertools.count()
 
-    def poisoned(self: AdamW, step: int) -> torch.Tensor:
+    def poisoned(self: InnerOptimizer, step: int) -> torch.Tensor:
         if next(calls) in (1, 2, 4, 5, 6):
             for weight in self._weights.values():
                 weight.grad = torch.full_like(weight, float("nan"))
         return real(self, step)
 
-    monkeypatch.setattr(AdamW, "step", poisoned)
+    monkeypatch.setattr(InnerOptimizer, "step", poisoned)
     folder = make_job(tmp_path / "job", site, train_work(checkpoint_steps=100), base)
     with pytest.raises(JobFailed, match="3 steps in a row, the last one step 7 of 12") as caught:
         _train(folder, alone)
@@ -298,7 +298,7 @@ def test_adamw_is_that_of_torch(base: Path, alone: Ranks) -> None:
         optimizer=Optimizer(learning_rate=1e-2, warmup_steps=4, clip_norm=0.5, weight_decay=0.1)
     )
     ours, theirs = load_model(base, alone.device), load_model(base, alone.device)
-    optimizer = AdamW(ours.weights, work)
+    optimizer = InnerOptimizer(ours.weights, work)
     groups = [
         {"params": [w for w in theirs.weights.values() if w.ndim > 1], "weight_decay": 0.1},
         {"params": [w for w in theirs.weights.values() if w.ndim < 2], "weight_decay": 0.0},
