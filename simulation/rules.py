@@ -15,6 +15,7 @@ from coordinator.core.fold import apply
 from coordinator.core.state import CampaignState, RoundState, State
 from coordinator.core.transitions import JobState
 from simulation.accounts import Accounts
+from simulation.forgone import let_go
 from simulation.orders import Orders
 from simulation.promptness import is_enough, is_over, may_close
 from simulation.shadow import Shadow
@@ -51,7 +52,8 @@ class Rules:
     ) -> None:
         state = self.state
         name = getattr(event, "campaign", None)
-        if isinstance(name, str) and not isinstance(event, ev.VersionPromoted | ev.RolledBack):
+        after_all = ev.VersionPromoted | ev.RolledBack | ev.ArtifactsLetGo
+        if isinstance(name, str) and not isinstance(event, after_all):
             assert state.programme(CampaignId(name)).status == "open", f"after its end: {event}"
         match event:
             case ev.SiteEnrolled():
@@ -124,6 +126,8 @@ class Rules:
             case ev.VersionRejected():
                 assert event.version not in self.by_gate
                 assert state.campaigns[event.campaign].versions[event.version].status == "candidate"
+            case ev.ArtifactsLetGo():
+                let_go(event, state)
             case ev.CampaignEnded() if event.status == "completed":
                 self._is_compared(state.campaigns[event.campaign])
             case _:

@@ -35,13 +35,16 @@ from consortium.jobs import Outcome, Phase, Train
 from consortium.manifests import FileRef
 from coordinator.core import commands as cm
 from coordinator.core.index import Index
+from coordinator.core.orders import merge_inputs
 from coordinator.core.owed import Inspect, Merge, Owed, owed
+from coordinator.core.referenced import named
 from coordinator.core.snapshot import keep, restore
 from coordinator.core.state import State
 from coordinator.core.story import tell
 from coordinator.core.view import view
 from coordinator.core.waits import waits
 from policies.campaign import Campaign, Quorum, Rivals, TrainPlan
+from policies.keeping import Keep
 from simulation.rules import Rules
 
 FAULTY_STEPS = 150
@@ -57,6 +60,7 @@ IDEMPOTENT = (
     | cm.ReportMerge
     | cm.ReportVerdict
     | cm.SetSite
+    | cm.LetGo
     | cm.OpenFlowerRun
     | cm.PushFlowerMessages
     | cm.CompleteFlowerRun
@@ -164,6 +168,7 @@ class ServerApp:
 
 class World:
     def __init__(self, seed: int) -> None:
+        self.keeper = random.Random(f"{seed} keeper")
         self.die = random.Random(seed)
         self.faults = True
         self.coordinator = Coordinator(now=1_000_000.0)
@@ -231,6 +236,7 @@ class World:
 
     def _faulty_step(self) -> None:
         die = self.die
+        self._keep(0.05)
         self.coordinator.now += die.choice([0, 1, 1, 1, 5, 5, 20])
         if self.server_app is not None and self.server_app.die.random() < 0.2:
             self._do(self.server_app.says(self.coordinator.state, faults=True))
@@ -274,12 +280,29 @@ class World:
             for what in owed(self.coordinator.state):
                 self._do(self._worker_says(what))
             self._do(cm.Tick())
+            self._keep(0.1)
+        self._keep(1.0)
         state = self.coordinator.state
         assert not [w.reason for w in waits(state)], "a campaign waits for ever"
         assert len(state.campaigns) == len(self.specs)
         assert owed(state) == ()
         assert state.snapshot() == self.coordinator.replayed().snapshot() == restore(keep(state)).snapshot()
         self._told()
+
+    def _keep(self, chance: float) -> None:
+        """Another rule each time; what it leaves is enough for all that can still be made."""
+        if self.keeper.random() >= chance:
+            return
+        self._do(cm.LetGo(rule=_rule(self.keeper)))
+        state = self.coordinator.state
+        needed, gone = named(state)
+        assert not needed.keys() & gone.keys()
+        assert all(needed.keys() >= {*job.inputs} for job in state.open_jobs())
+        for known in state.campaigns.values():
+            for version in known.versions.values():
+                if version.role == "candidate" and version.unprovable is None:
+                    made_of = merge_inputs(state, known, known.rounds[version.round])
+                    assert needed.keys() >= {*made_of}, f"{version.name} cannot be made again"
 
     def _told(self) -> None:
         """People can be told of anything."""
@@ -429,6 +452,17 @@ class World:
             move = cm.MoveHead(campaign=name, version=version, verb="promote", reason="I know better")
             return replace(move, verb=verb)
         return cm.StopCampaign(campaign=name, reason="no more money")
+
+
+def _rule(die: random.Random) -> Keep:
+    """Of days that are seconds long here."""
+    days = die.choice([None, 1e-9, 1e-4, 1e-2])
+    return Keep(
+        contributions_versions=die.choice([None, 1, 1, 2]),
+        contributions_days=days,
+        outer_state_versions=die.choice([None, 1]),
+        rejected_days=die.choice([None, 1e-9, 1e-3]),
+    )
 
 
 def _end(attempt: AttemptId, outcome: Outcome, whole: bool = True) -> cm.Report:
