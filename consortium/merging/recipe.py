@@ -71,6 +71,9 @@ class OuterStep(Fact):
     tau: float = 1e-3  #: of the size of a delta's elements: with tau far above them it is a huge-step SGD
 
 
+PLAIN_STEP = OuterStep(learning_rate=1.0, momentum=0.0, nesterov=False)  #: theta + D
+
+
 class Guards(Fact):
     """What happens to deltas before any method sees them, judged over the whole model."""
 
@@ -96,11 +99,10 @@ class Recipe(Fact):
     cohorts: Literal["languages", "all"] = "languages"
     guards: Guards = Guards()
     embedding_rows: EmbeddingRows | None = None
-    outer: OuterStep = OuterStep()
+    outer: OuterStep = PLAIN_STEP  #: what docs/languages-results.md supports; an OuterStep() is DiLoCo's
     seed: int = 0  #: of the methods that draw
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  #: of the published weights
     shard_bytes: int = 1 << 30  #: of one safetensors file of the published model
 
 
-PLAIN_STEP = OuterStep(learning_rate=1.0, momentum=0.0, nesterov=False)  #: theta + D
-PLAIN_AVERAGE = Recipe(outer=PLAIN_STEP)
+PLAIN_AVERAGE = Recipe()

@@ -19,13 +19,13 @@ from consortium.errors import BadInput, Corrupt, Refused, SprachbundError
 from consortium.ids import digest_of
 from consortium.manifests import FileRef
 from consortium.merging.merge import MergeInput, merge
-from consortium.merging.recipe import PLAIN_STEP, Guards, Recipe, Setting
+from consortium.merging.recipe import PLAIN_STEP, Guards, OuterStep, Recipe, Setting
 from consortium.merging.recipes.signatures import SIGNATURES, Value
 from consortium.merging.run import merge_recipe
 from consortium.store import ref_of
 
 SHAPES = {"embed_tokens": (37, 16), "layers.0.mlp": (24, 16), "layers.1.mlp": (24, 16), "norm": (16,)}
-PLAIN = Recipe(outer=PLAIN_STEP, weights="uniform")
+PLAIN = Recipe(weights="uniform")
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_a_filter_that_leaves_tensors_without_weight(
 def test_a_method_that_needs_a_base_and_has_none(
     tmp_path: Path, models: list[Path], refusal: Callable
 ) -> None:
-    for recipe in (replace(PLAIN, method="ties"), replace(PLAIN, outer=Recipe().outer)):
+    for recipe in (replace(PLAIN, method="ties"), replace(PLAIN, outer=OuterStep())):
         sentence = refusal(BadInput, merge, None, inputs_of(models[1:]), None, recipe, tmp_path / "out")
         assert "name the base" in sentence
 

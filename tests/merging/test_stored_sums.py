@@ -10,7 +10,7 @@ import pytest
 
 from consortium.errors import BadInput, Corrupt, Refused
 from consortium.merging.merge import MergeInput, merge, merge_sum
-from consortium.merging.recipe import PLAIN_AVERAGE, Recipe
+from consortium.merging.recipe import PLAIN_AVERAGE, OuterStep, Recipe
 from consortium.merging.sums import FACTS_FILE, SUM_FILE, add, begin_sum, open_sum, remove
 from consortium.store import ref_of
 from consortium.tensor_writer import TensorWriter
@@ -55,14 +55,14 @@ def test_its_mean_is_the_linear_merge_bit_for_bit(
     inputs = [delta(1, weight=30), delta(2, weight=11), delta(3, weight=5)]
     begin_sum(base_dir, inputs[1:], tmp_path / "two", bits=5)
     add(tmp_path / "two", inputs[0], tmp_path / "three")
-    for recipe in (PLAIN_AVERAGE, Recipe(dtype="bfloat16", shard_bytes=100)):
+    for recipe in (PLAIN_AVERAGE, Recipe(outer=OuterStep(), dtype="bfloat16", shard_bytes=100)):
         name = recipe.dtype
         straight = merge(base_dir, inputs, None, recipe, tmp_path / f"straight-{name}")
         stored = merge_sum(base_dir, tmp_path / "three", None, recipe, tmp_path / f"stored-{name}")
         assert stored == straight  # 30 tokens: its unit is 2^5 as well
     before = tmp_path / "straight-bfloat16/outer.safetensors"
     momentum = [
-        run(base_dir, what, before, Recipe(), tmp_path / f"next-{run.__name__}")
+        run(base_dir, what, before, Recipe(outer=OuterStep()), tmp_path / f"next-{run.__name__}")
         for run, what in ((merge, inputs), (merge_sum, tmp_path / "three"))
     ]
     assert momentum[0] == momentum[1]

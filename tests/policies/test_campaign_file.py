@@ -141,7 +141,8 @@ def test_every_preset_loads_and_the_standard_ones_are_the_defaults() -> None:
         assert len({encode(loaders[section](name)) for name in preset_names(section)}) == len(
             preset_names(section)
         )
-    assert (load_recipe("diloco"), load_recipe("average")) == (Recipe(), PLAIN_AVERAGE)
+    assert load_recipe("average") == PLAIN_AVERAGE == loaded(("merge: diloco\n", "")).campaign.merge
+    assert load_recipe("diloco") == Recipe(outer=OuterStep())
     assert (load_gate("standard"), load_admission("standard")) == (Gate(), Admission())
     with pytest.raises(BadInput, match="no gate preset is called 'strikt'; did you mean 'strict'"):
         load_gate("strikt")

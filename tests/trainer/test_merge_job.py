@@ -23,6 +23,7 @@ from consortium.versions import OUTER_STATE, VERSION, model_file, verify_directo
 from coordinator.merging_process import MergeOrder
 from site_agent.trainer.folder import CONTINUE_LATER, Failure, FailureReason, Site
 
+MOMENTUM = Recipe(outer=OuterStep())
 STANDING = Site(text=(), heldout_share=0.1, cache="cache", threads=2)
 
 
@@ -40,7 +41,7 @@ def deltas(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return dict(sorted(found.items()))
 
 
-def merge_work(deltas: dict[str, Path], recipe: Recipe = Recipe(), **outer_state: FileRef) -> Merge:  # noqa: B008
+def merge_work(deltas: dict[str, Path], recipe: Recipe = MOMENTUM, **outer_state: FileRef) -> Merge:
     return Merge(
         base=BASE,
         outer_state={f"{name}.safetensors": ref for name, ref in outer_state.items()},
