@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 PLAIN = Variant(name="plain loop, transformers", way="plain")
 COMPILED = Variant(name="plain loop, compiled whole", way="compiled")
 LIGER = Variant(name="plain loop, Liger", way="liger")
+TITAN = Variant(name="torchtitan's model, compiled", way="torchtitan")
 OURS_HF = Variant(name="ours, transformers", engine=Engine(backend="transformers", compile="off"))
 NATIVE = Variant(name="ours, native", engine=Engine(backend="native", compile="off"))
 BLOCKS = Variant(name="ours, native, blocks compiled", engine=Engine(backend="native", compile="on"))
@@ -91,7 +92,7 @@ def phases(kind: str) -> list[Phase]:
         )
         ours = (NATIVE, BLOCKS, MASTERS, SURE)
         return [
-            Phase(model=big, variants=(PLAIN, LIGER, COMPILED, OURS_HF, *ours), steps=20, warmup=5),
+            Phase(model=big, variants=(PLAIN, LIGER, COMPILED, TITAN, OURS_HF, *ours), steps=20, warmup=5),
             Phase(model=wide, variants=(LIGER, BLOCKS, MASTERS), steps=15, warmup=5),
             Phase(model=packed, variants=(LIGER, BLOCKS, MASTERS), steps=15, warmup=5),
             Phase(model=big, variants=(LIGER, MASTERS), steps=20, warmup=5, note="again, for the spread"),
@@ -102,7 +103,7 @@ def phases(kind: str) -> list[Phase]:
             name="tiny, packed", config=TINY, batch_sequences=2, sequence_tokens=32, mean_document=8
         )
         return [
-            Phase(model=tiny, variants=(PLAIN, LIGER, NATIVE), steps=4, warmup=2),
+            Phase(model=tiny, variants=(PLAIN, LIGER, TITAN, NATIVE), steps=4, warmup=2),
             Phase(model=packed, variants=(NATIVE, IN_PARTS), steps=4, warmup=2),
         ]
     small = Model(name="1.2 M, 2048 tokens a step", config=CPU_1M, batch_sequences=8, sequence_tokens=256)
@@ -115,7 +116,12 @@ def phases(kind: str) -> list[Phase]:
         mean_document=60,
     )
     return [
-        Phase(model=small, variants=(PLAIN, NATIVE, IN_PARTS, OURS_HF, COMPILED, BLOCKS), steps=24, warmup=4),
+        Phase(
+            model=small,
+            variants=(PLAIN, NATIVE, IN_PARTS, OURS_HF, COMPILED, BLOCKS, TITAN),
+            steps=24,
+            warmup=4,
+        ),
         Phase(model=middle, variants=(PLAIN, NATIVE, IN_PARTS, COMPILED, BLOCKS), steps=10, warmup=2),
         Phase(model=packed, variants=(PLAIN, NATIVE), steps=24, warmup=4),
     ]
@@ -211,7 +217,9 @@ def main() -> int:
         workdir = options.workdir or Path(scratch)
         environment = {
             "OMP_NUM_THREADS": str(options.threads),
-            "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent / "protos")]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(HERE.parent), str(HERE.parent / "protos"), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
             "TORCHINDUCTOR_CACHE_DIR": str((workdir / "inductor").resolve()),
         }
         for phase in chosen:

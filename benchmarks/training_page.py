@@ -53,7 +53,7 @@ class Model(Fact):
 
 class Variant(Fact):
     name: str
-    way: Literal["ours", "plain", "compiled", "liger"] = "ours"
+    way: Literal["ours", "plain", "compiled", "liger", "torchtitan"] = "ours"
     engine: Engine = Engine()
     is_deterministic: bool = False
 

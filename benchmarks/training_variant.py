@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,8 @@ if __name__ == "__main__":  # before torch is imported
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from consortium.canonical import Fact, decode
 from consortium.errors import BadInput
@@ -51,12 +53,13 @@ _DECAY, _BETAS, _EPSILON = 0.1, (0.9, 0.95), 1e-8
 class Spec(Fact):
     """What a process is to do.
 
-    way       native or transformers: our trainer's step, as ``engine`` has it; plain: a loop over transformers' model
-              as one would write it; compiled: the same with torch.compile; liger: the same with Liger's kernels
+    way       ours: our trainer's step, as ``engine`` has it; plain: a loop over transformers' model as one would write
+              it; compiled: the same with torch.compile; liger: the same with Liger's kernels; torchtitan: the same over
+              torchtitan's model, its blocks and its loss compiled as torchtitan does it
     mean_document  tokens of packed documents, the mean; 0: a sequence is one stretch of text
     """
 
-    way: Literal["ours", "plain", "compiled", "liger"]
+    way: Literal["ours", "plain", "compiled", "liger", "torchtitan"]
     folder: str
     engine: Engine = Engine()
     batch_sequences: int
@@ -129,7 +132,35 @@ def ours(spec: Spec, ranks: Ranks, vocabulary: int) -> tuple[Callable[[int], Ten
 
 
 def loop(spec: Spec, ranks: Ranks, vocabulary: int) -> tuple[Callable[[int], Tensor], str]:
-    """The same of a plain loop over transformers' model: float32 weights, autocast on a GPU, torch's fused AdamW."""
+    """The same of a plain loop over others' models: float32 weights, autocast on a GPU, torch's fused AdamW."""
+    network, loss_of, backend = (of_torchtitan if spec.way == "torchtitan" else of_transformers)(spec, ranks)
+    matrices = [weight for weight in network.parameters() if weight.ndim > 1]
+    vectors = [weight for weight in network.parameters() if weight.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": _DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=_RATE, betas=_BETAS, eps=_EPSILON, fused=True)
+    autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=ranks.device.type == "cuda")
+
+    def step(number: int) -> Tensor:
+        rows = ids_of(spec, vocabulary, number).to(ranks.device, non_blocking=True)
+        places = None
+        if spec.mean_document:
+            lengths = [length for row in documents_in(spec, number) for length in row]
+            flat = torch.cat([torch.arange(length) for length in lengths])
+            places = flat.view(spec.batch_sequences, -1).to(ranks.device)
+        with autocast:
+            loss = loss_of(rows[:, :-1], rows[:, 1:].contiguous(), places)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        found: Tensor = loss.detach()
+        return found
+
+    return step, backend
+
+
+def of_transformers(spec: Spec, ranks: Ranks) -> tuple[nn.Module, Callable[..., Tensor], str]:
+    """Transformers' model, its mean loss of (ids, targets, places of packed documents), and its version."""
     if spec.way == "liger" and (ranks.device.type != "cuda" or not find_spec("liger_kernel")):
         raise Missing("liger-kernel, or a GPU for it")
     import transformers
@@ -140,32 +171,60 @@ def loop(spec: Spec, ranks: Ranks, vocabulary: int) -> tuple[Callable[[int], Ten
     network = loader.from_pretrained(spec.folder, dtype=torch.float32, local_files_only=True)
     network.to(ranks.device).train()
     called = torch.compile(network) if spec.way == "compiled" else network
-    matrices = [weight for weight in network.parameters() if weight.ndim > 1]
-    vectors = [weight for weight in network.parameters() if weight.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": _DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=_RATE, betas=_BETAS, eps=_EPSILON, fused=True)
-    autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=ranks.device.type == "cuda")
 
-    def step(number: int) -> Tensor:
-        rows = ids_of(spec, vocabulary, number).to(ranks.device, non_blocking=True)
-        places = {}
-        if spec.mean_document:
-            lengths = [length for row in documents_in(spec, number) for length in row]
-            flat = torch.cat([torch.arange(length) for length in lengths])
-            places = {"position_ids": flat.view(spec.batch_sequences, -1).to(ranks.device)}
-        targets = rows[:, 1:].contiguous()
-        with autocast:
-            loss = called(
-                input_ids=rows[:, :-1], labels=targets, shift_labels=targets, use_cache=False, **places
-            ).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        found: Tensor = loss.detach()
-        return found
+    def loss_of(ids: Tensor, targets: Tensor, places: Tensor | None) -> Tensor:
+        more = {} if places is None else {"position_ids": places}
+        loss: Tensor = called(
+            input_ids=ids, labels=targets, shift_labels=targets, use_cache=False, **more
+        ).loss
+        return loss
 
-    return step, f"transformers {transformers.__version__}"
+    return network, loss_of, f"transformers {transformers.__version__}"
+
+
+def of_torchtitan(spec: Spec, ranks: Ranks) -> tuple[nn.Module, Callable[..., Tensor], str]:
+    """The same of torchtitan's Llama 3, with the weights of the folder."""
+    if not find_spec("torchtitan"):
+        raise Missing("torchtitan")
+    if spec.mean_document:
+        raise Missing("a mask of documents in torchtitan's own attention")
+    from torchtitan.models.llama3.model.args import RoPEScalingArgs, TransformerModelArgs
+    from torchtitan.models.llama3.model.model import Transformer
+    from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAdapter
+
+    config = read_config(Path(spec.folder))
+    sizes = TransformerModelArgs(
+        dim=config["hidden_size"],
+        n_layers=config["num_hidden_layers"],
+        n_heads=config["num_attention_heads"],
+        n_kv_heads=config["num_key_value_heads"],
+        vocab_size=config["vocab_size"],
+        multiple_of=config["intermediate_size"],  # two thirds of four times the width, rounded up to this
+        norm_eps=config["rms_norm_eps"],
+        rope_theta=config["rope_parameters"]["rope_theta"],
+        rope_scaling_args=RoPEScalingArgs(scaling_factor=1.0),
+        max_seq_len=spec.sequence_tokens,
+    )
+    network = Transformer(sizes)
+    with Checkpoint(Path(spec.folder)) as checkpoint:
+        weights = {name: torch.from_numpy(checkpoint.array(name)) for name in checkpoint}
+    if config["tie_word_embeddings"]:
+        network.output.weight = network.tok_embeddings.weight
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    network.load_state_dict(Llama3StateDictAdapter(sizes, None).from_hf(weights))
+    network.to(ranks.device).train()
+    for name, block in list(network.layers.named_children()):
+        network.layers.register_module(name, torch.compile(block, fullgraph=True))
+
+    @torch.compile
+    def cost(logits: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    return (
+        network,
+        lambda ids, targets, places: cost(network(ids), targets),
+        f"torchtitan {version('torchtitan')}",
+    )
 
 
 def measure(spec: Spec) -> dict[str, object]:
@@ -189,9 +248,9 @@ def measure(spec: Spec) -> dict[str, object]:
         warm = time.monotonic()
         if ranks.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        cpu, began = time.process_time(), time.perf_counter()
+        cpu = time.process_time()
         losses: list[Tensor] = []
-        clocks, counts = [began], [0]
+        clocks, counts = [time.perf_counter()], [0]
         for number in range(spec.warmup, spec.steps):
             losses.append(step(number))
             # a GPU is not waited for in every step, as no training would
