@@ -7,17 +7,15 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from agents_at_work import running, until
+from agents_at_work import in_a_process, running, until
 from fake_coordinator import A1, NORTH, PATIENCE_SECONDS, delta_of_base
 from sprachbund.v1 import site_pb2
 
-from consortium.canonical import decode, digest_of_fact, encode, replace
+from consortium.canonical import decode, digest_of_fact, replace
 from consortium.errors import Refused
 from consortium.identity import signing_request
 from consortium.ids import AttemptId, CampaignId
@@ -92,28 +90,11 @@ async def test_an_agent_killed_mid_job_finds_its_job_running(
     config, coordinator, identity, program, hold, directory
 ):
     """The agent is a process of its own here, and dies of SIGKILL."""
-    Path(config.home, "config.json").write_bytes(encode(config))
-    driver = Path(config.home, "driver.py")
-    driver.write_text(
-        "import sys, pathlib\n"
-        "from consortium.canonical import decode\n"
-        "from site_agent.running import run_agent\n"
-        "from site_agent.config import SiteConfig\n"
-        "from site_agent.launchers.local import LocalLauncher\n"
-        "config = decode(pathlib.Path(sys.argv[1]).read_bytes(), SiteConfig)\n"
-        f"sys.exit(run_agent(config, launcher=LocalLauncher({program!r}, poll_seconds=0.05)))\n"
-    )
-
-    def start():
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
-        command = [sys.executable, str(driver), str(Path(config.home, "config.json"))]
-        return subprocess.Popen(command, env=environment)
-
-    with start() as first:
+    with in_a_process(config, program) as first:
         coordinator.want()
         before = await coordinator.until_told(lambda report: report.progress.step == 1, "progress")
         first.send_signal(signal.SIGKILL)
-    with start() as second:
+    with in_a_process(config, program) as second:
         await coordinator.until_synced(3)
         assert coordinator.told[A1].native_id == before.native_id
         assert coordinator.told[A1].phase == site_pb2.ATTEMPT_PHASE_RUNNING
@@ -122,7 +103,7 @@ async def test_an_agent_killed_mid_job_finds_its_job_running(
         second.send_signal(signal.SIGTERM)  # a wish to stop is for the agent alone
         assert await asyncio.to_thread(second.wait, PATIENCE_SECONDS) == 0
     assert LocalLauncher(program).poll([directory])[directory].seen == "running"
-    with start() as third:
+    with in_a_process(config, program) as third:
         hold.unlink()
         assert (await coordinator.until_phase("ENDED")).outcome == SUCCEEDED
         third.send_signal(signal.SIGTERM)

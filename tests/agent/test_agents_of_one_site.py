@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from agents_at_work import in_a_process
 from fake_coordinator import A1, PATIENCE_SECONDS, delta_of_base
 
 from consortium.canonical import encode
@@ -98,22 +99,9 @@ async def test_a_superseded_agent_leaves_and_ends_nothing(
 @pytest.mark.parametrize("seed", range(2))
 async def test_overlapping_cron_runs_deliver_once(config, coordinator, identity, program, directory, seed):
     coordinator.want()
-    (Path(config.home) / "config.json").write_bytes(encode(config))
-    driver = Path(config.home) / "driver.py"
-    driver.write_text(
-        "import sys, pathlib\n"
-        "from consortium.canonical import decode\n"
-        "from site_agent.running import run_agent\n"
-        "from site_agent.config import SiteConfig\n"
-        "from site_agent.launchers.local import LocalLauncher\n"
-        "config = decode(pathlib.Path(sys.argv[1]).read_bytes(), SiteConfig)\n"
-        f"sys.exit(run_agent(config, True, LocalLauncher({program!r}, poll_seconds=0.05)))\n"
-    )
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
-    command = [sys.executable, str(driver), str(Path(config.home) / "config.json")]
     codes = []
     for _ in range(15):
-        pair = [subprocess.Popen(command, env=environment) for _ in range(2)]
+        pair = [in_a_process(config, program, once=True) for _ in range(2)]
         if seed:
             await asyncio.sleep(0.6)
             pair[0].send_signal(signal.SIGKILL)

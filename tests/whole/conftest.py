@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres_server import Server, server
 from real_coordinator import SITES, Consortium, campaign
+from s3_server import s3_server
 from scripted_sites import ScriptedSite, at_work, enrolled_at
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -66,3 +69,16 @@ def consortium(enrolled: Consortium, tmp_path: Path) -> Consortium:
 def rested(completed: Consortium, tmp_path: Path) -> Consortium:
     """A copy of the completed one."""
     return completed.copy_to(tmp_path / "rested")
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[str]:
+    """The endpoint of a server that speaks S3, with a bucket ``blobs``."""
+    with s3_server() as endpoint:
+        yield endpoint

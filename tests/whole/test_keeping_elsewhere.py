@@ -1,14 +1,12 @@
 """Backup, restore and garbage where the ledger lies in PostgreSQL and the artifacts in a bucket."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from postgres_server import Server, server
+from postgres_server import Server
 from real_coordinator import Consortium
 from replicas import Replicas
-from s3_server import s3_server
 
 from consortium.errors import Unavailable
 from consortium.ids import Digest
@@ -24,18 +22,6 @@ pytestmark = [pytest.mark.slow]
 
 PASSPHRASE = "a sentence that nobody guesses"
 HOUR = 3600.0
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Server]:
-    with server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def storage() -> Iterator[str]:
-    with s3_server() as endpoint:
-        yield endpoint
 
 
 @pytest.fixture

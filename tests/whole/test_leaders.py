@@ -3,14 +3,12 @@
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from postgres_server import Server, server
+from postgres_server import Server
 from real_coordinator import Consortium, campaign, campaign_in, job_state
 from replicas import Replicas
-from s3_server import s3_server
 from scripted_sites import ScriptedSite, at_work, introduce
 
 from consortium.errors import Unavailable
@@ -19,18 +17,6 @@ from coordinator.reading import view_of
 from coordinator.verification import verify
 
 pytestmark = [pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Server]:
-    with server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def storage() -> Iterator[str]:
-    with s3_server() as endpoint:
-        yield endpoint
 
 
 @pytest.fixture
