@@ -129,6 +129,40 @@ def doctor(config: Config, as_json: Json = False) -> None:
         raise typer.Exit(bad[0].exit_code or Unavailable.exit_code)
 
 
+@command("clean", "sprachbund site clean site.yaml --dry-run", under=site)
+def clean(
+    config: Config,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and why.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete from the site's home what no job of its needs any more, by `cleaning` of the config.
+
+    Bases of jobs that are over, downloads that were given up, old logs. Never text, what a job has under way, or a
+    result that is not delivered. The agent may run, and does the same by itself every few hours.
+    """
+    import time
+
+    from console.output import note
+    from consortium.errors import DiskFull, Unavailable
+    from site_agent.cleaning import clean as tidy
+    from site_agent.config import load_site_config
+
+    loaded = load_site_config(config)
+    shown = not as_json and not dry_run
+    done = tidy(
+        loaded, time.time(), dry_run, tell=lambda one: note(f"{one.name}: {one.reason}") if shown else None
+    )
+    verb = "would go" if dry_run else "gone"
+    lines = [f"{one.name}: {one.reason}" for one in done.gone] if dry_run else []
+    lines.append(f"{loaded.home}: {len(done.gone)} things {verb}, {done.bytes} bytes in {done.inodes} inodes")
+    if done.bytes_left is not None:
+        lines.append(f"  {done.bytes_left} bytes in {done.inodes_left} inodes stay")
+    lines += [f"✗ {said}" for said in (done.over, done.trouble) if said]
+    answer(as_json, done, "\n".join(lines))
+    if done.trouble or done.over:
+        raise typer.Exit(Unavailable.exit_code if done.trouble else DiskFull.exit_code)
+
+
 @command("audit", "sprachbund site audit site.yaml", under=site)
 def audit(
     config: Config,

@@ -27,6 +27,7 @@ from simulation.outcome import Happening
 from simulation.plan import Held, SitePlan
 from site_agent.agent import Agent
 from site_agent.config import Consent, SiteConfig
+from site_agent.core.cleaning import Cleaning
 from site_agent.enrol import ask
 from site_agent.identity import SiteIdentity, has_enrolled
 from site_agent.mode import Mode, ModeName, write_mode
@@ -89,6 +90,7 @@ def config_of(plan: SitePlan, home: Path, sync_seconds: float) -> SiteConfig:
         timezone=plan.timezone,
         windows=plan.windows,
         consent=Consent(purposes=tuple(Purpose)) if plan.merges else Consent(),
+        cleaning=Cleaning(every_hours=None),  # it asks how old files are, and these are of another time
     )
 
 

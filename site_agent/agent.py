@@ -21,6 +21,7 @@ from sprachbund.v1 import site_pb2
 from consortium.errors import SprachbundError, Superseded, Unavailable
 from consortium.jobs import Phase
 from consortium.store import BlobStore
+from site_agent.cleaner import Cleaner
 from site_agent.config import SiteConfig
 from site_agent.conversation import Conversation
 from site_agent.core.consent import slots
@@ -73,6 +74,7 @@ class Agent:
             config, self._spool, BlobStore(home), Residuals(home / "residuals"), launcher, self._transfers
         )
         self._site = remote_site(config)  # None: the agent is at its site
+        self._cleaner = Cleaner(config)
         self._description = Description(config)
         self._spending = Spending(config)
         self._sight = Sight(home, self._spool, launcher, self._spending, self._site)
@@ -103,6 +105,7 @@ class Agent:
             while not stopping.is_set() and not self._superseded:
                 self._plan = await self._heartbeat.during(self._step())
                 self._speak()
+                self._cleaner.turned()
                 await self._rest()
                 self._wake.clear()
                 self._talk.listen()
@@ -136,6 +139,8 @@ class Agent:
                     return Superseded.exit_code
                 await self._step()
                 await self._carry_on()
+            self._cleaner.turned()
+            await self._cleaner.wait()
         finally:
             await self._close()
         return Unavailable.exit_code if self._talk.trouble else 0
@@ -323,6 +328,7 @@ class Agent:
         self._description.stop()
         await self._talk.stop()
         await self._transfers.stop_all()
+        await self._cleaner.close()
         await self._link.close()
         with contextlib.suppress(SprachbundError):  # a full disk is no reason not to leave
             self._presence.leave()

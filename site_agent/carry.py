@@ -26,6 +26,7 @@ from consortium.store import BlobStore
 from consortium.transfer import download, upload
 from consortium.versions import VERSION, lay_out, model_file
 from consortium.wire_errors import from_rpc_error
+from site_agent.cleaning import note_newest
 from site_agent.core.facts import Ended
 from site_agent.identity import SiteIdentity
 from site_agent.residuals import Residuals
@@ -105,6 +106,7 @@ async def stage(
     if isinstance(assignment.work, FlowerMessage) and assignment.work.state is not None:
         target = spool.directory(attempt) / STATE
         await asyncio.to_thread(residuals.lay_out, assignment.campaign, assignment.work.state, target)
+    await asyncio.to_thread(note_newest, spool.root.parent, assignment)
     await asyncio.to_thread(write_bytes_atomically, spool.directory(attempt) / "site.json", site)
 
 
@@ -171,7 +173,7 @@ async def _fetch(digests: Iterable[Digest], store: BlobStore, artifacts: Any, me
     for (
         digest
     ) in digests:  # one after the other: one stream fills most links, and attempts are fetched at once
-        if not store.has(digest):
+        if not await asyncio.to_thread(store.renew, digest):  # young again, so that no cleaning takes it away
             await download(artifacts, await _ref(digest, artifacts), store, moved=meter.receives())
 
 

@@ -18,6 +18,7 @@ from policies.licences import load_licences
 from policies.ranges import COURIER, AddressOrCourier, Count, Fraction, Natural, Positive
 from policies.site_profile import SiteProfile, fill_in_profile, profile_names
 from policies.windows import time_zone
+from site_agent.core.cleaning import Cleaning
 from site_agent.limits import Granted, OpenHours
 from site_agent.ssh.settings import Ssh, beside
 
@@ -127,6 +128,7 @@ class SiteConfig(Fact):
     consent: Consent = Consent()
     flower: Flower = Flower()
     log: Log = Log()
+    cleaning: Cleaning = Cleaning()
     metrics_port: Count | None = None  #: on 127.0.0.1: /metrics, /healthz, /readyz
 
     @property

@@ -32,7 +32,7 @@ from site_agent.launchers.base import LIFE_FILE, USAGE_FILE, Life
 from site_agent.trainer.folder import FINISH, STOP, Failure
 
 _TAIL_BYTES = 8192  # a progress line is below 1 kB
-_BROKEN = "broken"
+BROKEN = "broken"  #: below the spool: what could not be read
 
 
 class Spool:
@@ -79,7 +79,7 @@ class Spool:
         complaints: list[str] = []
         with disk_errors(self.root):
             for job in _visible(self.root):
-                if job.name == _BROKEN:
+                if job.name == BROKEN:
                     continue
                 for place in _visible(job) if job.is_dir() else [job]:
                     try:
@@ -171,7 +171,7 @@ class Spool:
         )
 
     def _set_aside(self, place: Path) -> Path:
-        target = self.root / _BROKEN / f"{place.name}.{secrets.token_hex(4)}"
+        target = self.root / BROKEN / f"{place.name}.{secrets.token_hex(4)}"
         make_folder(target.parent)
         move_into_place(place, target)
         with contextlib.suppress(ValueError, BadInput):
