@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consortium.canonical import encode, replace
@@ -57,6 +57,7 @@ rules_ = st.builds(
 )
 
 
+@settings(max_examples=40)
 @given(homes, rules_)
 def test_what_must_stay_is_in_no_plan(home: Home, rules: Cleaning) -> None:
     going = {one.name for one in plan(home, rules, NOW).going}
@@ -71,6 +72,7 @@ def test_what_must_stay_is_in_no_plan(home: Home, rules: Cleaning) -> None:
         assert one.used_at <= NOW - YOUNG_SECONDS
 
 
+@settings(max_examples=40)
 @given(homes, rules_)
 def test_a_plan_is_held_to_its_limits_or_says_why_not(home: Home, rules: Cleaning) -> None:
     made = plan(home, rules, NOW)
@@ -89,6 +91,7 @@ def test_a_plan_is_held_to_its_limits_or_says_why_not(home: Home, rules: Cleanin
         )
 
 
+@settings(max_examples=40)
 @given(homes, rules_)
 def test_what_a_plan_leaves_stays_in_the_next(home: Home, rules: Cleaning) -> None:
     made = plan(home, rules, NOW)

@@ -8,6 +8,7 @@ from postgres_server import Server
 from real_coordinator import Consortium
 from replicas import Replicas
 
+from consortium.canonical import replace
 from consortium.errors import Unavailable
 from consortium.ids import Digest
 from coordinator.backup import back_up, restore
@@ -17,6 +18,7 @@ from coordinator.ledgers import open_ledger
 from coordinator.moving import move_blobs, move_ledger
 from coordinator.stores import Places, open_store, places_in, places_of
 from coordinator.verification import verify
+from policies.keeping import Keep
 
 pytestmark = [pytest.mark.slow]
 
@@ -99,3 +101,16 @@ def test_of_a_bucket_only_what_nobody_names_is_removed_and_only_while_nobody_lea
     assert made.blobs == len(before)
     restore(tmp_path / "out", tmp_path / "home")
     assert verify(tmp_path / "home", rebuild=False).ok
+
+
+def test_a_rule_lets_go_of_what_lies_in_a_bucket(elsewhere: Places) -> None:
+    store, later = open_store(elsewhere), time.time() + 1000 * HOUR
+    before, rule = set(store.digests()), replace(elsewhere, keep=Keep(contributions_versions=1))
+    with open_ledger(elsewhere.ledger), pytest.raises(Unavailable, match="another coordinator"):
+        clean(rule, later)
+    planned = clean(rule, later, dry_run=True)
+    assert planned.let_go > 0 and set(store.digests()) == before
+    done = clean(rule, later)
+    assert done.removed == planned.removed and done.let_go == len(done.removed)
+    assert set(open_store(elsewhere).digests()) == before - set(done.removed)
+    assert not clean(rule, later).removed
