@@ -2,10 +2,13 @@
 
 The chain and its bytes are those of ``chain.py``. An append is one transaction: the epoch is compared with the fence
 (``postgres.py``), the head with what was written last, the entries are inserted; the server has it on disk when this
-returns. A session that breaks is not mended: whoever leads no longer knows that it does, so it has to open anew.
+returns. A session that breaks is not mended: whoever leads no longer knows that it does, so it has to open anew. One
+that is silent for so long that another leads by now is broken by ourselves, for a line that was cut without a word
+(or whose other end only pretends to listen) would let an append wait for ever.
 """
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +23,7 @@ from coordinator.postgres import (
     STRUCTURE,
     WANTED,
     Deposed,
+    break_off,
     check_version,
     connect,
     lead,
@@ -29,7 +33,12 @@ from coordinator.postgres import (
     shown_address,
 )
 
+_log = logging.getLogger(__name__)
+
+#: No answer is waited for longer: the server has ended such a session long ago, and whoever waits must stand by.
+HUNG_SECONDS = 30.0
 _PAGE = 500  # rows that the server sends at once
+_ROWS = 500  # that one statement inserts
 
 
 class PostgresLedger(TableLedger):
@@ -58,7 +67,8 @@ class PostgresLedger(TableLedger):
             self._db.close()
             raise
         if not read_only:
-            threading.Thread(target=self._beat, name="ledger-heartbeat", daemon=True).start()
+            for work in (self._beat, self._watch):
+                threading.Thread(target=work, name=f"ledger{work.__name__}", daemon=True).start()
 
     @property
     def place(self) -> str:
@@ -94,7 +104,7 @@ class PostgresLedger(TableLedger):
             raise
         except Unavailable as error:
             if self._db.closed:
-                self._lost = str(error)
+                self._lost = self._lost or str(error)
             raise
 
     def _beat(self) -> None:
@@ -110,15 +120,32 @@ class PostgresLedger(TableLedger):
                     self._beaten = now
             except Unavailable as error:
                 if isinstance(error, Deposed) or self._db.closed:
-                    self._lost = str(error)
+                    self._lost = self._lost or str(error)
+
+    def _watch(self) -> None:
+        """Break the session when nothing comes back any more; whoever waits for it, in any thread, then hears so."""
+        while not self._closed.wait(BEAT_SECONDS) and self._lost is None:
+            if (silent := _now() - self._beaten) > HUNG_SECONDS:
+                self._lost = (
+                    f"{self._place}: nothing was heard from the database for {silent:.0f} s, so the session was given "
+                    "up; another coordinator may lead by now; check the database and the way to it"
+                )
+                _log.error("%s", self._lost)
+                break_off(self._db)
 
     def _rows(self, query: LiteralString, *values: Value) -> Sequence[Row]:
         with self._lock, postgres_errors(self._place):
             return self._db.execute(query.replace("?", "%s"), values).fetchall()
 
     def _do(self, statement: LiteralString, rows: Sequence[Sequence[Value]]) -> None:
-        with self._db.cursor() as cursor:
-            cursor.executemany(statement.replace("?", "%s"), rows)
+        # Not executemany: its pipeline ends with a Flush, after which the server (15 at least) no longer looks how long
+        # the transaction is idle. A leader that is stopped before its COMMIT would keep everybody out for ever.
+        head, values, row = statement.replace("?", "%s").partition("VALUES ")
+        for start in range(0, len(rows), _ROWS):
+            some = rows[start : start + _ROWS]
+            self._db.execute(
+                head + values + ", ".join([row] * len(some)), [one for part in some for one in part]
+            )
 
 
 def _now() -> float:

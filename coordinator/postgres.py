@@ -168,6 +168,12 @@ def _set(db: Connection, setting: str, seconds: float) -> None:
     db.execute("SELECT set_config(%s, %s, false)", (setting, f"{seconds * 1000:.0f}ms"))
 
 
+def break_off(db: Connection) -> None:
+    """End a session from another thread than that which waits for its answer, and which hears of it."""
+    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(db.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
+
+
 def set_up(db: Connection, place: str) -> None:
     """Make the tables where there are none yet."""
     with postgres_errors(place), db.transaction():
