@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from consortium.errors import SprachbundError, Unavailable
+from site_agent.cleaning import last_cleaning
 from site_agent.config import SiteConfig, Text
 from site_agent.core.closing import closing
 from site_agent.doctor.check import Check, check, warning
@@ -31,7 +32,7 @@ _LEFT_SHARE_MIN = 0.05  # of an allocation, below which a word is due
 
 def doctor(config: SiteConfig) -> list[Check]:
     """Every check, good or not. Does not speak to the coordinator in the agent's place, and submits nothing."""
-    checks = [*disk_checks(Path(config.home)), *network_checks(config)]
+    checks = [*disk_checks(Path(config.home)), *_cleaning(config), *network_checks(config)]
     checks.append(
         check("launcher", lambda: _launcher(config), "choose another `launcher` in the site's config")
     )
@@ -67,6 +68,14 @@ def doctor(config: SiteConfig) -> list[Check]:
             )
         )
     return checks
+
+
+def _cleaning(config: SiteConfig) -> Iterator[Check]:
+    """What the last cleaning could not do; nothing is said of one that did it all."""
+    last = last_cleaning(Path(config.home))
+    if last is not None and (said := last.over or last.trouble):
+        way_out = "raise `cleaning.bytes_max` or `inodes_max`, or free space in `home` by hand"
+        yield warning("cleaning", said, way_out if last.over else "see `sprachbund site clean`")
 
 
 def _launcher(config: SiteConfig) -> str:

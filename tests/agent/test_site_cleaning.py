@@ -1,5 +1,6 @@
 """What a site's home loses by being cleaned, and what it never loses."""
 
+import errno
 import os
 import threading
 import time
@@ -292,3 +293,17 @@ def test_a_home_that_cannot_be_read_loses_nothing(site: Site, monkeypatch: pytes
     with pytest.raises(Exception, match="Input/output error"):
         site.clean()
     assert site.store.has(old)
+
+
+def test_where_nothing_can_be_locked_bases_stay_and_it_is_said(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, log = site.blob("old"), site.file("logs/demo_r1-train-north.a1.txt")
+
+    def refuses(file: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("consortium.store.fcntl.flock", refuses)
+    done = site.clean()
+    assert "No locks available" in done.trouble and site.store.has(old)
+    assert not log.exists() and len(done.gone) == 1
