@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -132,14 +133,6 @@ def require_postgres() -> None:
         pytest.fail(f"SPRACHBUND_REQUIRE_POSTGRES=1, and no PostgreSQL: {problem}")
     if problem:
         pytest.skip(f"no PostgreSQL: {problem}; .ci/run installs it on Debian")
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

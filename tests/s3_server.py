@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from free_ports import free_port
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "sprachbund",
@@ -20,16 +21,12 @@ ENVIRONMENT = {
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
     """The endpoint of a storage with one bucket, ``blobs``. Sets the environment that clients need."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{endpoint}/moto-api/"):
                 break

@@ -88,16 +88,19 @@ async def test_the_watchdog_is_fed_by_turns_of_the_loop_and_starves_when_it_hang
     for _ in range(3):
         told.clear()
         await until_told("WATCHDOG=1")
-    free = asyncio.Event()
+    hangs, free = asyncio.Event(), asyncio.Event()
 
     async def hang():
+        hangs.set()
         await free.wait()
         return None
 
     monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.02)
     monkeypatch.setattr(heartbeat, "_CALL_SECONDS_MAX", 0.2)
     monkeypatch.setattr(agent, "_step", hang)
-    await asyncio.sleep(0.5)  # whatever turn was under way
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await hangs.wait()  # whatever turn was under way is over
+    await asyncio.sleep(0.5)  # and so is the time for which a step that does not move is believed
     heard(manager)
     await asyncio.sleep(0.5)
     assert "WATCHDOG=1" not in heard(manager)

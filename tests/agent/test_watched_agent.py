@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from agents_at_work import running, until
 from fake_coordinator import A1, PATIENCE_SECONDS
+from free_ports import free_port
 
 from consortium.canonical import replace
 from consortium.errors import Unavailable
@@ -94,12 +95,6 @@ def get(port: int, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 async def test_metrics_health_and_readiness(config, coordinator, identity, launcher, hold):
     port = free_port()
     async with running(replace(config, metrics_port=port), identity, launcher):
@@ -133,17 +128,20 @@ async def test_an_agent_that_has_nothing_to_say_yet_does_not_spin(
 ):
     """The first description of terabytes takes hours, and so may a file system that hangs."""
     agent = Agent(config, identity, launcher)
-    looks = 0
+    looks, looked = 0, asyncio.Event()
     look = agent._step
 
     async def counted():
         nonlocal looks
         looks += 1
+        looked.set()
         return await look() if what == "text" else None
 
     monkeypatch.setattr(agent, "_step", counted)
     monkeypatch.setattr(agent._description, "keep_fresh", lambda changed: None)
     task = asyncio.create_task(agent.run())
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await looked.wait()
     await asyncio.sleep(0.5)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):

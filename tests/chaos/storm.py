@@ -37,7 +37,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from arena import COORDINATOR, Arena, Violation
 from faults import Fault, Missed, faults_for
-from postgres_server import Server, free_port
+from free_ports import free_port
+from postgres_server import Server
 
 from console.client import Coordinator, ask
 from consortium.errors import Unavailable

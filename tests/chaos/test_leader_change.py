@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from arena import COORDINATOR, Arena, change
-from postgres_server import free_port, require_postgres, server
+from free_ports import free_port
+from postgres_server import require_postgres, server
 from storm import complete, undisturbed, versions_of
 
 from console.local import HOST

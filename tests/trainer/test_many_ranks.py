@@ -1,6 +1,5 @@
 """One job, many ranks: on one node or two, whole or in shards, and from one number of ranks to another."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from free_ports import free_port
 from trainer_samples import contribution, make_job, run, sha256, train_work
 
 from consortium.jobs import Train
@@ -24,10 +24,7 @@ WORK = train_work(steps=6, batch_sequences=5, checkpoint_steps=3)
 
 def launch(folder: Path, ranks: int, nodes: int = 1) -> list[int]:
     """Exit codes of one torchrun a virtual node; all of them on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    place = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     torchruns = []
     for node in range(nodes):
         command = [sys.executable, "-m", "torch.distributed.run", *place]

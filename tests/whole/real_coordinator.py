@@ -23,7 +23,7 @@ from consortium.channels import open_channel
 from consortium.identity import Credentials
 from consortium.ids import CampaignId, Digest, Language
 from consortium.jobs import Optimizer
-from consortium.merging.recipe import Recipe
+from consortium.merging.recipe import OuterStep, Recipe
 from consortium.roles import Role
 from consortium.store import ref_of
 from consortium.transfer import Retries
@@ -39,7 +39,8 @@ LANGUAGES = (Language("bg"), Language("mk"))
 SITES = {"ohrid": ("mk",), "plovdiv": ("bg",), "sofia": ("bg",)}  #: what each holds
 ATTEMPTS_MAX = 2
 DOCUMENTS = 8  # held out, per language and site
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 200.0  #: for what takes seconds here; less than pytest's own
+WAIT_SECONDS = 60.0  #: that a Sync may be kept waiting: no less than the coordinator keeps one
 QUICK = Retries(attempts=5, first_seconds=0.02, longest_seconds=0.2)
 
 
@@ -202,7 +203,7 @@ def campaign(base: Path, name: str = "demo", **changes: Any) -> Campaign:
         tokenizer=TokenizerSource(digest=files["tokenizer.json"].digest),
         rounds=2,
         train=plan,
-        merge=Recipe(shard_bytes=1 << 20),
+        merge=Recipe(shard_bytes=1 << 20, outer=OuterStep()),  # DiLoCo's, whose momentum is another file
         quorum=Quorum(minimum=2),
         gate=Gate(documents_min=DOCUMENTS, resamples=200),
         attempts_max=ATTEMPTS_MAX,

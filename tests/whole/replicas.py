@@ -13,8 +13,8 @@ from pathlib import Path
 
 import grpc
 import yaml
+from free_ports import free_port
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from postgres_server import free_port
 from real_coordinator import Consortium
 
 from consortium.canonical import replace
@@ -23,7 +23,7 @@ from consortium.identity import Credentials
 from coordinator.moving import move_blobs, move_ledger
 from coordinator.stores import open_store, places_in
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 200.0
 
 
 class Replicas(Consortium):
@@ -103,7 +103,7 @@ class Replicas(Consortium):
         async with open_channel(target, self.keys.authority.pem, self.person("admin", "admin")) as channel:
             try:
                 answer = await health_pb2_grpc.HealthStub(channel).Check(
-                    health_pb2.HealthCheckRequest(), timeout=2.0
+                    health_pb2.HealthCheckRequest(), timeout=5.0
                 )
             except grpc.RpcError:
                 return ""

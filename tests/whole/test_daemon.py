@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from real_coordinator import SITES, Consortium, campaign
+from real_coordinator import PATIENCE_SECONDS, SITES, Consortium, campaign
 from scripted_sites import ScriptedSite, at_work
 
 from consortium.canonical import replace
@@ -72,7 +72,7 @@ async def test_a_coordinator_whose_worker_dies_does_not_go_on_without_it(
     monkeypatch.setattr(worker.Worker, "run", dying)
     with pytest.raises(MemoryError):
         async with consortium.running():
-            await asyncio.wait_for(asyncio.shield(consortium.server), 10.0)
+            await asyncio.wait_for(asyncio.shield(consortium.server), PATIENCE_SECONDS)
 
 
 async def test_a_stop_that_comes_together_with_news_is_heard(consortium: Consortium) -> None:

@@ -89,7 +89,8 @@ async def test_the_database_restarts_and_the_coordinators_go_on(replicas: Replic
         async with replicas.admin() as admin:
             await admin.invite("varna")
         postgres.kill()
-        await asyncio.sleep(2.0)
+        while "SERVING" in [await replicas.health(place) for place in range(3)]:
+            await asyncio.sleep(0.1)  # until whoever led has noticed
         postgres.start()
         await replicas.leader()
         async with replicas.admin() as admin:

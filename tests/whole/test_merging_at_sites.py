@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import ClassVar
@@ -171,22 +172,27 @@ async def test_a_merge_that_is_killed_midway_is_made_again(
 
 
 async def test_a_site_that_is_lost_with_its_merge_is_replaced_by_the_coordinator(
-    consortium: Consortium, completed: Consortium, base: Path, tmp_path: Path
+    consortium: Consortium, completed: Consortium, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program, stalled = tmp_path / "stalling.py", tmp_path / "stalled"
     program.write_text(STALLING)
+    clock, ahead = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: clock() + ahead[0])
     async with consortium.running(), consortium.admin() as admin, at_work(*scripted(consortium)):
         async with varna(consortium, await admin.invite(VARNA), (sys.executable, str(program))):
-            plan = campaign(base, rounds=1, merge_at="any", merge_sites=(VARNA,), lease_seconds=1.0)
+            plan = campaign(base, rounds=1, merge_at="any", merge_sites=(VARNA,), lease_seconds=60.0)
             await admin.submit(plan)
             while not stalled.exists():
                 await asyncio.sleep(0.02)
         os.kill(int(stalled.read_text()), signal.SIGKILL)
+        ahead[0] += 61.0
+        await admin.until(lambda view: job_state(view, "demo_r1-merge") == "planned", "the lease lapsed")
+        ahead[0] += 61.0
         await admin.until_ended("demo")
         story = "\n".join(await admin.why("demo_r1-merge"))
     assert digests(consortium)["demo/v1"] == digests(completed)["demo/v1"]
-    assert "demo_r1-merge.a1 expired: no word from varna for 1 s" in story
-    assert "demo_r1-merge cancelled: no site took it within 1 s; the coordinator merges" in story
+    assert "demo_r1-merge.a1 expired: no word from varna for 60 s" in story
+    assert "demo_r1-merge cancelled: no site took it within 60 s; the coordinator merges" in story
 
 
 async def test_who_does_not_consent_is_not_asked(consortium: Consortium, base: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from real_coordinator import (
     PATIENCE_SECONDS,
     SITES,
+    WAIT_SECONDS,
     Consortium,
     campaign,
     campaign_in,
@@ -45,9 +46,9 @@ async def test_a_waiting_sync_wakes_when_a_job_is_planned(consortium: Consortium
     async with consortium.running(), consortium.admin() as admin, site.connected() as calls:
         await introduce(consortium)
         nothing = await calls.Sync(site.request())
-        waiting = calls.Sync(site.request(seen=nothing.revision, wait=duration(60.0)))
+        waiting = calls.Sync(site.request(seen=nothing.revision, wait=duration(WAIT_SECONDS)))
         await admin.submit(campaign(base))
-        async with asyncio.timeout(PATIENCE_SECONDS / 2):  # half of what the coordinator may wait
+        async with asyncio.timeout(0.8 * WAIT_SECONDS):  # it would be answered after the whole in any case
             answer = await waiting
     assert [message.attempt for message in answer.wanted] == ["demo_r1-train-sofia.a1"]
     assert answer.upload_bytes_max == consortium.config.upload_bytes_max
@@ -167,7 +168,7 @@ async def test_many_waiting_syncs_of_one_site_do_not_contradict_each_other_for_e
         seen, before = (await calls.Sync(site.request())).revision, described()
         waiting = []
         for number in slots:
-            request = site.request(seen=seen, wait=duration(60.0))
+            request = site.request(seen=seen, wait=duration(WAIT_SECONDS))
             request.site.slots = number
             waiting.append(calls.Sync(request))
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -177,7 +178,7 @@ async def test_many_waiting_syncs_of_one_site_do_not_contradict_each_other_for_e
         await admin.set_site("sofia", "DRAIN")
         await admin.set_site("sofia", "RESUME")
         await admin.submit(campaign(base))  # news for all that wait
-        async with asyncio.timeout(PATIENCE_SECONDS / 2):
+        async with asyncio.timeout(0.8 * WAIT_SECONDS):
             answers = await asyncio.gather(*waiting)
         assert {one.wanted[0].attempt for one in answers} == {"demo_r1-train-sofia.a1"}
         assert described() == before + len(slots)
