@@ -9,9 +9,10 @@ import base64
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from consortium.errors import BadInput, Corrupt, Unavailable
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 PART_BYTES = 16 << 20  # of a multipart upload; grows where 10,000 parts, S3's limit, would not do
 _PARTS_MAX = 10_000
+#: Objects of one listing; a storage that goes on for longer lists for ever.
+_NAMES_MAX = 10_000_000
+#: One reading: connections are slow, and some only pretend that there will be more.
+_READ_SECONDS, _READ_BYTES_A_SECOND = 60.0, 64 << 10
+_ATTEMPTS = 5
 _ABSENT = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
 
 
@@ -49,32 +55,42 @@ class Bucket:
 
     def find(self, name: str) -> Found | None:
         """Size and time of an object; None if there is none."""
-        try:
-            with self._errors(name):
-                head = self._client.head_object(Bucket=self._bucket, Key=self._key(name))
-        except _Absent:
-            return None
-        return Found(head["ContentLength"], head["LastModified"].timestamp())
+        found: list[Found] = []
+        with contextlib.suppress(_Absent), self._errors(name):
+            head = self._client.head_object(Bucket=self._bucket, Key=self._key(name))
+            found.append(Found(_length(head["ContentLength"]), head["LastModified"].timestamp()))
+        return found[0] if found else None
 
     def names(self, folder: str) -> Iterator[str]:
         """All objects below ``folder``, by the rest of their names."""
-        prefix = self._key(folder) + "/"
+        prefix, count = self._key(folder) + "/", 0
         with self._errors(folder):
             for page in self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=prefix
             ):
                 for item in page.get("Contents", ()):
-                    yield item["Key"].removeprefix(prefix)
+                    count += 1
+                    if count > _NAMES_MAX:
+                        raise Unavailable(
+                            f"{self.url}: {folder} lists more than {_NAMES_MAX} objects; look at it"
+                        )
+                    if item["Key"].startswith(prefix):  # others were not asked for
+                        yield item["Key"].removeprefix(prefix)
 
     def read(self, name: str, begin: int, size: int) -> bytes:
-        """At most ``size`` bytes of an object from ``begin`` on. Raises Unavailable if there is none."""
+        """At most ``size`` bytes of an object from ``begin`` on, whatever the storage sends; not checked otherwise.
+
+        Raises Unavailable if there is none, if it is not the part that was asked for, or comes too slowly.
+        """
         if size <= 0:
             return b""
         with self._errors(name):
             wanted = f"bytes={begin}-{begin + size - 1}"
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name), Range=wanted)
             with contextlib.closing(answer["Body"]) as body:
-                return body.read()
+                if begin and not answer.get("ContentRange", "").startswith(f"bytes {begin}-"):
+                    raise ValueError(f"bytes {answer.get('ContentRange')!r} for {wanted!r}")
+                return _read(body._raw_stream, size)  # type: ignore[attr-defined]
 
     def put(self, name: str, data: bytes) -> None:
         with self._errors(name):
@@ -164,6 +180,8 @@ class Bucket:
     def _errors(self, name: str) -> Iterator[None]:
         """Turn what the storage says into our errors."""
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
+        from urllib3.exceptions import HTTPError
 
         try:
             yield
@@ -173,12 +191,40 @@ class Bucket:
             raise Unavailable(
                 f"{self.url}: {name}: {error}; check the bucket's name and the credentials' rights"
             ) from error
-        except BotoCoreError as error:
+        except (BotoCoreError, HTTPError, OSError) as error:
             raise Unavailable(f"{self.url}: {name}: {error}; check the way to the storage") from error
+        except (
+            ResponseParserError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise Unavailable(
+                f"{self.url}: {name}: this is no answer of an S3 storage: {error!r}; check the endpoint"
+            ) from error
 
 
 class _Absent(Unavailable):
     """There is no such object, or no such upload."""
+
+
+def _length(said: int) -> int:
+    if said < 0:
+        raise ValueError(f"a length of {said} bytes")
+    return said
+
+
+def _read(stream: Any, size: int) -> bytes:
+    """At most ``size`` bytes of urllib3's response; a ``StreamingBody`` waits for all, however slowly they come."""
+    parts, length, until = [], 0, time.monotonic() + _READ_SECONDS + size / _READ_BYTES_A_SECOND
+    while length < size and (data := stream.read1(min(size - length, 1 << 20))):
+        parts.append(data)
+        length += len(data)
+        if time.monotonic() > until and length < size:
+            raise ValueError(f"{length} of {size} bytes came in time")
+    return b"".join(parts)
 
 
 def _begin(client: "S3Client", bucket: str, key: str) -> str:
@@ -200,7 +246,7 @@ def _client(endpoint: str | None, region: str | None) -> "S3Client":
     config = Config(
         connect_timeout=5,
         read_timeout=60,
-        retries={"mode": "standard", "total_max_attempts": 5},
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         request_checksum_calculation="when_required",  # Ceph and others know no CRC64 trailers
         response_checksum_validation="when_required",
         max_pool_connections=16,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from consortium import ids
 from consortium.bucket import Bucket, Found
-from consortium.errors import BadInput, Corrupt, Unavailable
+from consortium.errors import Corrupt, Unavailable
 from consortium.ids import Digest
 from consortium.manifests import FileRef
 from consortium.store import BlobStore, is_digest, is_owner, no_owner
@@ -51,7 +51,10 @@ class S3BlobStore:
         return self._find(digest) is not None
 
     def path(self, digest: Digest) -> Path:
-        """The blob in the cache, fetched and verified if need be; Unavailable if the bucket has none."""
+        """The blob in the cache, fetched and verified if need be.
+
+        Unavailable if the bucket has none, or other bytes: it is the bucket that is broken, and nobody who sent them.
+        """
         found = self._known_to_be_there(digest)
         with self._lock:
             fetching = self._fetching.setdefault(digest, threading.Lock())
@@ -91,18 +94,18 @@ class S3BlobStore:
         return found.size if found else 0
 
     def read_bytes(self, digest: Digest, limit: int) -> bytes:
-        size = self.size(digest)
-        if size > limit:
-            raise BadInput(f"blob {digest} has {size} bytes; at most {limit} are allowed here")
-        self.path(digest)
+        self.path(digest)  # what the bucket says of its size is not believed: a sender may be blamed for it
         return self._local.read_bytes(digest, limit)
 
     def verify(self, digest: Digest) -> FileRef:
         """Reads what the bucket has, past the cache."""
         found, sha256, done = self._known_to_be_there(digest), hashlib.sha256(), 0
-        while data := self._bucket.read(_blob(digest), done, min(_READ_BYTES, found.size - done)):
+        while wanted := min(_READ_BYTES, found.size - done):
+            data = self._bucket.read(_blob(digest), done, wanted)
             sha256.update(data)
             done += len(data)
+            if len(data) < wanted:
+                break
         if sha256.hexdigest() != digest:
             raise Corrupt(
                 f"{self._bucket.url}/{_blob(digest)}: expected sha256 {digest}, got {sha256.hexdigest()}; the bytes "
@@ -183,11 +186,21 @@ class S3BlobStore:
     def _fetch(self, digest: Digest, size: int) -> None:
         offset = self._local.received(digest, _FETCH)
         while offset < size:
-            data = self._bucket.read(_blob(digest), offset, min(_READ_BYTES, size - offset))
-            if not data:
-                raise Unavailable(f"{self._bucket.url}/{_blob(digest)}: ends at {offset} of {size} bytes")
+            wanted = min(_READ_BYTES, size - offset)
+            data = self._bucket.read(_blob(digest), offset, wanted)
             offset = self._local.append(digest, _FETCH, offset, data)
-        self._local.finish(digest, _FETCH, size)
+            if len(data) < wanted:  # not asked for the rest at once: a storage may give a byte at a time
+                raise Unavailable(
+                    f"{self._bucket.url}/{_blob(digest)}: ends at {offset} of {size} bytes; try again"
+                )
+        try:
+            self._local.finish(digest, _FETCH, size)
+        except Corrupt as error:
+            self._known.pop(digest, None)
+            raise Unavailable(
+                f"{self._bucket.url}/{_blob(digest)}: the storage gave {size} bytes that are not those of its name; "
+                "nothing was taken; if it goes on, restore the object"
+            ) from error
 
     def _known_to_be_there(self, digest: Digest) -> Found:
         found = self._find(digest)
