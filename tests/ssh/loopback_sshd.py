@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from breakable_line import Wire
+from free_ports import free_port
 
 from consortium.canonical import replace
 from site_agent.ssh.connection import Connection

@@ -113,13 +113,13 @@ async def test_what_a_job_used_is_told_though_accounting_has_it_after_the_result
     async with running(config, program):
         coordinator.want()
         report = await coordinator.until_phase("ENDED")
-        assert report.usage.seconds < 60  # of a job that is still leaving
+        assert report.usage.seconds < 3600  # of a job that is still leaving
         job = slurm.jobs[0]
         await until(lambda: slurm.job(job["id"])["state"] == "COMPLETED")
-        slurm.change(job["id"], start=job["submit"] + 5.0, end=job["submit"] + 65.0)
+        slurm.change(job["id"], start=job["submit"] + 5.0, end=job["submit"] + 3605.0)
         slurm.mood(sacct=None)
         await until(lambda: not (Path(config.home) / "spool" / JOB).exists())
-    assert (coordinator.told[A1].usage.seconds, coordinator.told[A1].usage.gpu_seconds) == (60.0, 120.0)
+    assert (coordinator.told[A1].usage.seconds, coordinator.told[A1].usage.gpu_seconds) == (3600.0, 7200.0)
 
 
 async def test_an_agent_whose_host_is_lost_is_replaced(

@@ -155,7 +155,7 @@ def test_a_writer_that_lingers_does_no_harm(site, files, directory, there):
         files.push(directory)
         lingering.stdin.write(model.read_bytes()[5 * BLOCK + 7 : 9 * BLOCK])
         lingering.stdin.close()
-        lingering.process.wait(timeout=20)
+        lingering.process.wait(timeout=120)
     assert (there / "base" / model.name).read_bytes() == model.read_bytes()
 
 
