@@ -78,6 +78,8 @@ def main() -> int:
     )
     parser.add_argument("--workdir", type=Path, default=Path("muon-run"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    parser.add_argument("--only", default="", help="only what is trained and whose name holds this")
     parser.add_argument("--short", action="store_true", help="seconds, to see that it works")
     options = parser.parse_args()
     scale = SHORT if options.short else Scale()
@@ -87,12 +89,12 @@ def main() -> int:
     lines = results.read_bytes().splitlines() if results.exists() else []
     found = [decode(line, Done, f"{results}:{number}") for number, line in enumerate(lines, 1)]
     known = {(one.variant, one.seed, one.learning_rate, one.is_muon) for one in found}
-    variants = [variant for variant in VARIANTS if variant.name in TRAINED]
+    variants = [variant for variant in VARIANTS if variant.name in TRAINED and options.only in variant.name]
     wanted = [
         (variant, seed, rate, is_muon)
         for seed in options.seeds
         for variant in variants
-        for rate in RATES
+        for rate in options.rates
         for is_muon in (False, True)
         if (variant.name, seed, rate, is_muon) not in known
     ]

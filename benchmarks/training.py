@@ -187,6 +187,10 @@ def run_phase(
     return list(rows.values())
 
 
+def named(variant: Variant, words: Sequence[str]) -> bool:
+    return any(word in variant.name for word in words)
+
+
 def main() -> int:
     import torch
 
@@ -200,18 +204,19 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, help="turns; 1 on a GPU and dry, else 3")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--only", default="", help="only phases whose model's name holds this")
-    parser.add_argument("--skip", default=None, help="leave out variants whose name holds this")
+    parser.add_argument(
+        "--skip", nargs="+", default=[], help="leave out variants whose name holds one of these"
+    )
     parser.add_argument("--markdown", type=Path, help="page to write")
     parser.add_argument("--json", action="store_true", help="print what was measured as JSON")
     options = parser.parse_args()
     kind = "dry" if options.dry else "gpu" if torch.cuda.is_available() else "cpu"
     repeats = options.repeats or (3 if kind == "cpu" else 1)
     chosen = [phase for phase in phases(kind) if options.only in phase.model.name]
-    if options.skip:
-        chosen = [
-            replace(phase, variants=tuple(one for one in phase.variants if options.skip not in one.name))
-            for phase in chosen
-        ]
+    chosen = [
+        replace(phase, variants=tuple(one for one in phase.variants if not named(one, options.skip)))
+        for phase in chosen
+    ]
     began, rows, ceilings = time.monotonic(), [], {}
     with tempfile.TemporaryDirectory(prefix="sprachbund-training-") as scratch:
         workdir = options.workdir or Path(scratch)
