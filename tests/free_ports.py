@@ -1,7 +1,7 @@
 """Where may a program that a test starts listen? On a port that nobody else takes before it does.
 
 A port that the kernel gave and that was closed again is free for all: another test's server, or anybody's outgoing
-connection. So ours lie below those that the kernel gives, and each is marked as taken for as long as this process lives.
+connection. So ours lie below those that the kernel gives, and each is marked as taken while this process lives.
 """
 
 import random
