@@ -15,6 +15,7 @@ from consortium.errors import BadInput, Unavailable
 from consortium.forecasts import Assumptions
 from coordinator.config import CoordinatorConfig
 from coordinator.core import commands as cm
+from coordinator.core.fitting import fitting
 from coordinator.core.forecast import forecast
 from coordinator.core.snapshot import keep, restore
 from coordinator.core.view import SHOWN_MAX
@@ -31,6 +32,8 @@ _TOKEN_SECONDS_MAX = 30 * 86_400.0  #: an invitation that a courier carries may 
 
 _VIEW_BYTES_MAX = 15 << 20  # a message may have 16 MiB (``consortium.channels``)
 
+_SHARED_SHARE = 0.9  # all who watch see one view for so much of their interval, of a second at most
+
 Carry = Callable[[bytes, identity.Identity], admin_pb2.CarryResponse]  #: a bundle's head, and who carries it
 
 
@@ -42,6 +45,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self._membership = membership
         self._config = config
         self._carry = carry
+        self._most = SHOWN_MAX  # so many things that are over fitted into the last view
+        self._made: tuple[float, int, admin_pb2.View | None] = 0.0, 0, None  # when, of which sequence
         self._forecasting: asyncio.Task[bytes] | None = None  # one at a time: each has a copy of the state
 
     def _done(self, command: cm.Command) -> admin_pb2.CommandResponse:
@@ -114,11 +119,21 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         return self._done(move(request, "roll_back"))
 
     def _view(self) -> admin_pb2.View:
-        """As much of what is over as a message holds."""
-        most = SHOWN_MAX
-        while len(view := encode(self._driver.view(most))) > _VIEW_BYTES_MAX and most > 1:
-            most //= 2
-        return admin_pb2.View(view=view)
+        """As it is now, with as much of what is over as a message holds. Made on the loop's thread, which alone may
+        look at a state that changes.
+        """
+        view, most = fitting(lambda most: encode(self._driver.view(most)), self._most, _VIEW_BYTES_MAX)
+        # next time no more than fitted, and more again as soon as there is much room
+        self._most = min(SHOWN_MAX, 2 * most if 2 * len(view) < _VIEW_BYTES_MAX else most)
+        made = admin_pb2.View(view=view)
+        self._made = asyncio.get_running_loop().time(), self._driver.sequence, made
+        return made
+
+    def _recent(self, seconds: float) -> admin_pb2.View:
+        """One that somebody else was given less than so long ago, if no event came since; else a new one."""
+        at, sequence, made = self._made
+        is_recent = asyncio.get_running_loop().time() - at < seconds and sequence == self._driver.sequence
+        return made if made is not None and is_recent else self._view()
 
     async def GetView(
         self, request: admin_pb2.GetViewRequest, context: grpc.aio.ServicerContext
@@ -130,7 +145,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     ) -> AsyncIterator[admin_pb2.View]:
         seconds = max(0.1, seconds_of(request.interval) or 1.0)
         while True:
-            yield self._view()
+            yield self._recent(_SHARED_SHARE * min(1.0, seconds))
             await asyncio.sleep(seconds)
 
     async def Why(

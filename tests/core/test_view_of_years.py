@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from consortium_in_facts import DEMO, GIVEN, Coordinator, campaign, consortium
 from delivering_site import TRAIN, House
+from google.protobuf.duration_pb2 import Duration
+from sprachbund.v1 import admin_pb2
 
 from consortium.canonical import decode
 from consortium.views import ConsortiumView
@@ -75,3 +77,34 @@ def test_the_console_gets_a_view_that_a_message_holds(
     found = decode(sent, ConsortiumView)
     assert 0 < len(found.jobs) < len(decode(whole, ConsortiumView).jobs)
     assert found.jobs_left_out + len(found.jobs) == len(training.driver.state.jobs)
+
+
+async def test_all_who_watch_share_a_view_until_an_event_or_a_second_has_passed(
+    training: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service: Any = AdminService(training.driver, None, None, None)  # type: ignore[arg-type]
+    made: list[int] = []
+    make, now = training.driver.view, [100.0]
+
+    def counted(most: int) -> ConsortiumView:
+        made.append(most)
+        return make(most)
+
+    monkeypatch.setattr(training.driver, "view", counted)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now[0])
+
+    async def first() -> bytes:
+        watching = service.Watch(admin_pb2.WatchRequest(interval=Duration(seconds=1)), None)
+        found = await anext(watching)
+        await watching.aclose()
+        return bytes(found.view)
+
+    assert len({await first() for _ in range(10)}) == 1 and len(made) == 1
+    training.driver.execute(cm.StopCampaign(campaign=DEMO, reason="no more money"))
+    assert b"no more money" in await first() and len(made) == 2
+    now[0] += 1.0  # a watcher alone gets a new one each time
+    await first()
+    assert len(made) == 3
+    for number in range(3):  # who asks gets what is so now
+        await service.GetView(None, None)
+        assert len(made) == 4 + number
