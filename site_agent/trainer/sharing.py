@@ -138,9 +138,14 @@ def gathered(part: Tensor, sharded: Tensor) -> Tensor:
         return part
     from torch.distributed.tensor import DTensor
 
-    shape, stride = sharded.shape, sharded.stride()
+    assert isinstance(sharded, DTensor)
     laid_out = DTensor.from_local(
-        part, sharded.device_mesh, sharded.placements, run_check=False, shape=shape, stride=stride
+        part,
+        sharded.device_mesh,
+        sharded.placements,
+        run_check=False,
+        shape=sharded.shape,
+        stride=sharded.stride(),
     )
     all_of_it: Tensor = laid_out.full_tensor()
     return all_of_it
