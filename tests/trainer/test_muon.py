@@ -20,8 +20,9 @@ from site_agent.config import Engine
 from site_agent.trainer import muon, saves
 from site_agent.trainer.folder import JobFailed, JobFolder, Site, Stopped
 from site_agent.trainer.inner_optimizer import InnerOptimizer
+from site_agent.trainer.planning import planned
 from site_agent.trainer.ranks import Ranks
-from site_agent.trainer.stepping import choose
+from site_agent.trainer.stepping import choose, make_stepper
 from site_agent.trainer.training import train
 
 RULE = Optimizer(learning_rate=3e-3, warmup_steps=3, muon=Muon())
@@ -196,6 +197,25 @@ def test_an_order_without_it_is_spelt_as_before() -> None:
 def test_adapters_and_muon_exclude_each_other(base: Path, alone: Ranks) -> None:
     with pytest.raises(JobFailed, match=r"optimizer\.muon: orthogonal steps are of whole matrices"):
         choose(base, msgspec.structs.replace(WORK, lora=Lora(rank=2)), alone, Engine(), rows_at_once=4)
+
+
+@pytest.mark.parametrize("rule", [RULE, msgspec.structs.replace(RULE, muon=msgspec.UNSET)])
+def test_the_memory_plan_has_as_many_moments_as_there_are(
+    tmp_path: Path, site: Site, base: Path, alone: Ranks, rule: Optimizer
+) -> None:
+    work = train_work(
+        optimizer=rule, groups=(LayerGroup(match="*.layers.0.mlp.*", learning_rate_factor=0.0),)
+    )
+    folder = JobFolder(make_job(tmp_path / "job", site, work, base))
+    ways = choose(folder.base, work, alone, Engine(), rows_at_once=4)
+    sizes, plan = planned(folder, work, alone, "none", ways)
+    state = make_stepper(folder.base, work, alone, ways).optimizer.state
+    kept = [tensor for name, tensor in state.items() if name.startswith(("mean/", "square/", "momentum/"))]
+    assert plan is not None and plan.moments == sum(tensor.numel() * 4 for tensor in kept)
+    largest = max(
+        (tensor.numel() for name, tensor in state.items() if name.startswith("momentum/")), default=0
+    )
+    assert sizes is not None and sizes.largest_of_muon == largest
 
 
 # --- jobs -------------------------------------------------------------------------------------------
