@@ -22,9 +22,10 @@ from consortium.ids import Language
 from consortium.merging.job import make_version
 from coordinator import workshop as workshops
 from coordinator.config import CoordinatorConfig
-from coordinator.core.commands import Command, Tick
+from coordinator.core.commands import Command, LetGo, Tick
 from coordinator.core.machine import Decision
 from coordinator.core.owed import Inspect, Judge, MakeBase, Merge
+from coordinator.core.referenced import let_go
 from coordinator.core.state import State
 from coordinator.courier import Courier
 from coordinator.daemon import main_server
@@ -38,6 +39,7 @@ from coordinator.services.enrolment import EnrolmentService
 from coordinator.services.site import SiteService
 from coordinator.worker import Worker
 from coordinator.workshop import Workshop
+from policies.keeping import Keep
 from policies.membership import Membership
 from simulation.checkers import Referee
 from simulation.echoes import Echoes
@@ -129,6 +131,13 @@ class CoordinatorHost:
         process.on_death = self._died
         process.spawn(self._watched(self._serve(process)))
 
+    def clean(self, rule: Keep) -> bool:
+        """Let go by the rule, and delete it, as far as the process lives; whether there is one to do so."""
+        if self.process is None or not self.process.alive or self.driver is None:
+            return False
+        self.process.spawn(self._watched(self._cleaned(self.driver, rule)))
+        return True
+
     def stop(self) -> None:
         """For good, as by a crash."""
         if self.process is not None:
@@ -178,6 +187,16 @@ class CoordinatorHost:
             except SprachbundError as error:  # as the scheduler of the daemon: the next one tries again
                 self._moment("tick failed", str(error))
             await asyncio.sleep(self.config.tick_seconds)
+
+    async def _cleaned(self, driver: Driver, rule: Keep) -> None:
+        """Without any grace: nobody stores a blob between the look at the state and the last removal."""
+        try:
+            driver.execute(LetGo(rule=rule))
+            for digest in sorted(let_go(driver.state)):
+                self._machine.moment()
+                self.workshop.store.remove(digest)
+        except SprachbundError as error:
+            self._moment("cleaning failed", str(error))
 
     async def _watched(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -52,6 +52,8 @@ class Diary:
                 self._moment(at, event.outcome.value, event.attempt, event.reason)
             case ev.ContributionRefused():
                 self._moment(at, "refused", event.attempt, event.reason)
+            case ev.ArtifactsLetGo():
+                self._moment(at, "let go", event.campaign, event.reason)
             case ev.CampaignEnded():
                 self._moment(at, "campaign ended", event.campaign, f"{event.status}: {event.reason}")
             case _:

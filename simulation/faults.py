@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from random import Random as Dice
 
+from policies.keeping import Keep
 from simulation.admins import Admins
 from simulation.coordinators import CoordinatorHost
 from simulation.draws import gap_seconds, lognormal, normal
@@ -45,6 +46,7 @@ class Faults:
         self._stranger, self._admins, self._liar = stranger, admins, liar
         self._is_over = False
         self._every("crash", "coordinator", weather.crashes_per_day, self._crash)
+        self._every("cleaning", "coordinator", weather.cleanings_per_day, self._clean)
         own = coordinator.host
         self._every("disk full", own.name, weather.coordinator_disk_full_per_day, self._fill_disk, own)
         self._every("clock jump", own.name, weather.coordinator_clock_jumps_per_day, self._jump, own)
@@ -101,6 +103,17 @@ class Faults:
         if process is not None and process.alive:
             kill_soon(process, dice, dice.random() < 0.5)
             self._moment("coordinator", "crash")
+
+    def _clean(self, dice: Dice) -> None:
+        """Of rules that let go of much, so that little is left to rest upon."""
+        rule = Keep(
+            contributions_versions=dice.choice([None, 1, 1, 2]),
+            contributions_days=dice.choice([None, None, 0.001, 0.1]),
+            outer_state_versions=dice.choice([None, 1]),
+            rejected_days=dice.choice([None, 0.001, 0.1]),
+        )
+        if self._coordinator.clean(rule):
+            self._moment("coordinator", "cleaning", rule.words)
 
     def _partition(self, dice: Dice, site: SiteHost) -> None:
         wire, weather = self._network.wires[site.plan.name], self._weather

@@ -1,5 +1,8 @@
 """What a rule of keeping may never let go of, whatever it says: the referee's own words, beside ``core/keeping.py``."""
 
+from collections.abc import Iterable
+
+from consortium.ids import Digest, JobId
 from coordinator.core import events as ev
 from coordinator.core.orders import merge_order
 from coordinator.core.state import CampaignState, RoundState, State
@@ -39,8 +42,11 @@ def _campaign(event: ev.ArtifactsLetGo, state: State, campaign: CampaignState) -
 
 def _said_what_it_costs(event: ev.ArtifactsLetGo, state: State, campaign: CampaignState) -> None:
     """Every version that nobody can make again from now on is named."""
-    jobs = [state.jobs.glance(name).contribution for name in event.contributions]
-    bytes_ = {ref.digest for one in jobs if one for ref in one.artifacts.values()}
+    gone = campaign.let_go.keys() | set(event.contributions)
+    bytes_ = _artifacts(state, campaign, gone)
+    bytes_ -= _artifacts(
+        state, campaign, {job for job in state.jobs if job not in gone}
+    )  # shared with what stays
     for digest in event.outer_states:
         bytes_ |= {ref.digest for ref in campaign.versions[digest].manifest.outer_state.values()}
     for version in campaign.versions.values():
@@ -48,3 +54,13 @@ def _said_what_it_costs(event: ev.ArtifactsLetGo, state: State, campaign: Campai
             order = merge_order(state, campaign, campaign.rounds[version.round])
             if not bytes_.isdisjoint(ref.digest for ref in order.files):
                 assert version.digest in event.unprovable, f"{version.name} can no longer be made again"
+
+
+def _artifacts(state: State, campaign: CampaignState, jobs: Iterable[JobId]) -> set[Digest]:
+    found = (state.jobs.glance(name) for name in jobs)
+    return {
+        ref.digest
+        for job in found
+        if job.campaign == campaign.spec.campaign and job.contribution is not None
+        for ref in job.contribution.artifacts.values()
+    }

@@ -38,6 +38,7 @@ _RATES = (
         "coordinator_clock_jumps_per_day",
         "second_agents_per_day",
         "meddling_per_day",
+        "cleanings_per_day",
     ),
     *("loss", "repeat", "reorder", "delay_seconds", "site_faults"),
     *("lies_per_day", "falsehoods", "refusals", "echoes", "whims", "drains_per_day"),

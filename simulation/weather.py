@@ -39,6 +39,8 @@ class Weather(Fact):
     second_agents_per_day: NotNegative = 0.0  #: started beside a site's agent, on the same home
     #: an admin drains, suspends, promotes, rolls back or stops; for each site
     meddling_per_day: NotNegative = 0.0
+    #: a rule of keeping, another each time, lets go of what it may, and `gc` deletes it at once
+    cleanings_per_day: NotNegative = 0.0
     lies_per_day: NotNegative = 0.0  #: of each site's agent, see simulation/liars.py
     falsehoods: Share = 0.0  #: of results: they claim what is not so, and their site signs it
     thieves_per_day: NotNegative = (
@@ -123,7 +125,7 @@ _RATES = (
     *("partitions_per_day", "crashes_per_day", "disk_full_per_day", "torn_writes_per_day"),
     *("clock_jumps_per_day", "site_faults", "coordinator_disk_full_per_day"),
     *("coordinator_clock_jumps_per_day", "second_agents_per_day", "meddling_per_day"),
-    *("lies_per_day", "drains_per_day"),
+    *("lies_per_day", "drains_per_day", "cleanings_per_day"),
 )
 
 
