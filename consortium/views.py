@@ -62,6 +62,7 @@ class SiteView(Fact):
     is_open: bool = True
     changes_at: float | None = None  #: when its windows close or open next; None: not foreseen
     queue_seconds: float | None = None  #: that our jobs usually wait there; None: nobody knows
+    held_back: tuple[str, ...] = ()  #: why what its agent says is not taken down just now, in words
 
 
 class LanguageResult(Fact):

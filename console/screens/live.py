@@ -5,7 +5,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from console.screens.parts import ago, ahead, bar, count, plain, state, table, used, window, words
+from console.screens.parts import ago, ahead, bar, count, plain, spent, state, table, used, window, words
 from consortium.ids import short
 from consortium.views import CampaignView, ConsortiumView, JobView, VersionView
 
@@ -145,6 +145,9 @@ def reasons_table(view: ConsortiumView, width: int, rows: int) -> Table | None:
     waiting = [job for job in jobs if job.state == "planned" and job not in troubles]
     busy = {job.campaign for job in jobs if job.state in ("leased", "delivered")}
     found = [(job.job, job.state, job.reason) for job in troubles]
+    for site in sorted(view.sites, key=lambda one: one.site):
+        found += [(site.site, "held back", why) for why in site.held_back]
+        found += [(site.site, "spent", why) for why in spent(site)]
     for campaign in sorted(view.campaigns, key=lambda one: one.campaign):
         if campaign.reason and campaign.campaign not in busy:
             found.append((campaign.campaign, campaign.status, campaign.reason))

@@ -46,6 +46,9 @@ _LOOK_OF = {
     "candidate": "wait",
     "promoted": "done",
     "rejected": "bad",
+    # what a site says or spends
+    "held back": "bad",
+    "spent": "bad",
 }
 
 
@@ -100,6 +103,16 @@ def used(site: SiteView) -> Text:
     worst = max(site.allocations, key=lambda one: (one.percent, one.name))
     style = "bold red" if worst.percent >= 95 else "yellow" if worst.percent >= 80 else ""
     return Text(f"{worst.used:.4g} of {worst.granted:.4g} ({worst.percent:.0f} %)", style=style)
+
+
+def spent(site: SiteView) -> list[str]:
+    """What its people should know of the site's allocations, from 80 percent on."""
+    return [
+        f"allocation {one.name} is {one.percent:.0f} % used: {max(0.0, one.granted - one.used):.4g} of "
+        f"{one.granted:.4g} GPU-hours are left"
+        for one in sorted(site.allocations, key=lambda one: one.name)
+        if one.percent >= 80
+    ]
 
 
 def window(site: SiteView, now: float) -> Text:

@@ -8,6 +8,7 @@ the next Sync, and taken down then; so an honest site loses nothing but time. De
 from typing import NamedTuple
 
 from coordinator.core.state import Site
+from coordinator.core.words import spoken
 
 
 class Budget(NamedTuple):
@@ -29,6 +30,11 @@ BUDGETS = {
     RENEWED: Budget(20, 3600.0),
     RETURNED: Budget(400, 30.0),
 }
+_WORDS = {
+    DESCRIBED: "its agent described itself in other words",
+    RENEWED: "its agent renewed its certificate",
+    RETURNED: "it gave jobs back",
+}
 #: Entries of one attempt's use: they grow by a tenth each, so that a thousand years of GPU time need fewer.
 USED_MAX = 200
 
@@ -42,6 +48,16 @@ def left(site: Site, kind: str, now: float) -> float:
 
 def allows(site: Site, kind: str, now: float) -> bool:
     return left(site, kind, now) >= 1.0
+
+
+def used_up(site: Site, now: float) -> tuple[str, ...]:
+    """What the site may not cause at ``now`` and has been told to wait for, in words; none: nothing."""
+    return tuple(
+        f"{_WORDS[kind]} more than {budget.burst} times in a short time; one more is taken every "
+        f"{spoken(budget.seconds)}"
+        for kind, budget in BUDGETS.items()
+        if not allows(site, kind, now)
+    )
 
 
 def spend(site: Site, kind: str, now: float) -> None:

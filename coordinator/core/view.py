@@ -10,6 +10,7 @@ from consortium.ids import AttemptId, CampaignId, SiteName
 from consortium.jobs import Train
 from consortium.metrics import bits_per_byte
 from coordinator.core.accounting import held_back
+from coordinator.core.budgets import used_up
 from coordinator.core.decide import Moment
 from coordinator.core.estimates import HOUR, queue_seconds
 from coordinator.core.keeping import in_words
@@ -123,6 +124,7 @@ def _site(state: State, site: Site, moment: Moment, seen: Mapping[SiteName, floa
         is_open=opening.is_open,
         changes_at=opening.until,
         queue_seconds=queue.value if queue.is_measured else None,
+        held_back=used_up(site, now),
     )
 
 

@@ -15,6 +15,7 @@ from coordinator.core.estimates import OTHER_SECONDS, cost_of
 from coordinator.core.place import waiting
 from coordinator.core.state import Job
 from coordinator.core.transitions import JobState
+from coordinator.core.view import view
 
 NORTH = SiteName("north")
 
@@ -39,6 +40,25 @@ def test_a_site_that_describes_itself_without_end_is_taken_down_so_often_and_no_
     assert encode(coordinator.replayed().sites[NORTH].budgets) == encode(
         coordinator.state.sites[NORTH].budgets
     )
+
+
+def test_people_see_that_a_site_is_not_listened_to_and_when_it_is_again() -> None:
+    coordinator = consortium()
+
+    def told(site: str) -> tuple[str, ...]:
+        shown = view(coordinator.state, sequence=1, head="", now=coordinator.now, seen={}, sights={})
+        return next(one.held_back for one in shown.sites if one.site == site)
+
+    assert told("north") == ()
+    for number in range(2 * BUDGETS[DESCRIBED].burst):
+        coordinator.sync("north", slots=1 + number)
+    [why] = told("north")
+    assert why.startswith(
+        "its agent described itself in other words more than 60 times in a short time; one more"
+    )
+    assert told("south") == ()
+    coordinator.now += BUDGETS[DESCRIBED].seconds
+    assert told("north") == ()
 
 
 def test_a_clock_that_is_put_back_fills_nothing() -> None:
