@@ -49,6 +49,7 @@ _KIND_OF_CODE: dict[grpc.StatusCode, type[SprachbundError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Refused,  # a message above the limit: the same again will not help
     grpc.StatusCode.DATA_LOSS: Corrupt,
 }
+_NO_PLACE = "Concurrent RPC limit exceeded"  # in gRPC's own words: more calls at once than the server takes
 
 
 def to_status(error: SprachbundError) -> grpc.Status:
@@ -68,7 +69,7 @@ def from_rpc_error(error: grpc.RpcError) -> SprachbundError:
     info = _error_info(call)
     if info is not None and info.domain == DOMAIN and info.reason in _KIND_OF_REASON:
         return _KIND_OF_REASON[info.reason](message)
-    kind = _KIND_OF_CODE.get(call.code(), Unavailable)
+    kind = Unavailable if _NO_PLACE in message else _KIND_OF_CODE.get(call.code(), Unavailable)
     return kind(f"{call.code().name.lower().replace('_', ' ')}: {message}{_hint(message)}")
 
 
@@ -85,7 +86,9 @@ def _error_info(call: grpc.Call) -> error_details_pb2.ErrorInfo | None:
 
 
 def _hint(message: str) -> str:
-    """What to do about a failed TLS handshake, of which gRPC only repeats OpenSSL's or the socket's words."""
+    """What to do about gRPC's own words; of a failed TLS handshake they only repeat OpenSSL's or the socket's."""
+    if _NO_PLACE in message:
+        return "; nothing has been done: try again in a minute"
     if "CERTIFICATE_VERIFY_FAILED" in message:
         return "; the coordinator's certificate is not of the authority this party trusts: compare ca.pem"
     if "failed to connect" in message and ("Socket closed" in message or "reset by peer" in message):

@@ -7,6 +7,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from consortium import failover
 from consortium.errors import Refused, Unavailable
 from consortium.failover import STANDS_BY, Failover, addresses
 from consortium.wire_errors import to_status
@@ -49,7 +50,8 @@ class Coordinator(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 @pytest.fixture
-async def three() -> AsyncIterator[list[Coordinator]]:
+async def three(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Coordinator]]:
+    monkeypatch.setattr(failover, "_ASK_SECONDS", 60.0)  # nobody here is silent, but may be slow
     made = [Coordinator(name) for name in (b"first", b"second", b"third")]
     for one in made:
         await one.lead(False)
@@ -67,7 +69,7 @@ async def until_answered(call: grpc.aio.UnaryUnaryMultiCallable, tries: int = 10
     """As an agent does: what fails is tried again."""
     for _ in range(tries):
         with contextlib.suppress(grpc.aio.AioRpcError):
-            return bytes(await call(b"", timeout=5.0))
+            return bytes(await call(b"", timeout=60.0))
     raise AssertionError("nobody answered")
 
 

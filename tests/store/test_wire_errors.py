@@ -94,6 +94,11 @@ def bare(code: grpc.StatusCode, details: str, trailing: bytes = b"") -> grpc.aio
         (bare(grpc.StatusCode.DEADLINE_EXCEEDED, ""), Unavailable, "deadline exceeded"),
         (bare(grpc.StatusCode.UNIMPLEMENTED, "no such method"), BadInput, "no such method"),
         (bare(grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max"), Refused, "larger than max"),
+        (
+            bare(grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!"),
+            Unavailable,
+            "nothing has been done: try again",
+        ),
         (bare(grpc.StatusCode.DATA_LOSS, "x", b"\xff\xff not a status"), Corrupt, "x"),
         (bare(grpc.StatusCode.UNAVAILABLE, "SSL: CERTIFICATE_VERIFY_FAILED"), Unavailable, "compare ca.pem"),
     ],
