@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from trainer_samples import contribution, make_job, run, sha256, start, tokenizer_work, train_work
+from trainer_samples import contribution, make_job, run, sha256, start_and_wait, tokenizer_work, train_work
 
 from consortium.errors import BadInput
 from consortium.tensors import TensorFile
@@ -86,7 +86,7 @@ def test_five_real_lives_are_one_job(
             (folder / "STOP").unlink()
             assert checkpoint_of(folder) == (life + 1, True)
         else:
-            process = start(folder)
+            process = start_and_wait(folder, steps=20)
             progress_beyond(folder, process, checkpoint_of(folder)[0] + 1)
             time.sleep(draw.random() * 0.1)
             process.kill()

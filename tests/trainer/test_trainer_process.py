@@ -9,9 +9,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from trainer_samples import contribution, make_job, run, sha256, start, tokenizer_work, train_work
+from trainer_samples import contribution, make_job, run, sha256, start_and_wait, tokenizer_work, train_work
 
 from consortium.tensors import TensorFile
+from site_agent.record import checkpoint_of
 from site_agent.trainer.folder import CONTINUE_LATER, Failure, FailureReason, Site
 
 LONG = {"steps": 400, "checkpoint_steps": 20, "sequence_tokens": 32, "batch_sequences": 8}
@@ -47,7 +48,7 @@ def test_signals_stop_it_and_killing_loses_nothing(
         (signal.SIGKILL, 200),
         (signal.SIGUSR1, 300),
     ):
-        process = start(folder)
+        process = start_and_wait(folder, step + 60 - checkpoint_of(folder)[0])
         _wait_for_checkpoint(folder, process, step)
         process.send_signal(number)
         process.communicate()

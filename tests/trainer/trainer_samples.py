@@ -125,8 +125,26 @@ def make_job(folder: Path, site: Site, work: Work, base: Path | None = None) -> 
     return folder
 
 
-def start(folder: Path) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-m", "site_agent.trainer", str(folder)], stderr=subprocess.PIPE)
+#: The trainer, but after so many steps of this life it does nothing until it is killed or asked to stop.
+_WAITING = """
+import sys, time
+from site_agent.trainer import __main__ as program
+looks, stop, steps = 0, program._Wishes.stop, int(sys.argv[1])
+def waiting(wishes):
+    global looks
+    looks += 1
+    while looks >= steps and not stop(wishes):
+        time.sleep(0.01)
+    return stop(wishes)
+program._Wishes.stop = waiting
+program._leave(program.main(sys.argv[2:]))
+"""
+
+
+def start_and_wait(folder: Path, steps: int) -> "subprocess.Popen[bytes]":
+    """So that whoever is to strike it meanwhile is never too late."""
+    command = [sys.executable, "-c", _WAITING, str(steps), str(folder)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE)
 
 
 def run(folder: Path) -> int:
