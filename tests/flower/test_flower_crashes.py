@@ -39,7 +39,7 @@ from coordinator.flower.post import CoordinatorPost
 from coordinator.stores import places_of
 from coordinator.verification import verify
 
-pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(900)]
 SETTINGS = {"num_server_rounds": 2, "strategy": '"fedadam"'}
 JOBS = 2 * 2 * 3  #: rounds, train and evaluate, sites
 
