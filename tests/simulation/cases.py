@@ -23,7 +23,7 @@ from policies.campaign import (
     TrainPlan,
 )
 from simulation.drawn import drawn_plan, drawn_weather
-from simulation.plan import Held, Outage, Plan, SitePlan
+from simulation.plan import START, Held, Outage, Plan, SitePlan
 from simulation.shrink import Case
 from simulation.weather import PRESETS
 from site_agent.limits import Granted, OpenHours
@@ -33,6 +33,7 @@ _OPTIMIZER = Optimizer(learning_rate=0.01)
 _PUBLIC = {each: Held(documents=500) for each in _LANGUAGES}
 _CLEARS_AFTER_HOURS = 12.0
 _HOURS_MAX = 100.0
+_EVENING = "2026-01-05T21:30:00Z"
 _DRAWN = (43, 46)  #: as ``python -m simulation.seeds`` draws them, such as come far
 
 
@@ -75,12 +76,19 @@ def _campaign(**rules: Any) -> Campaign:
     )
 
 
-def _plan(*sites: SitePlan, **rules: Any) -> Plan:
+def _plan(
+    *sites: SitePlan,
+    start: str = START,
+    hours_max: float = _HOURS_MAX,
+    model_bytes: int = 2_000_000_000,
+    **rules: Any,
+) -> Plan:
     return Plan(
         campaign=_campaign(**rules),
         sites=tuple(sorted(sites, key=lambda site: site.name)),
-        hours_max=_HOURS_MAX,
-        model_bytes=2_000_000_000,
+        hours_max=hours_max,
+        model_bytes=model_bytes,
+        start=start,
     )
 
 
@@ -107,6 +115,27 @@ SHARED = (
     EVEN[0],
     replace(EVEN[1], languages={each: EVEN[0].languages[_LANGUAGES[0]] for each in _LANGUAGES[:2]}),
 )
+#: One allocation ends on the first evening, another is spent in the midst of the first round.
+ENDING = (
+    EVEN[0],
+    replace(EVEN[1], allocation=Granted(gpu_hours=100.0, until="2026-01-05")),
+    replace(EVEN[2], allocation=Granted(gpu_hours=0.6)),
+)
+#: Late by a round, and late for ever.
+SLOW = (
+    EVEN[0],
+    replace(EVEN[1], slots=2, tokens_per_second=90.0),
+    replace(EVEN[2], slots=2, tokens_per_second=24.0),
+)
+#: Two are down for hours, from within the first round on.
+DOWN = (
+    EVEN[0],
+    *(replace(site, outages=(Outage(from_hours=1.3, hours=5.0),)) for site in EVEN[1:]),
+)
+#: One waits in its queue for nearly as long as its job then takes.
+QUEUES = (EVEN[0], replace(EVEN[1], queue_median_minutes=30.0, queue_sigma=0.1))
+#: So fast that a merge is the longest of all jobs.
+FAST = tuple(replace(site, tokens_per_second=4000.0, up_mbps=5000.0, queue_sigma=0.1) for site in EVEN)
 STRICT: dict[str, Any] = {"attempts_max": 6}
 LENIENT: dict[str, Any] = {
     "merge_at": "any",
@@ -127,7 +156,17 @@ SHORT: dict[str, Any] = {
     "admission": Admission(loss_check="decide"),
 }
 
+#: Few are needed, and who is late, or was in a round that failed, is merged in the next one.
+PATIENT: dict[str, Any] = {
+    "attempts_max": 6,
+    "rounds": 4,
+    "seed_round": None,
+    "quorum": Quorum(share=0.3, minimum=1, deadline_hours=40.0, late="next_round"),
+}
+AT_SITES: dict[str, Any] = {"attempts_max": 6, "merge_at": "site", "seed_round": None}
+
 CALM = replace(PRESETS["calm"], clears_after_hours=_CLEARS_AFTER_HOURS)
+ENDLESS = PRESETS["calm"]  # nobody says that it has to end
 FAULTS = replace(drawn_weather("rough"), clears_after_hours=_CLEARS_AFTER_HOURS)
 LIES = replace(
     CALM,
@@ -156,6 +195,7 @@ FULL = replace(
     CALM, name="full", coordinator_disk_full_per_day=60.0, disk_full_minutes=5.0, begins_after_hours=0.2
 )
 FALSE = replace(CALM, name="false", falsehoods=0.7)
+DRAINED = replace(CALM, name="drained", drains_per_day=40.0, drain_minutes=15.0, lies_per_day=60.0)
 WHIMS = replace(CALM, name="whims", whims=0.7)
 ALL = replace(
     FAULTS,
@@ -186,6 +226,64 @@ def cases() -> dict[str, Case]:
         "even, strict, whims": (_plan(*EVEN, **STRICT, rounds=4), 1, WHIMS),
         "even, short, whims": (_plan(*EVEN, **{**SHORT, "rounds": 4}), 1, WHIMS),
         "uneven, strict, faults": (_plan(*UNEVEN, **STRICT), 1, FAULTS),
+        "ending, patient, calm": (
+            _plan(*ENDING, **{**PATIENT, "admission": Admission(tokens_share_min=0.95)}, start=_EVENING),
+            1,
+            CALM,
+        ),
+        "ending, needy, endless": (
+            _plan(
+                *ENDING,
+                **{**PATIENT, "quorum": Quorum(minimum=2)},
+                start=_EVENING,
+                hours_max=8.0,
+            ),
+            1,
+            ENDLESS,
+        ),
+        "slow, patient, calm": (_plan(*SLOW, **PATIENT), 1, CALM),
+        "down, patient, calm": (
+            _plan(
+                *DOWN,
+                **{
+                    **PATIENT,
+                    "quorum": Quorum(share=1.0, minimum=2, deadline_hours=1.5, late="next_round"),
+                },
+            ),
+            1,
+            CALM,
+        ),
+        "even, patient, drained": (
+            _plan(*EVEN, **{**PATIENT, "quorum": Quorum(minimum=2, deadline_hours=6.0)}),
+            1,
+            DRAINED,
+        ),
+        "even, at sites, false": (_plan(*EVEN, **AT_SITES), 1, FALSE),
+        "queues, hurried, calm": (
+            _plan(
+                *QUEUES,
+                attempts_max=6,
+                sites_expected=2,
+                seed_round=None,
+                quorum=Quorum(minimum=2, deadline_hours=0.8),
+            ),
+            1,
+            CALM,
+        ),
+        "fast, at sites, calm": (
+            _plan(
+                *FAST,
+                model_bytes=30_000_000_000,
+                **{
+                    **AT_SITES,
+                    "rounds": 4,
+                    "lease_seconds": 300.0,
+                    "quorum": Quorum(minimum=2, deadline_hours=0.32),
+                },
+            ),
+            1,
+            CALM,
+        ),
         "away": (_plan(*away, **LENIENT), 1, CALM),
         "uneven, lenient, people": (_plan(*UNEVEN, **LENIENT), 3, PEOPLE),
         "uneven, lenient, faults": (_plan(*UNEVEN, **LENIENT), 2, FAULTS),

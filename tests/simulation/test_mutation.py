@@ -1,9 +1,12 @@
 """The simulation sees a broken product: some of the mistakes that ``make mutation`` makes, each by one case."""
 
+import json
+
 import pytest
 from broken import missing
+from cases import cases
 from mistakes import NOTHING, mistakes
-from mutation import judged_apart
+from mutation import SEEN_BY, judged_apart
 
 
 @pytest.mark.parametrize(
@@ -27,3 +30,9 @@ def test_where_there_is_none_nothing_is_seen() -> None:
 
 def test_every_mistake_can_still_be_made() -> None:
     assert [sentence for one in mistakes() if (sentence := missing(one))] == []
+
+
+def test_what_is_known_of_who_sees_which_is_of_mistakes_and_cases_that_are_there() -> None:
+    seen = json.loads(SEEN_BY.read_text())
+    assert set(seen) <= {one.name for one in mistakes()}
+    assert set(seen.values()) <= set(cases())
