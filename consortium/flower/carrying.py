@@ -9,6 +9,7 @@ from consortium.flower.letters import ArrayHead, Letter, Record, read_parcel, wr
 from consortium.manifests import FileRef
 
 Keep = Callable[[Path], FileRef]  #: takes a parcel's file in, by its digest
+_NUMPY = "numpy.ndarray"  # serialised by numpy.save: what flwr writes, whoever made the array
 Find = Callable[[FileRef], Path]  #: where the file of a parcel is
 
 
@@ -57,3 +58,19 @@ def unpack(letter: Letter, find: Find) -> RecordDict:
             raise BadInput(f"record {record.name!r}: holds {list(inner)}; expected itself alone")
         records[record.name] = inner[record.name]
     return records
+
+
+def check_arrays(records: RecordDict) -> None:
+    """Raise BadInput for an array that says it is one of NumPy's and cannot be read as one.
+
+    Every Strategy of Flower's reads them so, and whatever that raises ends the ServerApp. Other serialisations are the
+    app's own.
+    """
+    for name, record in records.items():
+        for key, array in record.items() if isinstance(record, ArrayRecord) else ():
+            if array.stype != _NUMPY:
+                continue
+            try:
+                array.numpy()
+            except Exception as error:  # NumPy has many, for what a stranger wrote
+                raise BadInput(f"record {name!r}: array {key!r} cannot be read: {error!r}") from error

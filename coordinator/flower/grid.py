@@ -141,6 +141,7 @@ class JobGrid(compat.Grid):  # type: ignore[misc, unused-ignore]
         parcels = {ref: self._post.find(ref) for ref in letter.parcels}
         try:
             content = carrying.unpack(letter, parcels.__getitem__)
+            carrying.check_arrays(content)
         except BadInput as error:
             # Admission cannot tell, it knows nothing of flwr. To raise would end the ServerApp, each time it is started
             _log.warning("%s has a reply that is none: %s", reply.job, error)

@@ -1,5 +1,6 @@
 """Flower's own strategies on our Grid, unmodified: any order of arrival, sites that fail, a process that is killed."""
 
+import io
 import random
 import sys
 from collections.abc import Callable
@@ -13,13 +14,14 @@ from grids import SITES, PostHere, a_run
 
 sys.path.insert(0, str(APP_FOLDER))
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from quickstart import task
 from quickstart.client_app import app as client_app
 
 from consortium.canonical import encode, replace
 from consortium.errors import BadInput
+from consortium.flower import carrying
 from consortium.flower.dice import seed
 from consortium.flower.letters import Letter, Record
 from consortium.flower.runs import node_of
@@ -44,6 +46,13 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
 
 class Killed(Exception):
     """Stands for SIGKILL: the process and all that it knew is gone."""
+
+
+def npy(array: Any) -> bytes:
+    """As flwr writes an array."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def started(post: PostHere, make: Callable[[], Any], rounds: int = 3) -> str:
@@ -147,6 +156,35 @@ def test_a_reply_that_only_flwr_can_tell_is_none_is_an_error_and_ends_nobody(tmp
     north, west = grid.send_and_receive([message(grid, site, site) for site in ("west", "north")])
     assert north.has_content() and west.has_error()
     assert "its reply is none: record 'said': no records of a Flower message" in west.error.reason
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"no array at all",
+        b"",
+        npy(np.array([{"an": "object"}], dtype=object)),
+        npy(np.zeros(4, np.float32))[:-1],
+    ],
+)
+def test_one_site_whose_arrays_no_strategy_can_read_is_a_failure_and_ends_nobody(
+    data: bytes, tmp_path: Path
+) -> None:
+    """The ServerApp goes on without it, as without a site that gave no reply."""
+    post = PostHere(tmp_path / "forged", client_app)
+    told = post.replies
+    array = Array(dtype="float32", shape=(4,), stype="numpy.ndarray", data=data)
+    letter = carrying.pack(RecordDict({"arrays": ArrayRecord({"w": array})}), tmp_path / "parcel", post.keep)
+    forged = post.keep_bytes(encode(letter))
+
+    def replies(*asked: Any) -> list[Reply]:
+        return [replace(one, letter=forged) if "-west" in one.job else one for one in told(*asked)]
+
+    post.replies = replies  # type: ignore[method-assign]
+    found = started(post, flower.FedAvg)
+    assert found == started(PostHere(tmp_path / "without", client_app, failing=["west"]), flower.FedAvg)
+    with pytest.raises(BadInput, match="cannot be read"):
+        carrying.check_arrays(carrying.unpack(letter, post.find))
 
 
 def test_what_is_pushed_can_be_pulled_once(tmp_path: Path) -> None:
