@@ -19,7 +19,7 @@ from consortium.errors import Broken, Corrupt, Unavailable
 from consortium.files import disk_errors, make_folder, move_into_place
 from site_agent.ssh.connection import Connection
 from site_agent.ssh.scripts import BLOCK, FETCH, SEAL, SEND
-from site_agent.ssh.session import Session
+from site_agent.ssh.session import Session, write_all
 
 _CHUNK = 1 << 18
 _STALLED_SECONDS = 300.0  # after the last byte is written: for the site's disk to take it
@@ -118,7 +118,7 @@ def _copy_in(session: Session, source: IO[bytes], count: Count) -> None:
     """All that is left of ``source``; a line that breaks ends it, and whoever asks how much arrived goes on."""
     try:
         while data := source.read(_CHUNK):
-            session.stdin.write(data)
+            write_all(session.stdin, data)
             count(len(data))
         session.stdin.close()
     except BrokenPipeError:

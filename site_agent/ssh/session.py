@@ -65,6 +65,13 @@ class Session:
         return self._complaints.read()
 
 
+def write_all(pipe: IO[bytes], data: bytes) -> None:
+    """Also where the pipe takes a part only: as after a SIGSTOP and SIGCONT in the midst of it; source: write(2)."""
+    left = memoryview(data)
+    while left:
+        left = left[pipe.write(left) :]
+
+
 @contextlib.contextmanager
 def begun(host: str, socket: Path, script: str, arguments: Sequence[str]) -> Iterator[Session]:
     """The script, begun; what is left of it ends when the block does."""
@@ -83,7 +90,7 @@ def begun(host: str, socket: Path, script: str, arguments: Sequence[str]) -> Ite
         assert process.stdin is not None and process.stdout is not None
         try:
             with contextlib.suppress(BrokenPipeError):  # the answer says why
-                process.stdin.write(text)
+                write_all(process.stdin, text)
                 process.stdin.flush()
             yield Session(process, mark, complaints)
         finally:

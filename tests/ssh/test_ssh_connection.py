@@ -12,6 +12,7 @@ from loopback_sshd import key_pair
 from consortium.errors import BadInput, Refused, Unavailable
 from site_agent.ssh.commands import SshCommands
 from site_agent.ssh.connection import Connection
+from site_agent.ssh.session import write_all
 from site_agent.ssh.trouble import Kind, Trouble, trouble_of, wait_seconds
 
 ODD = [
@@ -227,6 +228,22 @@ def test_a_folder_of_others_is_not_used_for_sockets(tmp_path, monkeypatch, site)
     (tmp_path / "sprachbund").chmod(0o777)
     with pytest.raises(Refused, match="0700"):
         Connection(site.settings)
+
+
+def test_a_pipe_that_takes_a_part_gets_the_rest():
+    """A SIGSTOP and SIGCONT in the midst of a write: what was left of it would be missing in the file for good."""
+
+    class Sparing:
+        def __init__(self):
+            self.got = b""
+
+        def write(self, data):
+            self.got += bytes(data[:3])
+            return len(data[:3])
+
+    pipe = Sparing()
+    write_all(pipe, b"0123456789")
+    assert pipe.got == b"0123456789"
 
 
 def test_waits_grow_and_end_at_an_hour():
