@@ -6,7 +6,7 @@ All variants spend the same tokens from the same base; ``languages_variants.py``
 written to DIR/results.jsonl when it is done, and is not done again: a run that was cut off goes on, and several that
 are started with the same DIR share the work. ``--page`` writes tables and picture of what is there; with
 ``--only-page`` nothing is run. What stands in the page from "Reading it" on is kept. ``--short`` is the same in
-seconds, to see that it works: its figures mean nothing.
+seconds, to see that it works, without ``--only`` of as few variants as have every setting: its figures mean nothing.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from languages_page import page, picture
 from languages_runs import Result, Run
-from languages_variants import VARIANTS, Variant
+from languages_variants import VARIANTS, Variant, every_setting_once
 from languages_world import SHORT, Scale, Words, World
 
 from consortium.canonical import decode, digest_of_fact, encode
@@ -143,6 +143,8 @@ def main() -> int:
     scale = SHORT if options.short else decode(options.scale.encode(), Scale, "--scale")
     results = options.workdir / "results.jsonl"
     chosen = [one for one in VARIANTS if options.only in f"{one.group}: {one.name}"]
+    if options.short and not options.only:
+        chosen = every_setting_once(chosen)
     wanted = due(chosen, options.seeds, read_results(results, scale))
     if not options.only_page:
         with joined("cpu", 1) as ranks:

@@ -1,6 +1,7 @@
 """How one variant of the experiment on languages is carried out, and what is kept of it."""
 
 import contextlib
+import gc
 import math
 import shutil
 import statistics
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from languages_moments import Moments
 from languages_variants import Variant
 from languages_world import (
     ATTACKER,
@@ -102,6 +104,7 @@ class Run:
         self._world, self._variant, self._seed = world, variant, seed
         self._place, self._kept = place, kept
         self._account = _Account()
+        self._moments = Moments() if variant.moments == "kept" else None
         self._number = 0
 
     def result(self) -> Result:
@@ -129,6 +132,7 @@ class Run:
         )
         account = self._account
         shutil.rmtree(self._place)
+        gc.collect()  # a job's text stays mapped until then; in a campaign it is a process of its own
         return Result(
             variant=self._variant.name,
             seed=self._seed,
@@ -317,7 +321,7 @@ class Run:
 
     def _order(self, model: Model, languages: tuple[Language, ...], stream: str, **changes: object) -> Train:
         variant = self._variant
-        return self._world.order(
+        order = self._world.order(
             model,
             languages,
             **{
@@ -329,6 +333,9 @@ class Run:
                 **changes,
             },
         )
+        is_warm = variant.moments == "kept" and order.schedule_start > 0
+        own = {**variant.optimizer, **({"warmup_steps": 0} if is_warm else {})}
+        return replace(order, optimizer=replace(order.optimizer, **own))
 
     def _train(
         self,
@@ -340,7 +347,10 @@ class Run:
         is_shared: bool = True,
     ) -> Delta:
         """A job's delta; where other variants begin with the same job, it is done once."""
-        if not is_shared:
+        if self._moments is not None:
+            with self._moments.of(site):
+                delta = self._world.train(self._folder("job"), site, model, order, residual, done)
+        elif not is_shared:
             delta = self._world.train(self._folder("job"), site, model, order, residual, done)
         else:
             place = self._kept / f"{site}-{digest_of_fact([order, done])[:16]}"

@@ -5,6 +5,7 @@ of ``Variant``; the rest is as in ``STANDARD``. Variants are done tier by tier, 
 use: the first tier is what the issue of the experiment asks for by name.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from consortium.canonical import Fact, replace
@@ -39,6 +40,9 @@ class Variant(Fact):
     encoding: EncodingName = "bf16"
     unseen_rows: Literal["move", "keep"] = "move"
     proximal: float = 0.0
+    optimizer: dict[str, float] = {}  #: what of the sites' AdamW and its schedule is not as in the campaign
+    #: of rounds: what a job's optimizer begins with. The product has ``new``
+    moments: Literal["new", "kept"] = "new"
     #: what becomes of a slow site
     slow: Literal["no", "partial", "refuse", "next_round", "finish_together"] = "no"
     attack: Literal["no", "flipped", "nonsense"] = "no"
@@ -47,10 +51,16 @@ class Variant(Fact):
     tier: int = 1
 
 
+#: the fields of a variant that have a few values each
+SWITCHES = (
+    *("text", "kind", "big_batch", "starts_anew", "encoding"),
+    *("unseen_rows", "moments", "slow", "attack", "defence"),
+)
 STANDARD = Variant(name="FedAvg, H 30", group="rounds", tier=1)
 
 _WHO = "who trains on what"
 _ONCE = "one merge at the end"
+_SHORT = "why short rounds lose"
 _REPLAY = "replay"
 _ENCODING = "encoding of deltas"
 _SLOW = "a site at half speed"
@@ -72,7 +82,14 @@ _DARE = Recipe(
 )
 _GUARDED = replace(AVERAGE, guards=Guards(clip=1.5, cosine_min=0.0), cohorts="all")
 _MEDIAN = replace(load_recipe("geometric-median"), cohorts="all")
-_DEMO = replace(DILOCO, outer=OuterStep(learning_rate=0.9, momentum=0.5))
+
+
+def _outer(rate: float, momentum: float) -> Recipe:
+    """DiLoCo's, with another rate and momentum."""
+    return replace(DILOCO, outer=OuterStep(learning_rate=rate, momentum=momentum, nesterov=momentum > 0))
+
+
+_DEMO = _outer(0.9, 0.5)
 
 
 def _who() -> list[Variant]:
@@ -129,8 +146,48 @@ def _rounds() -> list[Variant]:
         *found,
         replace(outer, name="outer 0.9/0.5, H 30", recipe=_DEMO),
         replace(outer, name="outer 0.9/0.5, H 100", recipe=_DEMO, round_steps=100),
+        replace(outer, name="outer 0.7/0.5, H 30", recipe=_outer(0.7, 0.5)),
+        replace(outer, name="outer 0.5/0.5, H 30", recipe=_outer(0.5, 0.5)),
+        replace(outer, name="outer 0.7/0, H 30", recipe=_outer(0.7, 0.0)),
+        replace(outer, name="outer 1.3/0, H 30", recipe=_outer(1.3, 0.0)),
         replace(outer, name="FedAdam, H 30", recipe=load_recipe("fedadam"), tier=3),
         replace(outer, name="norm-preserving, H 30", recipe=load_recipe("norm-preserving"), tier=3),
+    ]
+
+
+def _short() -> list[Variant]:
+    """The outer step is plain averaging's; one thing is changed inside the rounds."""
+    tiny = replace(STANDARD, group=_SHORT, round_steps=10, tier=2)
+    some = replace(STANDARD, group=_SHORT, tier=2)
+    long = replace(some, round_steps=100)
+    slow = {"learning_rate": 1e-3}
+    return [
+        replace(tiny, name="H 10, moments kept", moments="kept"),
+        replace(tiny, name="H 10, a third of the learning rate", optimizer=slow),
+        replace(tiny, name="H 10, a third of the rate, moments kept", optimizer=slow, moments="kept"),
+        replace(tiny, name="H 10, unseen rows kept", unseen_rows="keep"),
+        replace(tiny, name="H 10, unseen rows and moments kept", unseen_rows="keep", moments="kept"),
+        replace(some, name="H 30, unseen rows kept", unseen_rows="keep"),
+        replace(some, name="H 30, unseen rows and moments kept", unseen_rows="keep", moments="kept"),
+        replace(long, name="H 100, unseen rows kept", unseen_rows="keep"),
+        replace(long, name="H 100, moments kept", moments="kept"),
+        replace(long, name="one merge, unseen rows kept", unseen_rows="keep", round_steps=0),
+        replace(some, name="H 30, DiLoCo 0.7/0.9, unseen rows kept", recipe=DILOCO, unseen_rows="keep"),
+        replace(tiny, name="H 10, no warm-up", optimizer={"warmup_steps": 0}),
+        replace(tiny, name="H 10, warm-up of 10 steps", optimizer={"warmup_steps": 10}),
+        replace(tiny, name="H 10, beta2 0.8", optimizer={"beta2": 0.8}),
+        replace(some, name="H 30, moments kept", moments="kept"),
+        replace(some, name="H 30, a third of the learning rate", optimizer=slow),
+        replace(some, name="H 30, DiLoCo 0.7/0.9, moments kept", recipe=DILOCO, moments="kept"),
+        replace(some, name="H 30, DiLoCo 0.7/0.9, a third of the rate", recipe=DILOCO, optimizer=slow),
+        replace(long, name="H 100, a third of the learning rate", optimizer=slow),
+        replace(
+            some,
+            name="joint, large batch, a third of the rate",
+            kind="pooled",
+            big_batch=True,
+            optimizer=slow,
+        ),
     ]
 
 
@@ -144,7 +201,6 @@ def _details() -> list[Variant]:
         replace(coded, name="int8", encoding="int8"),
         replace(coded, name="int4", encoding="int4"),
         replace(coded, name="topk 1/64", encoding="topk", tier=3),
-        replace(more, name="unseen rows kept", unseen_rows="keep"),
         replace(more, name="FedProx, mu 0.01", proximal=0.01),
     ]
 
@@ -195,8 +251,33 @@ def _unlike() -> list[Variant]:
 
 VARIANTS = tuple(
     sorted(
-        [*_who(), *_once(), *_rounds(), *_details(), *_slow(), *_poisoned(), *_unlike()],
+        [*_who(), *_once(), *_rounds(), *_short(), *_details(), *_slow(), *_poisoned(), *_unlike()],
         key=lambda variant: variant.tier,
     )
 )
 assert len({variant.name for variant in VARIANTS}) == len(VARIANTS)
+
+
+def every_setting_once(variants: Sequence[Variant]) -> list[Variant]:
+    """Of ``variants`` as few as show that each kind, method, encoding, attack and so on works; ``STANDARD`` is one."""
+    seen: set[tuple[str, object]] = set()
+    found = []
+    for variant in [STANDARD, *(one for one in variants if one != STANDARD)]:
+        settings = set(_settings(variant))
+        if settings - seen:
+            seen |= settings
+            found.append(variant)
+    return found
+
+
+def _settings(variant: Variant) -> Iterator[tuple[str, object]]:
+    """What a variant sets; of numbers, whether it sets them."""
+    recipe = variant.recipe
+    for field in SWITCHES:
+        yield field, getattr(variant, field)
+    yield "one merge", not variant.round_steps
+    yield "proximal", variant.proximal > 0
+    yield "outer", (recipe.outer.optimizer, recipe.outer.momentum > 0)
+    yield "method", recipe.method
+    yield "guards", recipe.guards != Guards()
+    yield from (("optimizer", key) for key in variant.optimizer)

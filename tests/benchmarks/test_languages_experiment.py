@@ -30,25 +30,27 @@ def result(scripts: ModuleType, variant: str, seed: int, bits: dict[str, float],
 
 
 @pytest.mark.soak
-def test_every_variant_runs_and_stands_in_the_table(tmp_path: Path, scripts: ModuleType) -> None:
+def test_every_setting_runs_and_stands_in_the_table(tmp_path: Path, scripts: ModuleType) -> None:
     page = tmp_path / "docs" / "page.md"
     command = [sys.executable, SCRIPT, "--short", "--seeds", "1", "--workdir", tmp_path, "--page", page]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = {one["variant"]: one for one in map(json.loads, (tmp_path / "results.jsonl").open())}
+    lines = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {one["variant"]: one for one in map(json.loads, lines)}
 
-    names = [variant.name for variant in scripts.VARIANTS]
+    variants = scripts.every_setting_once(scripts.VARIANTS)
+    names = [variant.name for variant in variants]
     assert sorted(found) == sorted(names)
     table = page.read_text(encoding="utf-8")
     for name in names:
         assert f"| {name} | " in table
     picture = xml.etree.ElementTree.parse(page.parent / "pictures" / "languages.svg")
     circles = list(picture.iter("{http://www.w3.org/2000/svg}circle"))
-    assert len(circles) == sum(variant.kind != "base" for variant in scripts.VARIANTS)
+    assert len(circles) == sum(variant.kind != "base" for variant in variants)
 
     everything = found["joint, large batch"]["tokens"]
     less = {"base": 0, "base, public text of another kind": 0}
-    for variant in scripts.VARIANTS:
+    for variant in variants:
         tokens = found[variant.name]["tokens"]
         if variant.slow in ("partial", "refuse", "next_round"):  # these lose what the slow site did not do
             assert 0 < tokens < everything
@@ -60,11 +62,20 @@ def test_every_variant_runs_and_stands_in_the_table(tmp_path: Path, scripts: Mod
     sizes = {name: found[name]["upload_bytes"] for name in ("FedAvg, H 30", "int8", "int4")}
     assert sizes["int4"] < sizes["int8"] < sizes["FedAvg, H 30"]
     assert found["average"]["bits_per_byte"] != found["TIES, density 0.2"]["bits_per_byte"]
-    assert found["FedAvg, H 30"]["bits_per_byte"] != found["DiLoCo 0.7/0.9, H 30"]["bits_per_byte"]
 
-    assert not scripts.due(
-        scripts.VARIANTS, [1], scripts.read_results(tmp_path / "results.jsonl", scripts.SHORT)
-    )
+    assert not scripts.due(variants, [1], scripts.read_results(tmp_path / "results.jsonl", scripts.SHORT))
+
+
+def test_the_short_form_leaves_no_setting_out(scripts: ModuleType) -> None:
+    import languages_variants
+
+    some = scripts.every_setting_once(scripts.VARIANTS)
+    assert languages_variants.STANDARD in some and len(some) < len(scripts.VARIANTS) / 2
+    for field in languages_variants.SWITCHES:
+        of_all, of_some = ({getattr(one, field) for one in among} for among in (scripts.VARIANTS, some))
+        assert of_some == of_all, field
+    for value in (lambda one: one.recipe.method, lambda one: one.recipe.outer.optimizer):
+        assert {value(one) for one in some} == {value(one) for one in scripts.VARIANTS}
 
 
 def test_a_run_that_was_cut_off_goes_on_with_the_first_tier_of_all_seeds(scripts: ModuleType) -> None:
