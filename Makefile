@@ -7,7 +7,7 @@ WORKDIR ?=
 SEED ?= 1
 JOBS ?= 2
 
-.PHONY: seeds mutation demo test test-here test-on-slurm check format stubs schemas chaos storm slurm slurm-demo slurm-release soak benchmarks sbom audit clean help
+.PHONY: seeds mutation demo test test-here test-on-slurm check format stubs schemas chaos storm stutter slurm slurm-demo slurm-release soak benchmarks sbom audit clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -46,6 +46,9 @@ chaos: $(VENV)/dev-installed  ## kill the demo's processes at ten random moments
 
 storm: $(VENV)/dev-installed  ## a thousand faults of eighteen kinds on real processes, as root for the small disks (an hour): LEDGER=postgres, SEED=...
 	$(BIN)/python tests/chaos/storm.py --faults $(or $(FAULTS),1000) --ledger $(or $(LEDGER),sqlite) --seed $(SEED)
+
+stutter: $(VENV)/dev-installed  ## tests whose processes stand still at random moments, to find races: TESTS=tests/agent SEED=1
+	$(BIN)/python tests/stutter.py --seed $(SEED) -- $(BIN)/python -m pytest $(or $(TESTS),tests/agent tests/store tests/whole)
 
 slurm: $(VENV)/dev-installed  ## the launcher on a real Slurm of its own, as root with its packages (minutes): .ci/run installs them
 	SPRACHBUND_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m '' tests/slurm
