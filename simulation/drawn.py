@@ -8,7 +8,7 @@ from typing import Any
 from consortium.canonical import replace
 from consortium.ids import CampaignId, Language, SiteName
 from consortium.jobs import Optimizer
-from consortium.merging.recipe import Recipe
+from consortium.merging.recipe import OuterStep, Recipe
 from policies.campaign import (
     Admission,
     Campaign,
@@ -107,7 +107,7 @@ def _campaign(seed: int, among: tuple[SitePlan, ...]) -> Campaign:
             delta_dtype=dice.choice(encodings),
             pace=dice.choice(["equal_steps", "finish_together"]),
         ),
-        merge=Recipe(method=dice.choice(["linear", "ties"])),
+        merge=Recipe(method=dice.choice(["linear", "ties"]), outer=OuterStep()),
         merge_at=merge_at,
         quorum=Quorum(
             share=dice.choice([0.5, 1.0]),

@@ -4,7 +4,8 @@
 
 Every few tenths of a second one process below the command is stopped (SIGSTOP) for up to so long, and goes on. The
 command itself is spared, and so is whatever --spare names (a word of its command line). It shows races that a loaded
-machine shows once in a hundred runs. Tests that stop a process themselves may find it going on. Linux only. Exits as the command does.
+machine shows once in a hundred runs. Tests that stop a process themselves may find it going on. Linux only.
+Exits as the command does.
 """
 
 import argparse

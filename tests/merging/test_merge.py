@@ -21,14 +21,14 @@ from consortium.ids import digest_of
 from consortium.manifests import FileRef
 from consortium.merging.merge import MergeInput, MergeResult, merge
 from consortium.merging.methods import METHODS
-from consortium.merging.recipe import PLAIN_AVERAGE, MethodName, Recipe, Setting
+from consortium.merging.recipe import PLAIN_AVERAGE, MethodName, OuterStep, Recipe, Setting
 from consortium.merging.recipes.signatures import SIGNATURES
 from consortium.store import ref_of
 from consortium.tensor_writer import TensorWriter
 from consortium.tensors import TensorFile
 from consortium.versions import verify_directory
 
-DILOCO = Recipe(shard_bytes=100)
+DILOCO = Recipe(outer=OuterStep(), shard_bytes=100)
 BASE = digest_of(b"base")
 
 
@@ -98,7 +98,7 @@ def test_order_chunks_and_threads_leave_no_trace(
 ) -> None:
     seeds = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=5, unique=True))
     inputs = [delta(seed, weight=1 + seed**3, scale=10.0 ** (seed - 4)) for seed in seeds]
-    recipe = Recipe(dtype=data.draw(st.sampled_from(["float32", "bfloat16"])), shard_bytes=100)
+    recipe = replace_fact(DILOCO, dtype=data.draw(st.sampled_from(["float32", "bfloat16"])))
     shuffled = data.draw(st.permutations(inputs))
     chunk, threads = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 4))
     folder = tmp_path_factory.mktemp("merges")
@@ -205,7 +205,7 @@ KILLED_HALF_WAY = """
 import os, signal, sys
 from pathlib import Path
 from consortium.merging.merge import MergeInput, merge
-from consortium.merging.recipe import Recipe
+from consortium.merging.recipe import OuterStep, Recipe
 from consortium.store import ref_of
 
 def die(done, total):
@@ -214,7 +214,7 @@ def die(done, total):
 
 base, out, *deltas = map(Path, sys.argv[1:])
 inputs = [MergeInput(path, ref_of(path), 1) for path in deltas]
-merge(base, inputs, None, Recipe(shard_bytes=100), out, progress=die, chunk=1)
+merge(base, inputs, None, Recipe(outer=OuterStep(), shard_bytes=100), out, progress=die, chunk=1)
 """
 
 

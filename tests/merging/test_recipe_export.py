@@ -215,7 +215,12 @@ def test_export_writes_one_weight_for_slices_that_have_none() -> None:
 def test_export_says_what_it_drops() -> None:
     made = MergeModel(name="a", pin=InputPin(kind="delta", digest=Digest("a" * 64)))
     recipe = Recipe(
-        method="dare_ties", weights="uniform", guards=Guards(clip=2.0), embedding_rows=EmbeddingRows(), seed=3
+        method="dare_ties",
+        weights="uniform",
+        outer=OuterStep(),
+        guards=Guards(clip=2.0),
+        embedding_rows=EmbeddingRows(),
+        seed=3,
     )
     lost = MergeFile(recipe=recipe, models=(made,), base="b", gate="strict", base_digest=Digest("b" * 64))
     _, notes = export(lost)

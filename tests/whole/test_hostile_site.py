@@ -17,7 +17,7 @@ from consortium.ids import Digest, Language
 from consortium.jobs import Assignment, Evaluate, Train
 from consortium.manifests import Contribution, FileRef, LanguageScore
 from consortium.merging.operands import read_row_counts, write_row_counts
-from consortium.merging.recipe import EmbeddingRows, Recipe
+from consortium.merging.recipe import EmbeddingRows, OuterStep, Recipe
 from consortium.signing import load_key, new_key, save_key
 from consortium.store import ref_of
 from consortium.tensors import Checkpoint
@@ -37,7 +37,7 @@ class Hostile(ScriptedSite):
         tuple[str, ...]
     ]  #: patterns of what each attempt is refused with; the last one repeats
 
-    merge: ClassVar[Recipe] = Recipe(shard_bytes=1 << 20)  #: of the campaign
+    merge: ClassVar[Recipe] = Recipe(shard_bytes=1 << 20, outer=OuterStep())  #: of the campaign
 
     def __init__(self, consortium: Consortium, name: str) -> None:
         super().__init__(consortium, name)
@@ -80,7 +80,7 @@ class SignsForAnothersBytes(Hostile):
 class InventsTokenCounts(Hostile):
     """Its embeddings would outweigh everybody's."""
 
-    merge = Recipe(shard_bytes=1 << 20, embedding_rows=EmbeddingRows())
+    merge = Recipe(shard_bytes=1 << 20, outer=OuterStep(), embedding_rows=EmbeddingRows())
     refusals = ("^token_counts: [0-9]+ tokens, 4 steps show 136 at most$",)
 
     def count_tokens(self, work: Train, folder: Path) -> Path:

@@ -126,7 +126,7 @@ DRAWING = Recipe(
     outer=OuterStep(optimizer="adam", learning_rate=0.001),
     seed=7,
 )
-COUNTING = Recipe(embedding_rows=EmbeddingRows(), dtype="bfloat16", shard_bytes=1 << 20)
+COUNTING = Recipe(embedding_rows=EmbeddingRows(), outer=OuterStep(), dtype="bfloat16", shard_bytes=1 << 20)
 
 
 @pytest.mark.parametrize("recipe", [DRAWING, COUNTING], ids=["draws", "counts tokens"])
