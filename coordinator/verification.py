@@ -216,12 +216,14 @@ def _contributions(
 
 
 def _let_go(state: State, job: Job) -> LetGo | None:
-    """Since when its bytes need not be there: a delta's own mark, of a merge that of the version that it made."""
+    """Since when its bytes need not be there: a delta's own mark, of a merge one of the version that it made."""
     if job.purpose is not Purpose.MERGE:
         return state.programme(job.campaign).let_go.get(job.id)
     campaign = state.campaigns[job.campaign]
     made = campaign.rounds[job.round].candidate
-    return None if made is None else campaign.versions[made].weights_let_go
+    if made is None:
+        return None
+    return campaign.versions[made].weights_let_go or campaign.versions[made].outer_state_let_go
 
 
 def _contribution(state: State, job: Job, workshop: Workshop) -> None:
