@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cut_off import cut_off_at_removal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -240,25 +241,12 @@ def test_a_blob_that_is_used_after_the_look_stays(site: Site, monkeypatch: pytes
     assert site.store.has(used)
 
 
-def test_a_cleaning_that_was_killed_is_finished_by_the_next(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cleaning_that_was_killed_is_finished_by_the_next(site: Site) -> None:
     blobs = {site.blob(f"old {number}") for number in range(5)}
     held = site.blob("held")
     site.hold(held)
-    remove, count = BlobStore.remove, 0
-
-    def dies(self: BlobStore, digest: Digest, stored_before: float) -> int:
-        nonlocal count
-        count += 1
-        if count == 3:
-            raise KeyboardInterrupt
-        return remove(self, digest, stored_before)
-
-    monkeypatch.setattr(BlobStore, "remove", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off_at_removal(3):
         site.clean()
-    monkeypatch.undo()
     assert len(blobs & set(site.store.digests())) == 3
     assert len(site.clean().gone) == 3
     assert site.store.digests() == [held]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cut_off import cut_off_at_removal
 from real_coordinator import SITES, Consortium, campaign, job_state
 from scripted_sites import ScriptedSite, at_work, introduce
 
@@ -185,25 +186,14 @@ def test_only_what_nobody_names_goes_and_the_past_still_holds(rested: Consortium
     assert not gc(rested).removed
 
 
-def test_a_cleaning_that_was_cut_off_is_finished_by_the_next(
-    rested: Consortium, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cleaning_that_was_cut_off_is_finished_by_the_next(rested: Consortium) -> None:
+    def between_the_marks_and_the_blob(store: BlobStore, digest: Digest) -> None:
+        for mark in store._deliveries.glob(f"*/{digest}"):
+            mark.unlink()
+
     garbage = litter(rested)
-    remove, count = BlobStore.remove, 0
-
-    def dies(self: BlobStore, digest: Digest, stored_before: float) -> int:
-        nonlocal count
-        count += 1
-        if count == 3:
-            for mark in self._deliveries.glob(f"*/{digest}"):  # between the marks and the blob
-                mark.unlink()
-            raise KeyboardInterrupt
-        return remove(self, digest, stored_before)
-
-    monkeypatch.setattr(BlobStore, "remove", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off_at_removal(3, between_the_marks_and_the_blob):
         gc(rested)
-    monkeypatch.undo()
     assert len(garbage & set(BlobStore(rested.home / "store").digests())) == 3
     assert verify(rested.home, rebuild=False).ok
     gc(rested)
