@@ -25,9 +25,9 @@ from consortium.signing import new_key, private_pem, sign_checkpoint
 from coordinator.config import CoordinatorConfig
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
-from coordinator.core.decide import Moment
 from coordinator.core.gate import GateVerdict
 from coordinator.core.machine import handle
+from coordinator.core.moment import Moment
 from coordinator.core.owed import Inspect, Judge, MakeBase, Merge, Owed, owed
 from coordinator.core.snapshot import keep
 from coordinator.core.state import Job, RoundState

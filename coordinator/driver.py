@@ -23,10 +23,11 @@ from coordinator.chain import AnyLedger, Recorded
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.concerned import Standing, concerned, standing
-from coordinator.core.decide import Moment, decide
+from coordinator.core.decide import decide
 from coordinator.core.draft import draft
 from coordinator.core.fold import apply
 from coordinator.core.machine import Decision, handle
+from coordinator.core.moment import Moment
 from coordinator.core.snapshot import keep, restore
 from coordinator.core.state import State
 from coordinator.core.story import Line, known_as, past, present, sentence

@@ -13,7 +13,7 @@ from consortium.channels import CHUNK_BYTES
 from consortium.ids import SiteName
 from coordinator.config import CoordinatorConfig
 from coordinator.core import events as ev
-from coordinator.core.decide import Moment
+from coordinator.core.moment import Moment
 from coordinator.core.waits import waits
 from policies.membership import Group, Membership
 from simulation.admins import Admins

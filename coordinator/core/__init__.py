@@ -5,6 +5,9 @@
     transitions.py  the job's life as a table
     state.py        the fold of the events
     decide.py       a command -> the fact it adds, or a refusal with the reason
+    reports.py      what a site's word on an attempt establishes
+    known.py        which site, campaign, version a command means
+    moment.py       what the shell knows of time
     plan.py         a state -> everything that follows from it, each with its reason
     able.py         which sites could do what
     orders.py       what a job is told

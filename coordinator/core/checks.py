@@ -15,8 +15,8 @@ from consortium.ids import Language, job_named
 from consortium.jobs import Purpose, Subject, Train
 from coordinator.core import events as ev
 from coordinator.core.able import judges
-from coordinator.core.decide import Moment
 from coordinator.core.lateness import given_up
+from coordinator.core.moment import Moment
 from coordinator.core.orders import evaluation
 from coordinator.core.state import CampaignState, Job, Round, Site, State
 from coordinator.core.transitions import JobState

@@ -7,8 +7,8 @@ from consortium.ids import job_named
 from consortium.jobs import Purpose, Subject, Train
 from coordinator.core import events as ev
 from coordinator.core.able import holders_of_public_text, judges, own_languages
-from coordinator.core.decide import Moment
 from coordinator.core.lateness import given_up
+from coordinator.core.moment import Moment
 from coordinator.core.orders import evaluation, planned, train_inputs, train_order
 from coordinator.core.state import CampaignState, State
 from coordinator.core.transitions import JobState

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from consortium.ids import AttemptId, SiteName
-from coordinator.core.decide import Moment
+from coordinator.core.moment import Moment
 from coordinator.core.place import Prospects, unable
 from coordinator.core.state import State
 from coordinator.core.transitions import JobState

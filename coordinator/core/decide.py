@@ -3,53 +3,26 @@
 Only the fact is recorded here; everything that follows from it is decided in ``plan``.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import singledispatch
 
-from consortium.capacity import ALWAYS, Opening
 from consortium.errors import BadInput, Refused
-from consortium.ids import AttemptId, JobId, SiteName, job_of, version_name
-from consortium.jobs import Outcome
+from consortium.ids import SiteName, version_name
 from consortium.manifests import VersionManifest
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.able import coordinator_merges
 from coordinator.core.accounting import spending
 from coordinator.core.budgets import BUDGETS, DESCRIBED, RENEWED, allows
-from coordinator.core.estimates import Cost
 from coordinator.core.keeping import due, in_words
-from coordinator.core.state import CampaignState, Job, RoundState, Site, State, Version
+from coordinator.core.known import enrolled_site, find_version, names_of, open_campaign
+from coordinator.core.moment import Moment
+from coordinator.core.reports import reported
+from coordinator.core.state import CampaignState, RoundState, State, Version
 from coordinator.core.transitions import JobState
 from coordinator.core.words import spoken
 from policies.consistency import missing_in, problems_in
 
 BY_HAND = "by hand: "  #: begins the reason of a promotion that the gate did not decide
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
-    """What the shell knows of time. Heartbeats live here, never in the ledger."""
-
-    now: float  #: seconds since the epoch, coordinator's clock
-    #: of this coordinator process: after a crash every lease gets its full length again
-    started_at: float = 0.0
-    renewed: Mapping[AttemptId, float] = field(default_factory=dict)  #: when a Sync last spoke of the attempt
-    openings: Mapping[SiteName, Opening] = field(default_factory=dict)  #: of sites that have windows
-    #: what jobs would cost, as far as it was asked for: what it follows from stays the same while leases are given
-    costs: dict[tuple[SiteName, JobId], Cost] = field(default_factory=dict, compare=False, repr=False)
-
-    def opening(self, site: Site) -> Opening:
-        """Whether the site may be given work now, by its windows; one that nobody looked at is closed.
-
-        A bundle is exchanged when somebody has the time, so at a courier's site only the agent holds to its windows.
-        """
-        if not site.windows or site.courier:
-            return ALWAYS
-        return self.openings.get(site.name, _CLOSED)
-
-
-_CLOSED = Opening(is_open=False)
 
 
 @singledispatch
@@ -112,7 +85,7 @@ def _(command: cm.EnrolSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
 
 @decide.register
 def _(command: cm.RenewCertificate, state: State, moment: Moment) -> list[ev.AnyEvent]:
-    if not allows(_site(state, command.site), RENEWED, moment.now):
+    if not allows(enrolled_site(state, command.site), RENEWED, moment.now):
         raise Refused(
             f"site {command.site} had {BUDGETS[RENEWED].burst} new certificates in a short time; it may have one more "
             f"every {spoken(BUDGETS[RENEWED].seconds)}: each stands in the ledger for good"
@@ -129,7 +102,7 @@ def _(command: cm.RenewCertificate, state: State, moment: Moment) -> list[ev.Any
 
 @decide.register
 def _(command: cm.SetSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
-    site = _site(state, command.site)
+    site = enrolled_site(state, command.site)
     if site.status == command.status:
         return []
     return [ev.SiteStatusChanged(site=site.name, status=command.status, reason=command.reason)]
@@ -146,7 +119,7 @@ def _(command: cm.RevokePerson, state: State, moment: Moment) -> list[ev.AnyEven
 
 @decide.register
 def _(command: cm.SyncSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
-    site = _site(state, command.site)
+    site = enrolled_site(state, command.site)
     if site.status == "suspended":
         raise Refused(f"site {site.name} is suspended; its operator should talk to the consortium's admin")
     events: list[ev.AnyEvent] = []
@@ -157,7 +130,7 @@ def _(command: cm.SyncSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
     reports = {report.attempt: report for report in command.reports}  # of two on one attempt the last counts
     for _, report in sorted(reports.items()):
         events += spending(state, site, report, moment.now)
-        events += _report(state, site, report)
+        events += reported(state, site, report)
     return events
 
 
@@ -174,43 +147,6 @@ _OFFER = (
     "launcher",
     "courier",
 )
-
-
-def _report(state: State, site: Site, report: cm.Report) -> list[ev.AnyEvent]:
-    """What one line of a Sync establishes. Late, repeated and foreign lines establish nothing."""
-    job = state.jobs.get(job_of(report.attempt))
-    if job is None or job.attempt != report.attempt or job.site != site.name or job.is_final:
-        return []
-    events: list[ev.AnyEvent] = []
-    if job.state is JobState.PLANNED and job.outcome is Outcome.EXPIRED and site.name not in job.refused_by:
-        events.append(
-            ev.LeaseResumed(
-                job=job.id,
-                attempt=report.attempt,
-                reason=f"{site.name} came back with the attempt before anybody else was asked",
-            )
-        )
-    elif job.state is not JobState.LEASED:
-        return []
-    if report.outcome is None:
-        return events
-    if report.outcome is Outcome.SUCCEEDED and report.envelope is not None:
-        events.append(
-            ev.ContributionReceived(
-                job=job.id, attempt=report.attempt, site=site.name, envelope=report.envelope
-            )
-        )
-    elif report.outcome is Outcome.SUCCEEDED:
-        reason = "reported as succeeded without a contribution; the agent must upload it first"
-        events.append(
-            ev.AttemptEnded(job=job.id, attempt=report.attempt, outcome=Outcome.CORRUPT, reason=reason)
-        )
-    else:
-        # Only the coordinator says "expired": such an attempt could come back for ever.
-        outcome = Outcome.PREEMPTED if report.outcome is Outcome.EXPIRED else report.outcome
-        reason = report.reason or f"{site.name} gave no reason"
-        events.append(ev.AttemptEnded(job=job.id, attempt=report.attempt, outcome=outcome, reason=reason))
-    return events
 
 
 # --- campaigns -------------------------------------------------------------------------------------
@@ -239,7 +175,7 @@ def _(command: cm.SubmitCampaign, state: State, moment: Moment) -> list[ev.AnyEv
 def _(command: cm.StopCampaign, state: State, moment: Moment) -> list[ev.AnyEvent]:
     run = state.flower_runs.get(command.campaign)
     if run is None:
-        _open_campaign(state, command.campaign)
+        open_campaign(state, command.campaign)
     elif run.status != "open":
         raise Refused(f"Flower run {command.campaign} is {run.status}: {run.reason}")
     cancelled: list[ev.AnyEvent] = [
@@ -259,12 +195,12 @@ def _(command: cm.StopCampaign, state: State, moment: Moment) -> list[ev.AnyEven
 def _(command: cm.MoveHead, state: State, moment: Moment) -> list[ev.AnyEvent]:
     campaign = state.campaigns.get(command.campaign)
     if campaign is None:
-        raise Refused(f"there is no campaign {command.campaign!r}; known: {_names(state.campaigns)}")
+        raise Refused(f"there is no campaign {command.campaign!r}; known: {names_of(state.campaigns)}")
     version = find_version(campaign, command.version)
     if version is None:
         known = [v.name for v in campaign.versions.values()]
         raise Refused(
-            f"campaign {command.campaign} has no version {command.version!r}; known: {_names(known)}"
+            f"campaign {command.campaign} has no version {command.version!r}; known: {names_of(known)}"
         )
     _still_has(version, command.verb)
     if command.verb == "promote":
@@ -310,7 +246,7 @@ def _(command: cm.LetGo, state: State, moment: Moment) -> list[ev.AnyEvent]:
 
 @decide.register
 def _(command: cm.ReportBase, state: State, moment: Moment) -> list[ev.AnyEvent]:
-    campaign = _open_campaign(state, command.campaign)
+    campaign = open_campaign(state, command.campaign)
     if campaign.head is not None:
         return []  # a second worker was slower
     if command.manifest is None:
@@ -358,7 +294,7 @@ def _(command: cm.ReportInspection, state: State, moment: Moment) -> list[ev.Any
 
 @decide.register
 def _(command: cm.ReportMerge, state: State, moment: Moment) -> list[ev.AnyEvent]:
-    campaign = _open_campaign(state, command.campaign)
+    campaign = open_campaign(state, command.campaign)
     round_ = campaign.rounds[command.round]
     if round_.state is not RoundState.MERGING or not coordinator_merges(state, round_):
         return []
@@ -389,7 +325,7 @@ def _candidate(
 
 @decide.register
 def _(command: cm.ReportVerdict, state: State, moment: Moment) -> list[ev.AnyEvent]:
-    campaign = _open_campaign(state, command.campaign)
+    campaign = open_campaign(state, command.campaign)
     round_ = campaign.rounds[command.round]
     if round_.state is not RoundState.EVALUATING or round_.candidate is None:
         return []
@@ -410,42 +346,3 @@ def _(command: cm.ReportVerdict, state: State, moment: Moment) -> list[ev.AnyEve
         reason = f"passed the gate against {base}, but the head was moved to {head} meanwhile; "
         reason += "promote it by hand if it is the better one"
     return [judged, ev.VersionRejected(campaign=command.campaign, version=version, reason=reason)]
-
-
-# --- looking things up -----------------------------------------------------------------------------
-
-
-def find_version(campaign: CampaignState, text: str) -> Version | None:
-    """By name, by digest, or by the first digits of one (at least eight) if only one fits."""
-    fits = [
-        v
-        for digest, v in sorted(campaign.versions.items())
-        if v.name == text or (len(text) >= 8 and digest.startswith(text))
-    ]
-    return fits[0] if len(fits) == 1 else None
-
-
-def _site(state: State, name: str) -> Site:
-    for site in state.sites.values():
-        if site.name == name:
-            return site
-    raise Refused(f"site {name!r} is not enrolled; known: {_names(state.sites)}")
-
-
-def _open_campaign(state: State, name: str) -> CampaignState:
-    for known, campaign in state.campaigns.items():
-        if known == name:
-            if campaign.status != "open":
-                raise Refused(f"campaign {name} is {campaign.status}: {campaign.reason}")
-            return campaign
-    raise BadInput(f"there is no campaign {name!r}; known: {_names(state.campaigns)}")
-
-
-def _names(things: object) -> str:
-    return ", ".join(sorted(map(str, things))) or "none"  # type: ignore[call-overload]
-
-
-def lease_until(job: Job, lease_seconds: float, moment: Moment) -> float:
-    """Until when the site has the right to its attempt. Every Sync that speaks of it renews."""
-    last = job.leased_at if job.attempt is None else moment.renewed.get(job.attempt, job.leased_at)
-    return max(last, job.leased_at, moment.started_at) + lease_seconds

@@ -14,7 +14,8 @@ from consortium.ids import CampaignId, JobId, SiteName, campaign_id, job_named
 from consortium.jobs import FlowerMessage, Purpose
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
-from coordinator.core.decide import Moment, decide
+from coordinator.core.decide import decide
+from coordinator.core.moment import Moment
 from coordinator.core.state import FlowerRunState, Job, State
 from policies.consistency import LEASE_SECONDS_MIN
 

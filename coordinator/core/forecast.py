@@ -19,8 +19,8 @@ from consortium.forecasts import (
 from consortium.ids import SiteName
 from consortium.jobs import Evaluate, Purpose, Subject, Tokenizer
 from coordinator.core.able import holders_of_public_text, judges, own_languages, participants
-from coordinator.core.decide import Moment
 from coordinator.core.foreseen import HOUR, NO_BASE, Given, OpeningAt, Places
+from coordinator.core.moment import Moment
 from coordinator.core.orders import train_order
 from coordinator.core.pace import shares
 from coordinator.core.rounds import order_of_site, who_takes_part

@@ -7,8 +7,9 @@ from consortium.errors import Broken
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.accounting import gone
-from coordinator.core.decide import Moment, decide
+from coordinator.core.decide import decide
 from coordinator.core.fold import apply
+from coordinator.core.moment import Moment
 from coordinator.core.place import next_lease
 from coordinator.core.plan import follow
 from coordinator.core.state import State

@@ -11,8 +11,8 @@ from consortium.ids import job_named
 from consortium.jobs import Purpose
 from coordinator.core import events as ev
 from coordinator.core.able import mergers, names_of
-from coordinator.core.decide import Moment
 from coordinator.core.lateness import overdue
+from coordinator.core.moment import Moment
 from coordinator.core.orders import merge_inputs, merge_order, planned
 from coordinator.core.state import CampaignState, Job, Round, State
 from coordinator.core.transitions import JobState

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from consortium.ids import SiteName
 from coordinator.core.charging import payable_seconds
-from coordinator.core.decide import Moment
 from coordinator.core.estimates import START_SECONDS, Estimate, median, queue_seconds, tokens_per_second
+from coordinator.core.moment import Moment
 from coordinator.core.state import CampaignState, Site, State
 from coordinator.core.words import spoken
 

@@ -14,8 +14,8 @@ from consortium.jobs import Purpose, Train
 from coordinator.core import events as ev
 from coordinator.core.budgets import BUDGETS, RETURNED, allows
 from coordinator.core.charging import charge
-from coordinator.core.decide import Moment
 from coordinator.core.estimates import Cost, cost, queue_seconds
+from coordinator.core.moment import Moment
 from coordinator.core.plan import has_rounds_ahead
 from coordinator.core.state import Job, Site, State
 from coordinator.core.transitions import JobState

@@ -14,11 +14,11 @@ from coordinator.core.able import holders_of_public_text, judges, participants
 from coordinator.core.accounting import warnings
 from coordinator.core.checks import checks_due, finding, is_checked, left_out
 from coordinator.core.comparison import is_compared, models_to_compare, rivals_to_train
-from coordinator.core.decide import Moment, lease_until
 from coordinator.core.flower import given_up_messages
 from coordinator.core.late import may_be_kept, may_go_on
 from coordinator.core.lateness import given_up, overdue
 from coordinator.core.merging import job_at_a_site, where_to_merge
+from coordinator.core.moment import Moment, lease_until
 from coordinator.core.orders import evaluation, planned
 from coordinator.core.rounds import open_round
 from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State

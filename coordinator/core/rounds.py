@@ -8,9 +8,9 @@ from consortium.jobs import Purpose, Train
 from coordinator.core import events as ev
 from coordinator.core.able import holders_of_public_text, names_of, own_languages, participants
 from coordinator.core.charging import lacking
-from coordinator.core.decide import Moment
 from coordinator.core.estimates import Estimate, cost_of
 from coordinator.core.late import taken_over
+from coordinator.core.moment import Moment
 from coordinator.core.orders import fed_back, planned, train_inputs, train_order
 from coordinator.core.pace import shares
 from coordinator.core.state import CampaignState, Site, State

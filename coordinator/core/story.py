@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from consortium.canonical import Fact
 from consortium.ids import JobId, short
 from coordinator.core import events as ev
-from coordinator.core.decide import Moment
+from coordinator.core.moment import Moment
 from coordinator.core.place import waiting
 from coordinator.core.state import State
 from coordinator.core.transitions import JobState

@@ -11,9 +11,9 @@ from consortium.jobs import Train
 from consortium.metrics import bits_per_byte
 from coordinator.core.accounting import held_back
 from coordinator.core.budgets import used_up
-from coordinator.core.decide import Moment
 from coordinator.core.estimates import HOUR, queue_seconds
 from coordinator.core.keeping import in_words
+from coordinator.core.moment import Moment
 from coordinator.core.place import best_prospect, waiting
 from coordinator.core.state import CampaignState, Job, Round, RoundState, Site, State, Version
 from coordinator.core.transitions import FINAL, JobState

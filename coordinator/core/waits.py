@@ -10,8 +10,8 @@ from coordinator.core.able import (
     why_no_merge,
 )
 from coordinator.core.charging import unpayable
-from coordinator.core.decide import Moment
 from coordinator.core.lateness import hours_to_begin
+from coordinator.core.moment import Moment
 from coordinator.core.owed import owed
 from coordinator.core.plan import next_round
 from coordinator.core.rounds import too_few_can_pay

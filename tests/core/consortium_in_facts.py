@@ -16,10 +16,10 @@ from consortium.jobs import Merge as MergeWork
 from consortium.manifests import Contribution, FileRef, Holding, Ingredient, VersionManifest
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
-from coordinator.core.decide import Moment
 from coordinator.core.fold import apply
 from coordinator.core.gate import GateVerdict
 from coordinator.core.machine import handle
+from coordinator.core.moment import Moment
 from coordinator.core.owed import Inspect, Judge, MakeBase, Merge, Owed, owed
 from coordinator.core.snapshot import keep, restore
 from coordinator.core.state import Job, State

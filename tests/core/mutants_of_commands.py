@@ -8,12 +8,7 @@ MUTANTS = (
         ("token of another site", "if invitation.site != command.site:", "if False:"),
         ("token never expires", "if moment.now > invitation.valid_until:", "if False:"),
         ("suspended site may sync", 'if site.status == "suspended":', "if False:"),
-        ("fence: a stale attempt counts", "or job.attempt != report.attempt or", "or"),
-        ("fence: another site's attempt counts", "or job.site != site.name or", "or"),
         ("doubled lines count twice", "sorted(reports.items())", "((r.attempt, r) for r in command.reports)"),
-        ("resume: any ended attempt", "job.outcome is Outcome.EXPIRED and site.name", "site.name"),
-        ("resume: never", "job.state is JobState.PLANNED and job.outcome is Outcome.EXPIRED", "False"),
-        ("a site may say expired", "if report.outcome is Outcome.EXPIRED else", "if False else"),
         ("inspection of a stale attempt", " or job.attempt != command.attempt:", ":"),
         (
             "merge reported twice",
@@ -45,16 +40,27 @@ MUTANTS = (
         ("stop leaves jobs running", "if job.campaign == command.campaign\n    ]", "if False\n    ]"),
         ("stop cancels other campaigns' jobs", "if job.campaign == command.campaign\n    ]", "]"),
         (
+            "merge: the coordinator does a site's",
+            "RoundState.MERGING or not coordinator_merges(state, round_):",
+            "RoundState.MERGING:",
+        ),
+    ),
+    *in_file(
+        "core/reports.py",
+        ("fence: a stale attempt counts", "or job.attempt != report.attempt or", "or"),
+        ("fence: another site's attempt counts", "or job.site != site.name or", "or"),
+        ("resume: any ended attempt", "job.outcome is Outcome.EXPIRED and site.name", "site.name"),
+        ("resume: never", "job.state is JobState.PLANNED and job.outcome is Outcome.EXPIRED", "False"),
+        ("a site may say expired", "if report.outcome is Outcome.EXPIRED else", "if False else"),
+    ),
+    *in_file(
+        "core/moment.py",
+        (
             "restart shortens leases",
             "max(last, job.leased_at, moment.started_at)",
             "max(last, job.leased_at)",
         ),
         ("syncs do not renew", "moment.renewed.get(job.attempt, job.leased_at)", "job.leased_at"),
-        (
-            "merge: the coordinator does a site's",
-            "RoundState.MERGING or not coordinator_merges(state, round_):",
-            "RoundState.MERGING:",
-        ),
         (
             "courier: its windows are the coordinator's",
             "if not site.windows or site.courier:",

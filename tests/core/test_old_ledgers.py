@@ -12,9 +12,9 @@ import pytest
 from consortium_in_facts import campaign, decoded
 
 from coordinator.core import commands as cm
-from coordinator.core.decide import Moment
 from coordinator.core.fold import apply
 from coordinator.core.machine import handle
+from coordinator.core.moment import Moment
 from coordinator.core.snapshot import is_current, restore
 from coordinator.core.state import State
 from coordinator.core.story import tell

@@ -17,7 +17,8 @@ from consortium.ids import CampaignId, SiteName, digest_of
 from consortium.logs import log_json
 from consortium.manifests import FileRef
 from coordinator.core import commands as cm
-from coordinator.core.decide import Moment, decide
+from coordinator.core.decide import decide
+from coordinator.core.moment import Moment
 from coordinator.core.state import FlowerRunState, Site, State
 from coordinator.services.words import move, said, short, sync_command
 from policies.campaign import Campaign

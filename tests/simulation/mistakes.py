@@ -67,7 +67,7 @@ _MORE_OF_THE_CORE = (
     ),
     Mistake(
         "a result without bytes is a result",
-        "coordinator.core.decide",
+        "coordinator.core.reports",
         "if report.outcome is Outcome.SUCCEEDED and report.envelope is not None:",
         "if report.outcome is Outcome.SUCCEEDED:",
     ),
