@@ -25,6 +25,7 @@ Language = NewType("Language", str)  #: BCP-47, lower case, as policies/language
 
 _SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_OWNER = re.compile(r"[a-z0-9-]{1,40}(\.[a-z0-9-]{1,40})?")
 _JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,39}_[a-z0-9-]{1,120}")  # the one '_' ends the campaign's name
 _ATTEMPT = re.compile(_JOB.pattern + r"\.a[1-9][0-9]{0,4}")
 _LANGUAGE = re.compile(r"[a-z]{2,8}(-[a-z0-9]{1,8}){0,4}")
@@ -60,6 +61,20 @@ def digest(text: str) -> Digest:
     if not _DIGEST.fullmatch(text):
         raise BadInput(f"digest {text[:80]!r}: expected 64 lower-case hex digits (sha256)")
     return Digest(text)
+
+
+def is_digest(name: str) -> bool:
+    """Whether a file's or an object's name is a blob's; other names are somebody else's, and left alone."""
+    return _DIGEST.fullmatch(name) is not None
+
+
+def is_owner(name: str) -> bool:
+    """Whether somebody of that name may own an upload: a site, or ``<role>.<name>``."""
+    return _OWNER.fullmatch(name) is not None
+
+
+def no_owner(name: str) -> BadInput:
+    return BadInput(f"owner {name[:80]!r} of an upload: expected a name, or <role>.<name>")
 
 
 def attempt_id(text: str) -> AttemptId:

@@ -1,7 +1,7 @@
-"""Where blobs lie, named by their digest, and how half of one waits for the rest.
+"""Where blobs lie on a disk, named by their digest.
 
     blobs/ab/cdef...            whole, verified, read-only; the name is the sha256 of the bytes
-    partials/<owner>/<digest>   what an owner has sent so far; nobody else can see or touch it
+    partials/<owner>/<digest>   what an owner has sent so far: ``partials.py``
     deliveries/<owner>/<digest> empty; says that this owner once sent every byte of that blob
 
 A blob appears under its name only when it is whole, verified and durable. Two uploaders of one blob do no
@@ -14,10 +14,8 @@ import fcntl
 import hashlib
 import math
 import os
-import re
 import shutil
 import stat
-import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -33,48 +31,22 @@ from consortium.files import (
     temporary_beside,
     write_bytes_atomically,
 )
-from consortium.ids import Digest
+from consortium.ids import Digest, is_digest
 from consortium.manifests import FileRef
+from consortium.partials import Partials, by_owner, of_owner
 
 _READ_BYTES = 1 << 20
-_OWNER = re.compile(r"[a-z0-9-]{1,40}(\.[a-z0-9-]{1,40})?")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _READ_ONLY = 0o444  # as git does: a stray editor cannot change what the name promises
-
-
-class _Partial:
-    """The running hash of one owner's upload of one blob, and how far it reaches."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.sha256 = hashlib.sha256()
-        self.hashed = 0
-
-    def catch_up(self, file: int) -> int:
-        """Size of the open partial; hashes what this process has not seen of it (after a restart: all)."""
-        size = os.fstat(file).st_size
-        if size < self.hashed:
-            self.sha256, self.hashed = hashlib.sha256(), 0
-        while self.hashed < size:
-            data = os.pread(file, min(_READ_BYTES, size - self.hashed), self.hashed)
-            if not data:
-                break
-            self.sha256.update(data)
-            self.hashed += len(data)
-        return self.hashed
 
 
 class BlobStore:
     def __init__(self, root: Path) -> None:
         self._blobs = root / "blobs"
-        self._partials_root = root / "partials"
         self._deliveries = root / "deliveries"
-        self._partials: dict[tuple[str, Digest], _Partial] = {}
-        self._lock = threading.Lock()
         with disk_errors(root):
             make_private_folder(root, tighten=False)
             make_folder(self._blobs)
-            make_folder(self._partials_root)
+            self._partials = Partials(root / "partials")
 
     # ---- whole blobs
 
@@ -179,21 +151,19 @@ class BlobStore:
 
     def received(self, digest: Digest, owner: str) -> int:
         """Bytes of this owner's partial; 0 if there is none, or no more because the blob is whole."""
-        with contextlib.suppress(FileNotFoundError):
-            return self._own(self._partials_root, digest, owner).stat().st_size
-        return 0
+        return self._partials.received(digest, owner)
 
     def delivered(self, digest: Digest, owner: str) -> bool:
         """Whether the blob is whole here and this owner sent every byte of it; then it counts as stored now."""
-        return self._own(self._deliveries, digest, owner).is_file() and self._renewed(self._place(digest))
+        return self._delivery(digest, owner).is_file() and self._renewed(self._place(digest))
 
     def deliveries(self) -> list[tuple[Digest, str]]:
         """Who sent every byte of which blob, sorted."""
-        return sorted((Digest(mark.name), mark.parent.name) for mark in _named(self._deliveries))
+        return sorted((Digest(mark.name), mark.parent.name) for mark in by_owner(self._deliveries))
 
     def note_delivery(self, digest: Digest, owner: str) -> None:
         """Note that this owner once sent every byte of the blob; for who moves a store."""
-        write_bytes_atomically(self._own(self._deliveries, digest, owner), b"")
+        write_bytes_atomically(self._delivery(digest, owner), b"")
 
     def append(self, digest: Digest, owner: str, offset: int, data: bytes) -> int:
         """Add ``data`` at ``offset``, which must be where the partial ends; returns where it ends now.
@@ -201,66 +171,33 @@ class BlobStore:
         Not durable before ``finish``; what a crash takes away is sent again. Raises Unavailable if ``offset``
         is elsewhere (ask ``received`` and go on from there), DiskFull.
         """
-        path = self._own(self._partials_root, digest, owner)
-        with self._held(digest, owner) as partial, disk_errors(path):
-            self._require_begun(path, digest, owner, offset, _elsewhere(digest, offset, 0))
-            with _open_partial(path) as file:
-                return self._append(file, partial, digest, offset, data)
-
-    def _append(self, file: int, partial: _Partial, digest: Digest, offset: int, data: bytes) -> int:
-        size = partial.catch_up(file)
-        if offset != size:
-            raise _elsewhere(digest, offset, size)
-        written = 0
-        while written < len(data):
-            written += os.pwrite(file, memoryview(data)[written:], size + written)
-        partial.sha256.update(data)
-        partial.hashed += len(data)
-        return partial.hashed
+        return self._partials.append(digest, owner, offset, data)
 
     def finish(self, digest: Digest, owner: str, size: int) -> FileRef:
         """Make a partial of exactly ``size`` bytes a whole blob: verified, durable, visible.
 
         Raises Unavailable while bytes are missing, Corrupt (and deletes the partial) if they are wrong.
         """
-        ref = FileRef(digest=digest, size=size)
         target = self._place(digest)
-        path = self._own(self._partials_root, digest, owner)
-        with self._held(digest, owner) as partial:
-            if self.delivered(digest, owner):
-                self._forget(digest, owner)
-                return ref
-            self._require_begun(path, digest, owner, size, _unfinished(digest, 0, size))
-            with disk_errors(path), _open_partial(path) as file:
-                held = partial.catch_up(file)
-                if held < size:
-                    raise _unfinished(digest, held, size)
-                got = partial.sha256.hexdigest()
-                if held > size or got != digest:
-                    self._forget(digest, owner)
-                    raise Corrupt(
-                        f"blob {digest}: expected {size} bytes with this sha256, got {held} bytes with "
-                        f"{got}; the upload was deleted, send it again from the start"
-                    )
-                self.note_delivery(digest, owner)
-                if not self._renewed(target):
-                    os.fchmod(file, _READ_ONLY)
-                    os.utime(file)  # stored now, whenever its last byte came
-                    os.fsync(file)
-                    make_folder(target.parent)
-                    move_into_place(path, target)
-            if not self._own(self._deliveries, digest, owner).is_file():
-                self.note_delivery(digest, owner)  # an older blob of the same bytes was cleaned away just now
-            self._forget(digest, owner)
-        return ref
+        with self._partials.held(digest, owner) as partial:
+            if not self.delivered(digest, owner):
+                with self._partials.verified(partial, digest, owner, size) as file:
+                    self.note_delivery(digest, owner)
+                    if not self._renewed(target):
+                        os.fchmod(file, _READ_ONLY)
+                        os.utime(file)  # stored now, whenever its last byte came
+                        os.fsync(file)
+                        make_folder(target.parent)
+                        move_into_place(self._partials.path(digest, owner), target)
+                # an older blob of the same bytes was cleaned away just now, and its marks with it
+                if not self._delivery(digest, owner).is_file():
+                    self.note_delivery(digest, owner)
+            self._partials.forget(digest, owner)
+        return FileRef(digest=digest, size=size)
 
     def partials(self) -> list[tuple[Digest, str, float]]:
         """What is being sent: blob, owner, and when the last of it came, in seconds since the epoch; sorted."""
-        found = []
-        for path in _named(self._partials_root):
-            with contextlib.suppress(FileNotFoundError):
-                found.append((Digest(path.name), path.parent.name, path.stat().st_mtime))
-        return sorted(found)
+        return self._partials.all()
 
     def sweep(self, before: float) -> int:
         """Delete what a crash left half written, if it is older; how many files."""
@@ -274,8 +211,7 @@ class BlobStore:
 
     def discard(self, digest: Digest, owner: str) -> None:
         """Delete this owner's partial, if there is one."""
-        with self._held(digest, owner):
-            self._forget(digest, owner)
+        self._partials.discard(digest, owner)
 
     def require_room(self, size: int) -> None:
         """Raise DiskFull at once if ``size`` more bytes cannot fit, rather than after most of them came."""
@@ -287,18 +223,16 @@ class BlobStore:
 
     def make_room(self, owner: str, keep: int, busy: Collection[Digest] = ()) -> None:
         """Discard this owner's oldest partials until ``keep`` are left, none of ``busy``: those are being written."""
-        folder = self._own(self._partials_root, ids.digest_of(b""), owner).parent
-        with disk_errors(folder), contextlib.suppress(FileNotFoundError):
-            own = [path for path in folder.iterdir() if is_digest(path.name)]
-            idle = [path for path in own if path.name not in busy]
-            for path in sorted(idle, key=lambda path: path.stat().st_mtime_ns)[: max(0, len(own) - keep)]:
-                self.discard(Digest(path.name), owner)
+        self._partials.make_room(owner, keep, busy)
 
     # ---- inside
 
     def _place(self, digest: Digest) -> Path:
         ids.digest(digest)
         return self._blobs / digest[:2] / digest[2:]
+
+    def _delivery(self, digest: Digest, owner: str) -> Path:
+        return of_owner(self._deliveries, digest, owner)
 
     def _renewed(self, target: Path) -> bool:
         """Whether the blob is here already; it then counts as stored now, so that no cleaning takes it away."""
@@ -324,37 +258,6 @@ class BlobStore:
         finally:
             os.close(lock)
 
-    def _own(self, folder: Path, digest: Digest, owner: str) -> Path:
-        if not is_owner(owner):
-            raise no_owner(owner)
-        return folder / owner / ids.digest(digest)
-
-    @contextlib.contextmanager
-    def _held(self, digest: Digest, owner: str) -> Iterator[_Partial]:
-        """This upload for this thread alone; what was forgotten while we waited for it is not it any more."""
-        while True:
-            with self._lock:
-                partial = self._partials.setdefault((owner, digest), _Partial())
-            with partial.lock:
-                if self._partials.get((owner, digest)) is partial:
-                    yield partial
-                    return
-
-    def _require_begun(
-        self, path: Path, digest: Digest, owner: str, offset: int, trouble: Unavailable
-    ) -> None:
-        """Who goes on with an upload that is not here leaves nothing behind."""
-        if offset and not path.exists():
-            self._forget(digest, owner)
-            raise trouble
-
-    def _forget(self, digest: Digest, owner: str) -> None:
-        path = self._own(self._partials_root, digest, owner)
-        with disk_errors(path):
-            path.unlink(missing_ok=True)
-        with self._lock:
-            self._partials.pop((owner, digest), None)
-
     @contextlib.contextmanager
     def _new_file(self, target: Path) -> Iterator[Path]:
         """A temporary name to fill; on success it becomes ``target``, durable and read-only."""
@@ -369,24 +272,6 @@ class BlobStore:
                 move_into_place(temporary, target)
             finally:
                 temporary.unlink(missing_ok=True)
-
-
-def is_digest(name: str) -> bool:
-    """Whether a file's or an object's name is a blob's; other names are somebody else's, and left alone."""
-    return _DIGEST.fullmatch(name) is not None
-
-
-def is_owner(name: str) -> bool:
-    return _OWNER.fullmatch(name) is not None
-
-
-def no_owner(name: str) -> BadInput:
-    return BadInput(f"owner {name[:80]!r} of an upload: expected a name, or <role>.<name>")
-
-
-def _named(folder: Path) -> Iterator[Path]:
-    """``<owner>/<digest>`` below a folder."""
-    return (path for path in folder.glob("*/*") if is_digest(path.name) and is_owner(path.parent.name))
 
 
 def ref_of(path: Path) -> FileRef:
@@ -410,26 +295,6 @@ def ref_of_section(path: Path, begin: int, size: int) -> FileRef:
             sha256.update(data)
             done += len(data)
     return FileRef(digest=Digest(sha256.hexdigest()), size=done)
-
-
-def _unfinished(digest: Digest, held: int, size: int) -> Unavailable:
-    return Unavailable(f"blob {digest}: {held} of {size} bytes are here; send the rest")
-
-
-def _elsewhere(digest: Digest, offset: int, size: int) -> Unavailable:
-    return Unavailable(
-        f"blob {digest}: data came for offset {offset}, but {size} bytes are here; go on from {size}"
-    )
-
-
-@contextlib.contextmanager
-def _open_partial(path: Path) -> Iterator[int]:
-    make_folder(path.parent)
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        yield file
-    finally:
-        os.close(file)
 
 
 def _link_or_copy(source: Path, target: Path, link: bool) -> None:

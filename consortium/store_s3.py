@@ -19,9 +19,9 @@ from pathlib import Path
 from consortium import ids
 from consortium.bucket import Bucket, Found
 from consortium.errors import Corrupt, Unavailable
-from consortium.ids import Digest
+from consortium.ids import Digest, is_digest, is_owner, no_owner
 from consortium.manifests import FileRef
-from consortium.store import BlobStore, is_digest, is_owner, no_owner
+from consortium.store import BlobStore
 
 _FETCH = "store.fetch"  # owner of partials that come from the bucket: no site's name has a dot, and "store" is no role
 _READ_BYTES = 8 << 20

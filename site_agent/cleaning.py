@@ -18,9 +18,9 @@ from pathlib import Path
 from consortium.canonical import Fact, decode, encode
 from consortium.errors import BadInput, SprachbundError
 from consortium.files import disk_errors, write_bytes_atomically
-from consortium.ids import CampaignId, Digest
+from consortium.ids import CampaignId, Digest, is_digest
 from consortium.jobs import Assignment
-from consortium.store import BlobStore, is_digest
+from consortium.store import BlobStore
 from site_agent.config import SiteConfig
 from site_agent.core.cleaning import CleaningPlan, Found, Going, Home, Kind, plan
 from site_agent.spool import BROKEN, Spool

@@ -106,19 +106,19 @@ def test_who_goes_on_where_nothing_began_leaves_nothing_behind(store: BlobStore,
     with pytest.raises(Unavailable, match="0 of 13 bytes are here"):
         store.finish(NAME, "sofia", 13)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert store._partials == {}
+    assert store._partials._begun == {}
 
 
 def test_an_upload_that_waited_for_a_forgotten_one_begins_its_own(store: BlobStore) -> None:
     """Else two could write into one file at once, each with a lock and a running hash of its own."""
     store.append(NAME, "sofia", 0, HELLO[:5])
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
-        with store._held(NAME, "sofia") as before:
+        with store._partials.held(NAME, "sofia") as before:
             waiting = threads.submit(store.append, NAME, "sofia", 0, HELLO)
             time.sleep(0.05)
-            store._forget(NAME, "sofia")
+            store._partials.forget(NAME, "sofia")
         assert waiting.result() == len(HELLO)
-    (now,) = store._partials.values()
+    (now,) = store._partials._begun.values()
     assert now is not before and (before.hashed, now.hashed) == (5, len(HELLO))
     store.finish(NAME, "sofia", len(HELLO))
 
@@ -208,7 +208,7 @@ def test_abandoned_uploads_make_room_oldest_first(store: BlobStore) -> None:
     names = [digest_of(bytes([number])) for number in range(4)]
     for age, name in enumerate(names):
         store.append(name, "sofia", 0, b"x")
-        os.utime(store._own(store._partials_root, name, "sofia"), (age, age))
+        os.utime(store._partials.path(name, "sofia"), (age, age))
     store.append(names[0], "tirana", 0, b"x")
     store.make_room("sofia", keep=2)
     assert [store.received(name, "sofia") for name in names] == [0, 0, 1, 1]
