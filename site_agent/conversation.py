@@ -10,7 +10,7 @@ from typing import Any
 
 from sprachbund.v1 import site_pb2
 
-from consortium.errors import Broken, Refused, SprachbundError, Superseded
+from consortium.errors import Broken, Refused, SprachbundError, Superseded, TooOften
 from site_agent.core.facts import Report
 from site_agent.link import Link, News
 
@@ -22,6 +22,7 @@ _BACKOFF_SECONDS = 0.5  # doubled with each failure in a row, with jitter, lest 
 _BACKOFF_SECONDS_MAX = 10.0
 # it does answer, and will say the same until a person acts: suspended for a month, say
 _REFUSED_SECONDS_MAX = 60.0
+_HELD_SECONDS_MAX = 6 * 3600.0  # the longest that a coordinator can make wait for one more of anything
 
 
 class Conversation:
@@ -42,9 +43,12 @@ class Conversation:
         self.wait_seconds = wait_seconds
         self._changed = changed
         self._task: asyncio.Task[News] | None = None
-        self._told: object = None
+        self._told: tuple[bytes, Any] = (b"", None)  # what the newest Sync says of the site, and of attempts
         self._not_before = 0.0
         self._failures = 0
+        self._not_described_before = 0.0  # until then another description is no reason to speak
+        self._not_renewed_before = 0.0
+        self._used_up = ""
 
     @property
     def connected(self) -> bool:
@@ -52,12 +56,13 @@ class Conversation:
 
     def say(self, description: site_pb2.SiteDescription, reports: tuple[Report, ...]) -> None:
         """Begin a Sync if one is due."""
+        now = asyncio.get_running_loop().time()
         told = description.SerializeToString(deterministic=True), _substance(reports)
-        is_early = asyncio.get_running_loop().time() < self._not_before
-        if is_early and (self._failures or told == self._told):
+        is_new = told[1] != self._told[1] or (told[0] != self._told[0] and now >= self._not_described_before)
+        if now < self._not_before and (self._failures or not is_new):
             return
         if self._task is not None:
-            if told == self._told:
+            if not is_new:
                 return
             self._task.cancel()
         self._told = told
@@ -93,10 +98,21 @@ class Conversation:
             self._complain(error)
         else:
             self._not_before = now + max(_PAUSE_SECONDS, self.news.next_seconds)
+            self._heed(self.news, now)
             if self._failures:
                 _log.info("the coordinator answers again, after %d failures", self._failures)
             self._failures, self.trouble, self.synced_at = 0, "", time.time()
         return True
+
+    def _heed(self, news: News, now: float) -> None:
+        """Wait with what the coordinator does not take down; each Sync that comes anyway says it again."""
+        until = {one.budget: now + _held_seconds(one.again_at - time.time()) for one in news.used_up}
+        self._not_described_before = until.get("described", 0.0)
+        self._not_renewed_before = max(self._not_renewed_before, until.get("renewed", 0.0))
+        said = "; ".join(one.reason for one in news.used_up)
+        if said and said != self._used_up:
+            _log.warning("the coordinator takes no more of this for a while: %s", said)
+        self._used_up = said
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -104,11 +120,14 @@ class Conversation:
             await asyncio.wait([self._task])
 
     async def _talk(self, description: site_pb2.SiteDescription, reports: tuple[Report, ...]) -> News:
-        if self._link.is_due(time.time()):
+        clock = asyncio.get_running_loop().time
+        if self._link.is_due(time.time()) and clock() >= self._not_renewed_before:
             try:
                 await self._link.renew()
                 _log.info("the certificate was renewed")
             except SprachbundError as error:
+                if isinstance(error, TooOften):
+                    self._not_renewed_before = clock() + _held_seconds(error.again_seconds)
                 _log.warning("the certificate is due for renewal, which failed: %s", error)
         return await self._link.sync(description, reports, self.wait_seconds)
 
@@ -122,6 +141,11 @@ class Conversation:
             level = logging.ERROR if isinstance(error, Broken) else logging.WARNING
             _log.log(level, "Sync failed: %s; jobs go on, it is tried again", trouble)
         self.trouble = trouble
+
+
+def _held_seconds(seconds: float) -> float:
+    """At most as long as is sensible to believe."""
+    return min(max(0.0, seconds), _HELD_SECONDS_MAX)
 
 
 def _substance(reports: tuple[Report, ...]) -> Any:

@@ -19,7 +19,7 @@ from consortium.ids import AttemptId, SiteName
 from consortium.pieces import ArtifactCalls
 from consortium.wire_errors import from_rpc_error
 from site_agent import wire
-from site_agent.core.facts import Offer, Report, Usage
+from site_agent.core.facts import Offer, Report, Usage, UsedUp
 from site_agent.identity import SiteIdentity, next_key
 from site_agent.witness import Witness
 
@@ -40,6 +40,7 @@ class News:
     next_seconds: float
     upload_bytes_max: int
     clock_ahead_seconds: float  #: of the coordinator's clock over this one
+    used_up: tuple[UsedUp, ...] = ()  #: what it does not take down for a while
 
 
 class Link:
@@ -166,6 +167,7 @@ class Link:
             clock_ahead_seconds=answer.now.ToNanoseconds() / 1e9 - time.time()
             if answer.HasField("now")
             else 0.0,
+            used_up=wire.used_up(answer.used_up, time.time()),
         )
 
 

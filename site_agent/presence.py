@@ -38,8 +38,9 @@ class Presence:
             trouble=talk.trouble,
             clock_ahead_seconds=news.clock_ahead_seconds if news else 0.0,
             seen_at=now,
+            used_up=news.used_up if news else (),
         )
-        is_news = (status.trouble, status.synced_at is None) != (before.trouble, before.synced_at is None)
+        is_news = _substance(status) != _substance(before)
         self.status = status
         if is_news or now - self._written_at >= SEEN_SECONDS:
             write_status(self._home, status)
@@ -50,3 +51,8 @@ class Presence:
         found = read_status(self._home)
         if found is not None and found.incarnation == self.status.incarnation:
             write_status(self._home, replace(self.status, seen_at=time.time(), stopped=True))
+
+
+def _substance(status: AgentStatus) -> tuple[object, ...]:
+    """What people should not have to wait for a minute to see."""
+    return status.trouble, status.synced_at is None, [one.budget for one in status.used_up]

@@ -10,7 +10,7 @@ from consortium.errors import BadInput
 from consortium.files import write_bytes_atomically
 from consortium.ids import SiteName
 from site_agent.config import SiteConfig
-from site_agent.core.facts import AttemptFiles
+from site_agent.core.facts import AttemptFiles, UsedUp
 from site_agent.mode import Mode, read_mode
 from site_agent.processes import began
 from site_agent.spool import Spool
@@ -37,6 +37,7 @@ class AgentStatus(Fact):
     began: str = ""  #: of the process, in ticks since boot: tells it from a later one with its pid
     seen_at: float = 0.0  #: when this was written
     stopped: bool = False  #: it left in an orderly way
+    used_up: tuple[UsedUp, ...] = ()  #: what the coordinator did not take down at the last Sync
 
     @property
     def is_running(self) -> bool | None:

@@ -1,6 +1,6 @@
 """How the core's words are spelt in the messages of ``sprachbund.v1.SiteService``, and back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sprachbund.v1 import site_pb2
 
@@ -11,7 +11,13 @@ from consortium.ids import AttemptId, SiteName, attempt_id
 from consortium.jobs import Assignment
 from consortium.manifests import DataManifest
 from consortium.signing import ASSIGNMENT, Checkpoint, verify
-from site_agent.core.facts import Offer, Progress, Report
+from site_agent.core.facts import Budget, Offer, Progress, Report, UsedUp
+
+_BUDGETS: dict[int, Budget] = {
+    site_pb2.BUDGET_KIND_DESCRIBED: "described",
+    site_pb2.BUDGET_KIND_RENEWED: "renewed",
+    site_pb2.BUDGET_KIND_RETURNED: "returned",
+}
 
 
 def report_message(report: Report) -> site_pb2.AttemptReport:
@@ -77,6 +83,18 @@ def offer(message: site_pb2.SignedAssignment, site: SiteName, ledger_key: bytes)
     except SprachbundError as error:
         return Offer(attempt=attempt, problem=f"the assignment cannot be accepted: {error}")
     return Offer(attempt=attempt, assignment=assignment)
+
+
+def used_up(messages: Iterable[site_pb2.UsedUpBudget], now: float) -> tuple[UsedUp, ...]:
+    """``now``: epoch seconds, when the answer came. A kind that a newer coordinator knows is "other"."""
+    return tuple(
+        UsedUp(
+            budget=_BUDGETS.get(message.kind, "other"),
+            again_at=now + max(0.0, message.again.ToNanoseconds() / 1e9),
+            reason=message.reason,
+        )
+        for message in messages
+    )
 
 
 def checkpoint(message: site_pb2.LedgerCheckpoint) -> Checkpoint:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from console.screens.parts import ago, bar, plain, state, table, words
+from console.screens.parts import ago, ahead, bar, plain, state, table, words
 from site_agent.core.facts import AttemptFiles
 from site_agent.doctor import Check
 from site_agent.status import SiteStatus
@@ -25,6 +25,9 @@ def site_page(site: str, status: SiteStatus, now: float, width: int = 100) -> Re
         parts.append(
             words(f"{status.mode.mode}: it {means}{why}; `sprachbund site resume` ends that", "yellow")
         )
+    for one in status.agent.used_up if status.agent is not None else ():
+        if one.again_at > now:
+            parts.append(words(f"held back: {one.reason}; the next in {ahead(one.again_at - now)}", "yellow"))
     parts.append(Text())
     grid = table("Attempt…", "Phase", "", ">step", ">starts", "Reason…", width=width)
     for attempt in status.attempts:

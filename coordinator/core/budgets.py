@@ -50,14 +50,31 @@ def allows(site: Site, kind: str, now: float) -> bool:
     return left(site, kind, now) >= 1.0
 
 
-def used_up(site: Site, now: float) -> tuple[str, ...]:
-    """What the site may not cause at ``now`` and has been told to wait for, in words; none: nothing."""
+class UsedUp(NamedTuple):
+    """A budget of which nothing is left."""
+
+    kind: str
+    again_seconds: float  #: until one more entry is taken down
+    reason: str  #: for people
+
+
+def used_up(site: Site, now: float) -> tuple[UsedUp, ...]:
+    """What the site may not cause at ``now``, in the order of ``BUDGETS``; none: it may do all."""
     return tuple(
-        f"{_WORDS[kind]} more than {budget.burst} times in a short time; one more is taken every "
-        f"{spoken(budget.seconds)}"
+        UsedUp(
+            kind,
+            again_seconds(site, kind, now),
+            f"{_WORDS[kind]} more than {budget.burst} times in a short time; one more is taken every "
+            f"{spoken(budget.seconds)}",
+        )
         for kind, budget in BUDGETS.items()
         if not allows(site, kind, now)
     )
+
+
+def again_seconds(site: Site, kind: str, now: float) -> float:
+    """How long after ``now`` the site may cause an entry of this kind; 0: now."""
+    return max(0.0, 1.0 - left(site, kind, now)) * BUDGETS[kind].seconds
 
 
 def spend(site: Site, kind: str, now: float) -> None:

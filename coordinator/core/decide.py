@@ -5,14 +5,14 @@ Only the fact is recorded here; everything that follows from it is decided in ``
 
 from functools import singledispatch
 
-from consortium.errors import BadInput, Refused
+from consortium.errors import BadInput, Refused, TooOften
 from consortium.ids import SiteName, version_name
 from consortium.manifests import VersionManifest
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.able import coordinator_merges
 from coordinator.core.accounting import spending
-from coordinator.core.budgets import BUDGETS, DESCRIBED, RENEWED, allows
+from coordinator.core.budgets import BUDGETS, DESCRIBED, RENEWED, again_seconds, allows
 from coordinator.core.keeping import due, in_words
 from coordinator.core.known import enrolled_site, find_version, names_of, open_campaign
 from coordinator.core.moment import Moment
@@ -85,10 +85,12 @@ def _(command: cm.EnrolSite, state: State, moment: Moment) -> list[ev.AnyEvent]:
 
 @decide.register
 def _(command: cm.RenewCertificate, state: State, moment: Moment) -> list[ev.AnyEvent]:
-    if not allows(enrolled_site(state, command.site), RENEWED, moment.now):
-        raise Refused(
+    site = enrolled_site(state, command.site)
+    if not allows(site, RENEWED, moment.now):
+        raise TooOften(
             f"site {command.site} had {BUDGETS[RENEWED].burst} new certificates in a short time; it may have one more "
-            f"every {spoken(BUDGETS[RENEWED].seconds)}: each stands in the ledger for good"
+            f"every {spoken(BUDGETS[RENEWED].seconds)}: each stands in the ledger for good",
+            again_seconds(site, RENEWED, moment.now),
         )
     return [
         ev.CertificateRenewed(

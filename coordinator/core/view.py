@@ -124,7 +124,7 @@ def _site(state: State, site: Site, moment: Moment, seen: Mapping[SiteName, floa
         is_open=opening.is_open,
         changes_at=opening.until,
         queue_seconds=queue.value if queue.is_measured else None,
-        held_back=used_up(site, now),
+        held_back=tuple(one.reason for one in used_up(site, now)),
     )
 
 

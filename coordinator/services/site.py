@@ -18,6 +18,7 @@ from consortium.signing import ASSIGNMENT, key_of_certificate, sign
 from coordinator.config import CoordinatorConfig
 from coordinator.core import commands as cm
 from coordinator.core.access import may_renew
+from coordinator.core.budgets import used_up
 from coordinator.core.state import Job
 from coordinator.driver import Driver
 from coordinator.founding import Keys
@@ -96,7 +97,10 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
                 )
             )
         names = {job.attempt for job in live}
-        revision = int(hashlib.sha256(encode(sorted(names))).hexdigest()[:15], 16)
+        budgets = used_up(driver.state.sites[site], driver.clock())
+        # an answer that first says so comes at once: a site that speaks anew before each answer would never hear it
+        news = encode([sorted(names), [one.kind for one in budgets]])
+        revision = int(hashlib.sha256(news).hexdigest()[:15], 16)
         return site_pb2.SyncResponse(
             revision=revision,
             wanted=wanted,
@@ -110,6 +114,14 @@ class SiteService(site_pb2_grpc.SiteServiceServicer):
             next=duration_message(0),
             now=timestamp_message(driver.clock()),
             upload_bytes_max=self._config.upload_bytes_max,
+            used_up=[
+                site_pb2.UsedUpBudget(
+                    kind=f"BUDGET_KIND_{one.kind.upper()}",
+                    again=duration_message(one.again_seconds),
+                    reason=one.reason,
+                )
+                for one in budgets
+            ],
         )
 
     def _signed(self, job: Job, attempt: AttemptId, site: SiteName) -> tuple[bytes, bytes]:

@@ -41,6 +41,19 @@ class Sighting(Fact):
     expected_start: float | None = None  #: of PENDING: the queue's own estimate, epoch seconds
 
 
+Budget = Literal["described", "renewed", "returned", "other"]
+
+
+class UsedUp(Fact):
+    """What the coordinator does not take down for a while, for the site caused too many entries of its ledger."""
+
+    budget: (
+        Budget  #: described: what the site says of itself; renewed: certificates; returned: jobs given back
+    )
+    again_at: float  #: when one more is taken, epoch seconds by this machine's clock
+    reason: str  #: the coordinator's, for people
+
+
 Meant = Literal["", "again", "pause", "refuse"]
 
 

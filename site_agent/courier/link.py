@@ -53,6 +53,7 @@ class CourierLink(Link):
         else:
             response, spoken_of = response_of(answer), frozenset(answer.answered)
         response.ClearField("now")  # it says when the bundle was written, not how clocks differ
+        response.ClearField("used_up")  # of that time, too; and who speaks once a day uses up nothing
         news = self._news(response, spoken_of, {})
         self._inputs = frozenset(
             digest

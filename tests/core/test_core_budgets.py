@@ -5,12 +5,12 @@ from consortium_in_facts import Coordinator, consortium, contribution, d, decode
 
 from consortium.canonical import encode, replace
 from consortium.capacity import Usage
-from consortium.errors import Refused
+from consortium.errors import TooOften
 from consortium.ids import AttemptId, CampaignId, JobId, Language, SiteName
 from consortium.jobs import Evaluate, Outcome, Phase, Purpose, Subject
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
-from coordinator.core.budgets import BUDGETS, DESCRIBED, RENEWED, RETURNED, USED_MAX
+from coordinator.core.budgets import BUDGETS, DESCRIBED, RENEWED, RETURNED, USED_MAX, used_up
 from coordinator.core.estimates import OTHER_SECONDS, cost_of
 from coordinator.core.place import waiting
 from coordinator.core.state import Job
@@ -59,6 +59,25 @@ def test_people_see_that_a_site_is_not_listened_to_and_when_it_is_again() -> Non
     assert told("south") == ()
     coordinator.now += BUDGETS[DESCRIBED].seconds
     assert told("north") == ()
+
+
+def test_a_site_is_told_which_budget_is_used_up_and_when_one_more_is_taken() -> None:
+    coordinator = consortium()
+
+    def told() -> dict[str, float]:
+        used = used_up(coordinator.state.sites[NORTH], coordinator.now)
+        return {one.kind: one.again_seconds for one in used}
+
+    assert told() == {}
+    for number in range(2 * BUDGETS[DESCRIBED].burst):
+        coordinator.sync("north", slots=1 + number)
+    assert told() == {DESCRIBED: pytest.approx(BUDGETS[DESCRIBED].seconds)}
+    coordinator.now += 0.75 * BUDGETS[DESCRIBED].seconds
+    assert told() == {DESCRIBED: pytest.approx(0.25 * BUDGETS[DESCRIBED].seconds)}
+    coordinator.now += told()[DESCRIBED] + 0.001
+    assert told() == {}
+    coordinator.sync("north", slots=7)
+    assert coordinator.state.sites[NORTH].slots == 7
 
 
 def test_a_clock_that_is_put_back_fills_nothing() -> None:
@@ -119,10 +138,11 @@ def test_certificates_without_end_are_refused() -> None:
     for number in range(BUDGETS[RENEWED].burst):
         renew(number)
     with pytest.raises(
-        Refused, match="had 20 new certificates in a short time; it may have one more every 1 h"
-    ):
+        TooOften, match="had 20 new certificates in a short time; it may have one more every 1 h"
+    ) as refused:
         renew(99)
-    coordinator.now += BUDGETS[RENEWED].seconds
+    assert refused.value.again_seconds == pytest.approx(BUDGETS[RENEWED].seconds)
+    coordinator.now += refused.value.again_seconds
     renew(100)
 
 

@@ -9,7 +9,16 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from sprachbund.v1 import artifact_pb2
 
-from consortium.errors import BadInput, Broken, Corrupt, DiskFull, Refused, SprachbundError, Unavailable
+from consortium.errors import (
+    BadInput,
+    Broken,
+    Corrupt,
+    DiskFull,
+    Refused,
+    SprachbundError,
+    TooOften,
+    Unavailable,
+)
 from consortium.ids import digest_of
 from consortium.wire_errors import from_rpc_error
 
@@ -39,6 +48,7 @@ class Banned(Refused):
         (Corrupt("blob abc: got def"), Corrupt, grpc.StatusCode.DATA_LOSS),
         (Refused("site sofia is suspended; ask an admin"), Refused, grpc.StatusCode.PERMISSION_DENIED),
         (Banned("страната не членува"), Refused, grpc.StatusCode.PERMISSION_DENIED),
+        (TooOften("20 certificates", 90.5), TooOften, grpc.StatusCode.PERMISSION_DENIED),
         (Unavailable("try later"), Unavailable, grpc.StatusCode.UNAVAILABLE),
         (DiskFull("free some space"), DiskFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
         (Broken("entry 3: its hash does not fit"), Broken, grpc.StatusCode.INTERNAL),
@@ -57,6 +67,8 @@ async def test_each_error_comes_out_as_it_went_in(
     info = error_details_pb2.ErrorInfo()  # as any other language's client reads it
     assert rpc_status.from_call(failed).details[0].Unpack(info)
     assert info.domain == "sprachbund"
+    if isinstance(told, TooOften):
+        assert told.again_seconds == 91.0  # whole seconds, never too early
 
 
 async def test_a_very_long_sentence_still_fits(coordinator: Coordinator) -> None:

@@ -17,12 +17,15 @@ from real_coordinator import (
     job_state,
 )
 from scripted_sites import ScriptedSite, at_work, done, introduce, lease
+from sprachbund.v1 import site_pb2
 
 from consortium.canonical import replace
-from consortium.errors import Refused, Unavailable
+from consortium.channels import WAITED
+from consortium.errors import Refused, TooOften, Unavailable
 from consortium.ids import AttemptId, digest_of
 from consortium.jobs import Outcome, Phase
 from consortium.views import ConsortiumView
+from coordinator.core.budgets import BUDGETS, DESCRIBED, RENEWED, Budget
 from coordinator.ledger import Ledger
 from site_agent.core.facts import Ended, Report
 
@@ -52,6 +55,38 @@ async def test_a_waiting_sync_wakes_when_a_job_is_planned(consortium: Consortium
             answer = await waiting
     assert [message.attempt for message in answer.wanted] == ["demo_r1-train-sofia.a1"]
     assert answer.upload_bytes_max == consortium.config.upload_bytes_max
+
+
+async def test_a_site_that_said_too_much_is_told_at_once_and_then_waits_as_others_do(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its waiting Sync ends with each new description: what only came with the answer's time would never come."""
+    monkeypatch.setitem(BUDGETS, DESCRIBED, Budget(2, 3600.0))
+    monkeypatch.setitem(BUDGETS, RENEWED, Budget(1, 3600.0))
+    site = ScriptedSite(consortium, "sofia")
+
+    async def said(slots: int, seen: int, wait: float) -> tuple[site_pb2.SyncResponse, float]:
+        site.slots = slots
+        call = calls.Sync(site.request(seen=seen, wait=duration(wait)))
+        answer = await call
+        return answer, float(dict(await call.trailing_metadata())[WAITED])
+
+    async with consortium.running(), site.connected() as calls:
+        first, _ = await said(5, 0, 0.0)
+        assert not first.used_up
+        async with asyncio.timeout(0.8 * WAIT_SECONDS):
+            second, waited = await said(6, first.revision, WAIT_SECONDS)
+        [told] = second.used_up
+        assert (told.kind, waited) == (site_pb2.BUDGET_KIND_DESCRIBED, 0.0)
+        assert told.reason.startswith("its agent described itself in other words more than 2 times")
+        assert 3000 < told.again.ToSeconds() <= 3600
+        third, waited = await said(7, second.revision, 0.1)
+        assert third.used_up and waited > 0.0
+        await site.renew()
+    with pytest.raises(TooOften, match="had 1 new certificates") as refused:
+        async with consortium.running():
+            await site.renew()
+    assert 3000 < refused.value.again_seconds <= 3600
 
 
 async def test_late_and_foreign_reports_establish_nothing(consortium: Consortium, base: Path) -> None:

@@ -36,6 +36,13 @@ class UsageSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     USAGE_SOURCE_UNSPECIFIED: _ClassVar[UsageSource]
     USAGE_SOURCE_SACCT: _ClassVar[UsageSource]
     USAGE_SOURCE_CLOCK: _ClassVar[UsageSource]
+
+class BudgetKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BUDGET_KIND_UNSPECIFIED: _ClassVar[BudgetKind]
+    BUDGET_KIND_DESCRIBED: _ClassVar[BudgetKind]
+    BUDGET_KIND_RENEWED: _ClassVar[BudgetKind]
+    BUDGET_KIND_RETURNED: _ClassVar[BudgetKind]
 ATTEMPT_PHASE_UNSPECIFIED: AttemptPhase
 ATTEMPT_PHASE_STAGING: AttemptPhase
 ATTEMPT_PHASE_QUEUED: AttemptPhase
@@ -53,6 +60,10 @@ ATTEMPT_OUTCOME_CANCELLED: AttemptOutcome
 USAGE_SOURCE_UNSPECIFIED: UsageSource
 USAGE_SOURCE_SACCT: UsageSource
 USAGE_SOURCE_CLOCK: UsageSource
+BUDGET_KIND_UNSPECIFIED: BudgetKind
+BUDGET_KIND_DESCRIBED: BudgetKind
+BUDGET_KIND_RENEWED: BudgetKind
+BUDGET_KIND_RETURNED: BudgetKind
 
 class Progress(_message.Message):
     __slots__ = ("step", "steps", "tokens", "loss", "tokens_per_second", "joules")
@@ -195,7 +206,7 @@ class SignedAssignment(_message.Message):
     def __init__(self, attempt: _Optional[str] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., job: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class SyncResponse(_message.Message):
-    __slots__ = ("revision", "wanted", "settled", "checkpoint", "next", "now", "upload_bytes_max")
+    __slots__ = ("revision", "wanted", "settled", "checkpoint", "next", "now", "upload_bytes_max", "used_up")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     WANTED_FIELD_NUMBER: _ClassVar[int]
     SETTLED_FIELD_NUMBER: _ClassVar[int]
@@ -203,6 +214,7 @@ class SyncResponse(_message.Message):
     NEXT_FIELD_NUMBER: _ClassVar[int]
     NOW_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    USED_UP_FIELD_NUMBER: _ClassVar[int]
     revision: int
     wanted: _containers.RepeatedCompositeFieldContainer[SignedAssignment]
     settled: _containers.RepeatedScalarFieldContainer[str]
@@ -210,7 +222,18 @@ class SyncResponse(_message.Message):
     next: _duration_pb2.Duration
     now: _timestamp_pb2.Timestamp
     upload_bytes_max: int
-    def __init__(self, revision: _Optional[int] = ..., wanted: _Optional[_Iterable[_Union[SignedAssignment, _Mapping]]] = ..., settled: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[_Union[LedgerCheckpoint, _Mapping]] = ..., next: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., now: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., upload_bytes_max: _Optional[int] = ...) -> None: ...
+    used_up: _containers.RepeatedCompositeFieldContainer[UsedUpBudget]
+    def __init__(self, revision: _Optional[int] = ..., wanted: _Optional[_Iterable[_Union[SignedAssignment, _Mapping]]] = ..., settled: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[_Union[LedgerCheckpoint, _Mapping]] = ..., next: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., now: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., upload_bytes_max: _Optional[int] = ..., used_up: _Optional[_Iterable[_Union[UsedUpBudget, _Mapping]]] = ...) -> None: ...
+
+class UsedUpBudget(_message.Message):
+    __slots__ = ("kind", "again", "reason")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    kind: BudgetKind
+    again: _duration_pb2.Duration
+    reason: str
+    def __init__(self, kind: _Optional[_Union[BudgetKind, str]] = ..., again: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class LedgerCheckpoint(_message.Message):
     __slots__ = ("sequence", "head", "signature", "public_key")
