@@ -30,10 +30,8 @@ def fresh_folder(place: Path, mode: int = 0o755) -> Iterator[Path]:
     with disk_errors(place):
         make_folder(place.parent)
         _remove_orphans(place)
-        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
-        lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        partial, lock = _own_partial(place)
         try:
-            _lock(lock)
             yield partial
             partial.chmod(mode)
             for folder in sorted({partial, *(path.parent for path in partial.rglob("*"))}):
@@ -43,6 +41,19 @@ def fresh_folder(place: Path, mode: int = 0o755) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         finally:
+            os.close(lock)
+
+
+def _own_partial(place: Path) -> tuple[Path, int]:
+    """A fresh folder and the lock on it; another one if somebody took it for an orphan before it was locked."""
+    while True:
+        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+            with contextlib.suppress(OSError):  # where nothing can be locked, nobody removes it
+                fcntl.flock(lock, fcntl.LOCK_EX)  # who holds it removes it now
+            if partial.is_dir():
+                return partial, lock
             os.close(lock)
 
 

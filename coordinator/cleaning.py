@@ -154,8 +154,8 @@ def _left_behind(home: Path, state: State, before: float) -> Iterator[Path]:
         if version.weights_let_go is None
     }
     laid_out = home / "work" / "versions"
-    with contextlib.suppress(FileNotFoundError):
-        for path in sorted(laid_out.iterdir()):
+    for path in sorted(laid_out.iterdir()) if laid_out.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # another cleaning has it just now
             if path.name not in wanted and path.stat().st_mtime < before:
                 yield path
 
@@ -163,7 +163,7 @@ def _left_behind(home: Path, state: State, before: float) -> Iterator[Path]:
 def _discard(folder: Path) -> None:
     """At once, as far as anybody sees: half a model must never pass for one."""
     gone = folder if folder.name.startswith(".") else folder.with_name(f".{folder.name}.gone")
-    with disk_errors(folder):
+    with disk_errors(folder), contextlib.suppress(FileNotFoundError):  # another cleaning has it already
         folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 

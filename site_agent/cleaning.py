@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -170,13 +171,15 @@ def _logs(root: Path) -> Iterator[Found]:
 def _broken(root: Path) -> Iterator[Found]:
     for path in sorted((root / "spool" / BROKEN).glob("*")):
         is_unsent = any((path / name).exists() for name in _PARTIAL_HINTS)
-        yield _folder("broken", root, path, is_unsent=is_unsent)
+        with contextlib.suppress(FileNotFoundError):
+            yield _folder("broken", root, path, is_unsent=is_unsent)
 
 
 def _residuals(root: Path) -> Iterator[Found]:
     for path in sorted((root / "residuals").glob("*")):
-        if path.is_dir():
-            yield _folder("residuals", root, path, campaign=CampaignId(path.name))
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_dir():
+                yield _folder("residuals", root, path, campaign=CampaignId(path.name))
 
 
 def _file(kind: Kind, root: Path, path: Path, digest: Digest | None = None, attempt: str = "") -> Found:
@@ -197,10 +200,11 @@ def _folder(
     kind: Kind, root: Path, path: Path, campaign: CampaignId | None = None, is_unsent: bool = False
 ) -> Found:
     bytes_, inodes, used_at = 0, 0, path.stat().st_mtime
-    for inner in (path, *path.rglob("*")):
+    below = (os.path.join(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))
+    for inner in (path, *below):  # by os.walk, which passes over what another cleaning takes away meanwhile
         with contextlib.suppress(FileNotFoundError):
-            found = inner.lstat()
-            bytes_ += _on_disk(found) if found.st_nlink == 1 or inner.is_dir() else 0
+            found = os.lstat(inner)
+            bytes_ += _on_disk(found) if found.st_nlink == 1 or stat.S_ISDIR(found.st_mode) else 0
             inodes, used_at = inodes + 1, max(used_at, found.st_mtime)
     return Found(
         kind=kind,
@@ -244,7 +248,7 @@ def _remove(root: Path, store: BlobStore, going: Going) -> bool:
         return store.remove(going.digest, math.nextafter(going.used_at, math.inf)) > 0 or not store.has(
             going.digest
         )
-    with disk_errors(path):
+    with disk_errors(path), contextlib.suppress(FileNotFoundError):
         if not path.exists() or (path.is_file() and path.stat().st_mtime > going.used_at):
             return False
         if going.kind == "partial":

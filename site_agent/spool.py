@@ -81,11 +81,12 @@ class Spool:
             for job in _visible(self.root):
                 if job.name == BROKEN:
                     continue
-                for place in _visible(job) if job.is_dir() else [job]:
+                for place in _attempts(job):
                     try:
                         found.append(self._look_at(place))
                     except BadInput as error:
-                        complaints.append(f"{error}; moved to {self._set_aside(place)}")
+                        if os.path.lexists(place):  # else another agent of this home has dropped it meanwhile
+                            complaints.append(f"{error}; moved to {self._set_aside(place)}")
         return tuple(found), tuple(complaints)
 
     def ask_to_stop(self, attempt: AttemptId) -> None:
@@ -192,13 +193,21 @@ def _visible(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
 
 
+def _attempts(job: Path) -> list[Path]:
+    """What lies in a job's folder; the thing itself if it is no folder, nothing if it is gone."""
+    try:
+        return _visible(job)
+    except NotADirectoryError:
+        return [job]
+    except FileNotFoundError:
+        return []
+
+
 def _names(directory: Path) -> frozenset[str]:
-    """What lies in it; nothing once it is gone."""
+    """What lies in it. Raises BadInput if it is no folder, or gone."""
     try:
         return frozenset(os.listdir(directory))
-    except FileNotFoundError:
-        return frozenset()
-    except NotADirectoryError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BadInput(f"{directory}: {error.strerror}") from error
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -269,6 +270,24 @@ def test_two_cleanings_at_once_do_no_harm(site: Site) -> None:
     assert site.store.digests() == [held]
     assert blobs == {one.digest for done in found for one in done.gone}
     assert not any(done.trouble for done in found)
+
+
+def test_what_another_cleaning_takes_away_meanwhile_is_no_trouble(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes while this one measures it, folder by folder."""
+    going = site.file("spool/broken/x.0123/base/model.safetensors").parent
+    log, scandir, moments = site.file("logs/demo_r1-train-north.a1.txt"), os.scandir, iter([1])
+
+    def goes(path: str | Path | int) -> object:
+        if str(path) == str(going):
+            for _ in moments:
+                shutil.rmtree(going.parent)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", goes)
+    done = site.clean()
+    assert not done.trouble and not log.exists() and not going.parent.exists()
 
 
 def test_a_home_that_cannot_be_read_loses_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

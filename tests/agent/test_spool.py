@@ -9,6 +9,7 @@ from consortium.canonical import encode
 from consortium.errors import BadInput
 from consortium.ids import AttemptId, CampaignId, JobId, Language, SiteName
 from consortium.jobs import Assignment, Outcome, Purpose, Tokenizer
+from site_agent import spool as spool_module
 from site_agent.core.facts import AttemptFiles, Ended, Progress
 from site_agent.launchers.base import Life
 from site_agent.spool import Spool
@@ -150,6 +151,24 @@ def test_dropping_keeps_the_log_and_nothing_else(spool, tmp_path):
     assert list(spool.root.iterdir()) == []
     assert (tmp_path / "logs" / f"{A1}.txt").read_text() == "step 1\n"
     spool.drop(A1)  # twice does no harm
+
+
+@pytest.mark.parametrize("moment", ["_visible", "_attempts", "_names"])
+def test_what_another_agent_drops_while_this_one_looks_is_passed_over(spool, monkeypatch, moment):
+    """As a cron job's agent does while somebody asks for the status: not broken, and no trouble with the disk."""
+    other = AttemptId("demo_r0-tokenizer-south.a1")
+    spool.create(other, assignment(other), b"signature")
+    (spool.directory(A1) / "life.json").write_bytes(encode(Life(number=1, name="x", host="login1")))
+    look = getattr(spool_module, moment)
+
+    def drops_meanwhile(folder):
+        seen = look(folder)
+        Spool(spool.root).drop(A1)
+        return seen
+
+    monkeypatch.setattr(spool_module, moment, drops_meanwhile)
+    assert [files.attempt for files in found(Spool(spool.root))] == [other]
+    assert not (spool.root / "broken").exists()
 
 
 def test_what_a_killed_agent_was_deleting_is_deleted_at_the_next_start(spool):
