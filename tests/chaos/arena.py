@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ COORDINATOR = "coordinator"
 #: consortium/errors.py, as `sprachbund site service` tells systemd: starting again cannot help
 ENDS_FOR_GOOD = frozenset({2, 3, 4, 7, 8})
 _RESTART_SECONDS = 1.0
+_SHARED_MEMORY = Path("/dev/shm")
 _FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
@@ -84,6 +85,7 @@ class Arena(LocalConsortium):
         self.problems: list[str] = []
         self._seen: dict[int, str] = {}
         self._mounted: list[Path] = []
+        self._faked: set[int] = set()  # processes that had a wrong clock
         self._over = threading.Event()
 
     # --- laying out -----------------------------------------------------------------------------------
@@ -140,6 +142,7 @@ class Arena(LocalConsortium):
             shutil.copytree(home, kept, symlinks=True, dirs_exist_ok=True)
             subprocess.run(["umount", "--lazy", home], check=False)
         self._mounted.clear()
+        sweep_faked(self._faked)
 
     # --- daemons --------------------------------------------------------------------------------------
 
@@ -157,6 +160,8 @@ class Arena(LocalConsortium):
             os.environ.update(_faked(wrong) if wrong else {})
             try:
                 super()._start(name, *arguments)
+                if wrong:
+                    self._faked.add(self.processes[name].pid)
             finally:
                 for key, value in before.items():
                     os.environ.pop(key, None)
@@ -236,6 +241,14 @@ class Arena(LocalConsortium):
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.5)
+
+
+def sweep_faked(processes: Iterable[int]) -> None:
+    """Remove what libfaketime leaves in shared memory of a process that was killed: its name has the process's id."""
+    for pid in processes:
+        if not Path(f"/proc/{pid}").exists():  # else the id is somebody else's by now
+            for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
+                (_SHARED_MEMORY / name).unlink(missing_ok=True)
 
 
 def _faked(seconds: int) -> dict[str, str]:
