@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from languages_moments import Moments
 from languages_variants import Variant
 from languages_world import (
     ATTACKER,
@@ -31,7 +30,7 @@ from consortium.codecs.reading import open_delta
 from consortium.deltas import write_delta
 from consortium.errors import Refused
 from consortium.files import write_bytes_atomically
-from consortium.ids import Language, SiteName, digest_of
+from consortium.ids import Digest, Language, SiteName, digest_of
 from consortium.jobs import Train
 from consortium.manifests import LanguageScore, Scores
 from consortium.store import ref_of
@@ -104,7 +103,6 @@ class Run:
         self._world, self._variant, self._seed = world, variant, seed
         self._place, self._kept = place, kept
         self._account = _Account()
-        self._moments = Moments() if variant.moments == "kept" else None
         self._number = 0
 
     def result(self) -> Result:
@@ -193,7 +191,7 @@ class Run:
         steps = scale.round_steps(variant.round_steps)
         rounds = scale.steps // steps
         model, late = base, None
-        residuals: dict[SiteName, Path] = {}
+        newest: dict[SiteName, Delta] = {}
         head = self._base_scores(base) if variant.defence != "none" else {}
         for number in range(1, rounds + 1):
             self._account.rounds += 1
@@ -212,12 +210,11 @@ class Run:
                     steps=self._steps(steps)[site],
                     schedule_start=(number - 1) * steps,
                     schedule_steps=rounds * steps,
-                    residual=ref_of(residuals[site]).digest if site in residuals else None,
+                    **(_of(newest[site]) if site in newest else {}),
                 )
                 done = max(1, steps // 2) if is_slow and variant.slow == "partial" else None
-                delta = self._contribution(site, model, order, residuals.get(site), done, number == 1)
-                if delta.residual is not None:
-                    residuals[site] = delta.residual
+                delta = self._contribution(site, model, order, newest.get(site), done, number == 1)
+                newest[site] = delta
                 if is_slow and variant.slow == "next_round":
                     late = delta
                 else:
@@ -242,11 +239,11 @@ class Run:
         return model
 
     def _contribution(
-        self, site: SiteName, model: Model, order: Train, residual: Path | None, done: int | None, first: bool
+        self, site: SiteName, model: Model, order: Train, before: Delta | None, done: int | None, first: bool
     ) -> Delta:
         is_bad = site == ATTACKER and self._variant.attack != "no"
         trains_at = NONSENSE if is_bad and self._variant.attack == "nonsense" else site
-        delta = self._train(trains_at, model, order, residual, done, first)
+        delta = self._train(trains_at, model, order, before, done, first)
         if is_bad and self._variant.attack == "flipped":
             delta = self._flipped(model, delta)
         self._account.offered += 1
@@ -265,6 +262,7 @@ class Run:
                 tokens=delta.tokens,
                 steps=delta.steps,
                 residual=None,
+                moments=delta.moments,
                 languages=delta.languages,
             )
 
@@ -333,8 +331,8 @@ class Run:
                 **changes,
             },
         )
-        is_warm = variant.moments == "kept" and order.schedule_start > 0
-        own = {**variant.optimizer, **({"warmup_steps": 0} if is_warm else {})}
+        keeps = variant.moments == "keep" and variant.kind == "rounds"
+        own = {**variant.optimizer, **({"moments": "keep"} if keeps else {})}
         return replace(order, optimizer=replace(order.optimizer, **own))
 
     def _train(
@@ -342,21 +340,18 @@ class Run:
         site: SiteName,
         model: Model,
         order: Train,
-        residual: Path | None = None,
+        before: Delta | None = None,
         done: int | None = None,
         is_shared: bool = True,
     ) -> Delta:
         """A job's delta; where other variants begin with the same job, it is done once."""
-        if self._moments is not None:
-            with self._moments.of(site):
-                delta = self._world.train(self._folder("job"), site, model, order, residual, done)
-        elif not is_shared:
-            delta = self._world.train(self._folder("job"), site, model, order, residual, done)
+        if not is_shared:
+            delta = self._world.train(self._folder("job"), site, model, order, before, done)
         else:
             place = self._kept / f"{site}-{digest_of_fact([order, done])[:16]}"
             if not (place / "result").exists():
                 made = self._folder("job")
-                self._world.train(made, site, model, order, residual, done)
+                self._world.train(made, site, model, order, before, done)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(OSError):  # another process was faster: the same bytes are there
                     made.rename(place)
@@ -397,3 +392,8 @@ class Run:
 
 def _named(found: Mapping[Language, LanguageScore], name: str) -> Scores:
     return Scores(site=EVERYTHING, subjects={name: dict(found)})
+
+
+def _of(delta: Delta) -> dict[str, Digest]:
+    """What an order names of its site's last delta."""
+    return {name: ref_of(path).digest for name, path in delta.left.items()}

@@ -41,8 +41,7 @@ class Variant(Fact):
     unseen_rows: Literal["move", "keep"] = "move"
     proximal: float = 0.0
     optimizer: dict[str, float] = {}  #: what of the sites' AdamW and its schedule is not as in the campaign
-    #: of rounds: what a job's optimizer begins with. The product has ``new``
-    moments: Literal["new", "kept"] = "new"
+    moments: Literal["fresh", "keep"] = "fresh"  #: of the sites' optimizer, in rounds
     #: what becomes of a slow site
     slow: Literal["no", "partial", "refuse", "next_round", "finish_together"] = "no"
     attack: Literal["no", "flipped", "nonsense"] = "no"
@@ -162,23 +161,23 @@ def _short() -> list[Variant]:
     long = replace(some, round_steps=100)
     slow = {"learning_rate": 1e-3}
     return [
-        replace(tiny, name="H 10, moments kept", moments="kept"),
+        replace(tiny, name="H 10, moments kept", moments="keep"),
         replace(tiny, name="H 10, a third of the learning rate", optimizer=slow),
-        replace(tiny, name="H 10, a third of the rate, moments kept", optimizer=slow, moments="kept"),
+        replace(tiny, name="H 10, a third of the rate, moments kept", optimizer=slow, moments="keep"),
         replace(tiny, name="H 10, unseen rows kept", unseen_rows="keep"),
-        replace(tiny, name="H 10, unseen rows and moments kept", unseen_rows="keep", moments="kept"),
+        replace(tiny, name="H 10, unseen rows and moments kept", unseen_rows="keep", moments="keep"),
         replace(some, name="H 30, unseen rows kept", unseen_rows="keep"),
-        replace(some, name="H 30, unseen rows and moments kept", unseen_rows="keep", moments="kept"),
+        replace(some, name="H 30, unseen rows and moments kept", unseen_rows="keep", moments="keep"),
         replace(long, name="H 100, unseen rows kept", unseen_rows="keep"),
-        replace(long, name="H 100, moments kept", moments="kept"),
+        replace(long, name="H 100, moments kept", moments="keep"),
         replace(long, name="one merge, unseen rows kept", unseen_rows="keep", round_steps=0),
         replace(some, name="H 30, DiLoCo 0.7/0.9, unseen rows kept", recipe=DILOCO, unseen_rows="keep"),
         replace(tiny, name="H 10, no warm-up", optimizer={"warmup_steps": 0}),
         replace(tiny, name="H 10, warm-up of 10 steps", optimizer={"warmup_steps": 10}),
         replace(tiny, name="H 10, beta2 0.8", optimizer={"beta2": 0.8}),
-        replace(some, name="H 30, moments kept", moments="kept"),
+        replace(some, name="H 30, moments kept", moments="keep"),
         replace(some, name="H 30, a third of the learning rate", optimizer=slow),
-        replace(some, name="H 30, DiLoCo 0.7/0.9, moments kept", recipe=DILOCO, moments="kept"),
+        replace(some, name="H 30, DiLoCo 0.7/0.9, moments kept", recipe=DILOCO, moments="keep"),
         replace(some, name="H 30, DiLoCo 0.7/0.9, a third of the rate", recipe=DILOCO, optimizer=slow),
         replace(long, name="H 100, a third of the learning rate", optimizer=slow),
         replace(

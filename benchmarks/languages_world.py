@@ -136,11 +136,18 @@ class Delta:
     tokens: int
     steps: int
     residual: Path | None
+    moments: Path | None
     languages: tuple[Language, ...]
 
     @property
     def cohort(self) -> str:
         return "+".join(self.languages)
+
+    @property
+    def left(self) -> dict[str, Path]:
+        """What its site keeps of it for the next: by the names that an order, a job directory and a result have."""
+        both = {"residual": self.residual, "moments": self.moments}
+        return {name: path for name, path in both.items() if path is not None}
 
 
 class World:
@@ -228,17 +235,17 @@ class World:
         site: SiteName,
         model: Model,
         order: Train,
-        residual: Path | None = None,
+        before: Delta | None = None,
         steps_done: int | None = None,
     ) -> Delta:
         """What ``site`` makes of ``order`` in the job directory ``place``.
 
-        residual    what its last delta left unsaid
+        before      its last delta, if the order names what that left
         steps_done  after so many it is asked for what it has; None: after all
         """
         folder = self._job(place, site, order, base=model)
-        if residual is not None:
-            (place / "residual.safetensors").symlink_to(residual)
+        for name, path in before.left.items() if before else ():
+            (place / f"{name}.safetensors").symlink_to(path)
         looks = iter(range(1, 1 << 30))
         asked: Callable[[], bool] = lambda: steps_done is not None and next(looks) >= steps_done  # noqa: E731
         with contextlib.redirect_stderr(io.StringIO()):  # the memory plan
@@ -249,14 +256,18 @@ class World:
         """What the job directory ``place`` has as its result."""
         path = place / "result" / "contribution.json"
         said: Contribution = decode(path.read_bytes(), Contribution, str(path))
-        left = place / "result" / "residual.safetensors"
+        residual, moments = (
+            path if (path := place / "result" / f"{name}.safetensors").exists() else None
+            for name in ("residual", "moments")
+        )
         return Delta(
             path=place / "result" / "delta.safetensors",
             ref=said.artifacts["delta"],
             base=model.digest,
             tokens=sum(said.tokens.values()),
             steps=said.steps,
-            residual=left if left.exists() else None,
+            residual=residual,
+            moments=moments,
             languages=order.languages,
         )
 

@@ -69,9 +69,9 @@ class Muon(Fact):
 class Optimizer(Fact):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and its learning-rate schedule.
 
-    Step t of a job (from 0) uses ``learning_rate * min(1, (t + 1) / warmup_steps) * decay(x)`` with
-    x = (schedule_start + t) / schedule_steps: warm-up starts anew in every job, because the moments do;
-    the decay runs over the whole campaign.
+    Step t of a job (from 0) uses ``learning_rate * min(1, (s + t + 1) / warmup_steps) * decay(x)`` with
+    x = (schedule_start + t) / schedule_steps and s the steps that the moments it began with have seen: warm-up starts
+    anew with the moments, and only with them; the decay runs over the whole campaign.
     """
 
     learning_rate: float
@@ -84,6 +84,9 @@ class Optimizer(Fact):
     clip_norm: float = 1.0  #: global gradient norm; 0 turns clipping off
     #: for the blocks' matrices. Where it is left out it is not written either: orders of before keep their digests
     muon: Muon | msgspec.UnsetType = msgspec.UNSET
+    #: keep: a site's moments stay there from round to round (DiLoCo's inner optimizer, Douillard et al. 2023,
+    #: arXiv:2311.08105); fresh, or left out: each job begins with zeros
+    moments: Literal["keep", "fresh"] | msgspec.UnsetType = msgspec.UNSET
 
 
 class LayerGroup(Fact):
@@ -147,6 +150,8 @@ class Train(Fact, tag="train"):
     delta_density: float = DENSITY  #: share of the elements that top-k keeps
     #: what the site's last delta before this base left unsaid; None: nothing. Not an input: the site has it.
     residual: Digest | None = None
+    #: the moments that the job of that delta left, where the optimizer keeps them; not written where there are none
+    moments: Digest | msgspec.UnsetType = msgspec.UNSET
     #: whether to say how often each token was seen: the rows of embeddings are weighed by it
     token_counts: bool = False
     #: of tokens that were neither read nor predicted: whether the delta has what decay and softmax did to their

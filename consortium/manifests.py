@@ -5,6 +5,8 @@ Only these leave a site beside the weights: digests, counts and losses, nothing 
 
 from typing import Literal
 
+import msgspec
+
 from consortium.canonical import Fact, digest_of_fact
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
 
@@ -70,6 +72,10 @@ class Contribution(Fact):
     #: encoding left unsaid. Both stay at the site. ``residual_before`` None: began from zero.
     residual_before: Digest | None = None
     residual: Digest | None = None
+    #: Moments of the optimizer, where the order keeps them: those that the job began with, and those that it left.
+    #: Both stay at the site, too. ``moments_before`` unset: began with zeros. Elsewhere neither is written.
+    moments_before: Digest | msgspec.UnsetType = msgspec.UNSET
+    moments: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class LanguageScore(Fact):

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import UNSET
+
 from consortium.admission import inspect
 from consortium.blobs import Blobs
 from consortium.byte_level import misfit
@@ -72,9 +74,8 @@ def inspect_delivery(delivery: Delivery, store: Blobs) -> ReportInspection:
         _bytes_are_there(contribution, job, store)
         match job.work:
             case Train():
-                reason = "signature, base, shapes and norms are as they should be" + _feedback(
-                    contribution, job.work
-                )
+                reason = "signature, base, shapes and norms are as they should be"
+                reason += _feedback(contribution, job.work) + _moments(contribution, job.work)
                 measures = _delta(delivery, contribution, store)
                 if job.work.token_counts:
                     _token_counts(job.work, contribution, store)
@@ -287,6 +288,22 @@ def _feedback(contribution: Contribution, work: Train) -> str:
             f"manifest's residual {fault}, the delta is {work.delta_dtype}; a residual comes with int8, int4 and topk"
         )
     return "; it began without the residual of its last delta" if work.residual != before else ""
+
+
+def _moments(contribution: Contribution, work: Train) -> str:
+    """What is to be said of the optimizer's moments, which stay at the site; one that leaves none is no fault of it."""
+    before, after = contribution.moments_before, contribution.moments
+    if before is not UNSET and before != work.moments:
+        named = "none" if work.moments is UNSET else work.moments
+        raise BadInput(f"manifest's moments_before is {before}, the job's is {named}; use that one, or none")
+    if work.optimizer.moments != "keep":
+        if after is not UNSET:
+            raise BadInput(f"manifest's moments is {after}, the job keeps none; leave it out")
+        return ""
+    said = (
+        "; its optimizer began anew, without the moments of its last delta" if before != work.moments else ""
+    )
+    return said + ("; it left no moments: its agent's release may not know of them" if after is UNSET else "")
 
 
 def _scores(

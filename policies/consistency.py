@@ -98,6 +98,9 @@ def _problems_in(campaign: Campaign, config: dict[str, Any] | None) -> Iterator[
     yield from _optimizer(campaign.train.optimizer, campaign.train.steps, "train")
     if campaign.seed_round is not None:
         yield from _optimizer(campaign.seed_round.optimizer, campaign.seed_round.steps, "seed_round")
+        if campaign.seed_round.optimizer.moments == "keep":
+            sentence = "keep: the seed round is one job, with no next one to keep them for; write it in train.optimizer"
+            yield ("seed_round", "optimizer", "moments"), sentence
     yield from _train(campaign.train)
     yield from merge_problems(campaign)
     if config is not None:
@@ -209,6 +212,9 @@ def _train(plan: TrainPlan) -> Iterator[Problem]:
                 "orthogonal steps are of whole matrices, adapters are halves of them; drop muon, or lora"
             )
             yield ("train", "optimizer", "muon"), sentence
+        if plan.optimizer.moments == "keep":
+            sentence = "keep: every job draws its adapters anew, moments are of the old; drop keep, or lora"
+            yield ("train", "optimizer", "moments"), sentence
     if "*" in seen and not any(group.learning_rate_factor for group in plan.groups):
         yield ("train", "groups"), "nothing is left to learn; give a group a learning_rate_factor above 0"
 

@@ -6,11 +6,12 @@ function of the order alone: base, languages, steps, seed. It says nothing about
 """
 
 import json
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import UNSET
 from safetensors.numpy import save
 
 from consortium.byte_level import ALPHABET, SPECIALS, tokenizer_of
@@ -22,15 +23,17 @@ from consortium.ids import Digest, Language, digest_of
 from consortium.jobs import Assignment, Evaluate, Merge, Tokenizer, Train
 from consortium.manifests import LanguageScore, Scores
 from consortium.store import ref_of
-from consortium.tensors import Checkpoint, F32Array
+from consortium.tensors import Checkpoint, F32Array, TensorFile
 from simulation.plan import SitePlan
 from simulation.streams import stream
+from site_agent.trainer import moments
 from site_agent.trainer.delivery import deliver
 from site_agent.trainer.folder import JobFolder, write_contribution
 from site_agent.trainer.merging import merge_round
 from site_agent.trainer.saves import Account, Made
 
 SKILL, ROWS = "skill", "model.embed_tokens.weight"
+MOMENTUM = f"mean/{SKILL}"
 _WIDTH, _ROWS = 4, 64
 _OWN_GAIN, _PUBLIC_GAIN = 0.08, 0.02  # of a whole job; far within the norms of a standard admission
 _DOCUMENTS_MAX = 24
@@ -94,8 +97,14 @@ class Pupil:
         weights[ROWS] = weights[ROWS] + ((noise - np.float32(128)) / np.float32(65536)).reshape(_ROWS, 2)
         if spoilt:
             weights[SKILL] = weights[SKILL] + np.float32(1e6)
-        account = Account(step=steps, updates=steps, seconds=round(seconds, 3))
-        deliver(folder, work, weights, account, self._made(work, steps), lambda: _counts(work, steps))
+        account, left = Account(), None
+        if moments.are_kept(work):
+            account, mean = _momentum(folder, work, gains)
+            weights[SKILL] = weights[SKILL] + mean[:, None]
+            left = moments.Left(shapes={MOMENTUM: mean.shape}, array=lambda name: mean)
+        account = replace(account, step=steps, updates=steps, seconds=round(seconds, 3))
+        made, counts = self._made(work, steps), partial(_counts, work, steps)
+        deliver(folder, work, weights, account, made, counts, left=left)
 
     def _made(self, work: Train, steps: int) -> Made:
         total = steps * work.batch_sequences * work.sequence_tokens
@@ -168,6 +177,15 @@ def _part(total: int, among: int, index: int) -> int:
 def _counts(work: Train, steps: int) -> npt.NDArray[np.int64]:
     total = steps * work.batch_sequences * work.sequence_tokens
     return np.full(_ROWS, total // _ROWS, np.int64)
+
+
+def _momentum(folder: JobFolder, work: Train, gains: F32Array) -> tuple[Account, F32Array]:
+    """What the pupil learns besides where moments are kept: a tenth of what it gained, job after job ever less."""
+    account, before = Account(), np.zeros_like(gains)
+    if work.moments is not UNSET and moments.are_here(folder, work, {MOMENTUM: gains.shape}):
+        with TensorFile(folder.moments) as file:
+            account, before = moments.account_of(work, file), file.array(MOMENTUM)
+    return account, (before + gains) / np.float32(10)
 
 
 def _make_tokenizer(folder: JobFolder, work: Tokenizer) -> None:

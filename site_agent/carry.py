@@ -31,7 +31,6 @@ from site_agent.core.facts import Ended
 from site_agent.identity import SiteIdentity
 from site_agent.residuals import Residuals
 from site_agent.spool import Spool
-from site_agent.trainer.folder import RESIDUAL, STATE
 from site_agent.transfers import Died
 
 #: Artifact -> its file below ``result/``; those of a merge besides, ``model/<file>``, and those of a Flower app's
@@ -100,12 +99,7 @@ async def stage(
     assignment = spool.assignment(attempt)
     await _fetch(assignment.inputs, store, artifacts, meter or Meter())
     await asyncio.to_thread(_lay_out_inputs, assignment, spool.directory(attempt), store)
-    if isinstance(assignment.work, Train) and assignment.work.residual is not None:
-        target = spool.directory(attempt) / RESIDUAL
-        await asyncio.to_thread(residuals.lay_out, assignment.campaign, assignment.work.residual, target)
-    if isinstance(assignment.work, FlowerMessage) and assignment.work.state is not None:
-        target = spool.directory(attempt) / STATE
-        await asyncio.to_thread(residuals.lay_out, assignment.campaign, assignment.work.state, target)
+    await asyncio.to_thread(residuals.lay_out, assignment, spool.directory(attempt))
     await asyncio.to_thread(note_newest, spool.root.parent, assignment)
     await asyncio.to_thread(write_bytes_atomically, spool.directory(attempt) / "site.json", site)
 
@@ -122,7 +116,7 @@ async def deliver(
 ) -> Ended:
     """Send what the attempt made, then the signed contribution; returns what is to be written down.
 
-    A residual stays here and is kept.
+    What is for the next job, residual and moments, stays here and is kept.
 
     upload_bytes_max  for all artifacts together; 0: no limit
     Raises BadInput or Corrupt if the result is not whole, else what the coordinator says.
@@ -137,8 +131,7 @@ async def deliver(
         )
     for kind, ref in sorted(contribution.artifacts.items()):
         await upload(artifacts, result / ARTIFACTS.get(kind, kind), ref, moved=meter.sends())
-    left = STATE if LETTER in contribution.artifacts else RESIDUAL
-    await asyncio.to_thread(residuals.keep, contribution, result / left)
+    await asyncio.to_thread(residuals.keep, contribution, result)
     ref = await asyncio.to_thread(store.put_bytes, envelope)
     await upload(artifacts, store.path(ref.digest), ref, moved=meter.sends())
     return Ended(outcome=Outcome.SUCCEEDED, contribution=ref.digest)

@@ -1,5 +1,7 @@
 """What a job is told: its work, its seed, and every blob it may read."""
 
+from msgspec import UNSET
+
 from consortium.canonical import replace
 from consortium.codecs.names import is_coded
 from consortium.ids import Digest, JobId, Language, SiteName, digest_of
@@ -24,7 +26,8 @@ def train_order(
 ) -> Train:
     """One training job. Its data order is keyed by (campaign seed, round, stream), not by attempt.
 
-    What an encoding leaves unsaid is said a round later, so only rounds use those that do; see ``fed_back``.
+    What an encoding leaves unsaid is said a round later, so only rounds use those that do; nor has anything else a
+    next job that could go on with its moments; see ``fed_back``.
     """
     spec, plan = campaign.spec, campaign.spec.train
     return Train(
@@ -39,7 +42,7 @@ def train_order(
         steps=steps,
         batch_sequences=plan.batch_sequences,
         sequence_tokens=plan.sequence_tokens,
-        optimizer=plan.optimizer,
+        optimizer=replace(plan.optimizer, moments=UNSET),
         groups=plan.groups if number else (),  # the seed round has weights that were drawn: all must learn
         lora=plan.lora if number else None,
         schedule_start=max(0, number - 1) * plan.steps,
@@ -53,32 +56,45 @@ def train_order(
 
 
 def fed_back(work: Train, state: State, campaign: CampaignState, site: SiteName) -> Train:
-    """A round's order with all that is there for the merge: the encoding, and the residual that goes with the base.
+    """A round's order with all that is there for the merge: the encoding, and what goes with the base at this site.
 
-    It is that of the newest delta of this site that went into the base's lineage: what was refused, expired or
-    merged into a rejected version never happened.
+    That is the residual and the moments of the site's newest delta that went into the base's lineage: what was
+    refused, expired or merged into a rejected version never happened.
     """
     plan = campaign.spec.train
-    residual: Digest | None = None
-    version = campaign.versions.get(work.base)
-    while is_coded(plan.delta_dtype) and version is not None and residual is None:
-        merged = {ingredient.delta.digest for ingredient in version.manifest.ingredients}
-        round_ = campaign.rounds.get(version.round)
-        for name in round_.collected if round_ else ():
-            done = state.jobs[name].contribution
-            if done is not None and done.site == site and done.artifacts["delta"].digest in merged:
-                residual = done.residual
-        base = version.manifest.base
-        version = None if base is None else campaign.versions.get(base)
+    feeds_back, keeps = is_coded(plan.delta_dtype), plan.optimizer.moments == "keep"
+    done = _newest_merged(state, campaign, work.base, site) if feeds_back or keeps else None
     return replace(
         work,
+        optimizer=replace(work.optimizer, moments="keep") if keeps else work.optimizer,
         delta_dtype=plan.delta_dtype,
         delta_density=plan.delta_density,
-        residual=residual,
+        residual=done.residual if done is not None and feeds_back else None,
+        moments=done.moments if done is not None and keeps else UNSET,
         token_counts=campaign.spec.merge.embedding_rows is not None,
         unseen_rows=plan.unseen_rows,
         proximal=plan.proximal,
     )
+
+
+def _newest_merged(
+    state: State, campaign: CampaignState, base: Digest, site: SiteName
+) -> Contribution | None:
+    """Of the site's contributions that are in ``base``, or in what it was made of, the last; rounds alone count."""
+    version = campaign.versions.get(base)
+    while version is not None:
+        merged = {ingredient.delta.digest for ingredient in version.manifest.ingredients}
+        round_ = campaign.rounds.get(version.round)
+        found: Contribution | None = None
+        for name in round_.collected if round_ else ():
+            done = state.jobs[name].contribution
+            if done is not None and done.site == site and done.artifacts["delta"].digest in merged:
+                found = done
+        if found is not None:
+            return found
+        before = version.manifest.base
+        version = None if before is None else campaign.versions.get(before)
+    return None
 
 
 def _seed(seed: int, number: int, stream: str) -> int:

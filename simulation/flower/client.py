@@ -31,7 +31,7 @@ from site_agent.identity import next_key
 from site_agent.launching import make_launcher
 from site_agent.residuals import Residuals
 from site_agent.spool import Spool
-from site_agent.trainer.folder import RESIDUAL, Failure
+from site_agent.trainer.folder import Failure
 
 _CHUNK_BYTES = 1 << 20
 _LOOK_SECONDS = 0.2
@@ -108,7 +108,7 @@ def carry_out(config: SiteConfig, job: bytes, order: Assignment, store: BlobStor
     contribution, envelope = sealed(result, order.attempt, next_key(home))
     for kind, ref in sorted(contribution.artifacts.items()):
         _hand_in(store, result / ARTIFACTS.get(kind, kind), ref, config.site)
-    residuals.keep(contribution, result / RESIDUAL)
+    residuals.keep(contribution, result)
     path = directory / "envelope"
     path.write_bytes(envelope)
     ref = store.put_file(path)

@@ -25,7 +25,7 @@ class Cleaning(Fact):
     )
     log_days: Positive = 90.0  #: the log of an attempt that is over
     broken_days: Positive = 30.0  #: what was set aside in ``spool/broken``, if no result lies in it
-    #: what a site's encoded deltas left unsaid, and what Flower apps keep, once their campaign has asked for nothing
+    #: what is for a next job, residuals, moments, what Flower apps keep: once their campaign has asked for nothing
     residual_days: Positive = 180.0
     bytes_max: Count | None = None  #: of everything below ``home``; beyond, what may go goes at once
     inodes_max: Count | None = None  #: the same in files and folders

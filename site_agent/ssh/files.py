@@ -32,6 +32,7 @@ _INPUTS = (
     "job.sig",
     "tokenizer.json",
     "residual.safetensors",
+    "moments.safetensors",
     "state.bin",
     "base",
     "versions",

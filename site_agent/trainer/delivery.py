@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import UNSET
 
 from consortium.canonical import replace
 from consortium.deltas import Encoder, StillRows, write_coded_delta, write_delta
@@ -23,8 +24,8 @@ from consortium.merging.layers import layer_of
 from consortium.merging.operands import write_row_counts
 from consortium.store import ref_of
 from consortium.tensors import Checkpoint, F32Array, TensorFile
-from site_agent.trainer import saves
-from site_agent.trainer.folder import RESIDUAL, JobFolder, write_contribution
+from site_agent.trainer import moments, saves
+from site_agent.trainer.folder import MOMENTS, RESIDUAL, JobFolder, write_contribution
 from site_agent.trainer.saves import Account, Made, SavedWeights
 
 #: How often each token was trained on, (vocabulary,); asked for once, and only where the order needs it.
@@ -39,10 +40,12 @@ def deliver(
     made: Made,
     count_tokens: Counts,
     encoder: Encoder | None = None,
+    left: moments.Left | None = None,
 ) -> None:
     """Write ``result/``: the delta from the base to ``weights``, and the manifest with the steps really done.
 
     encoder  codes ``weights`` where they lie, for a delta in int8 or int4; None: the codecs do, here
+    left     the optimizer's moments, if the order keeps them
     """
     counts_V = count_tokens() if work.token_counts or work.unseen_rows == "keep" else None
     with folder.result() as result:
@@ -51,11 +54,14 @@ def deliver(
         artifacts = {"delta": delta}
         if counts_V is not None and work.token_counts:
             artifacts["token_counts"] = write_row_counts(result / "token_counts.safetensors", counts_V)
+        kept = None if left is None else moments.write_moments(result / MOMENTS, work, account, left)
         contribution = replace(
             folder.contribution(artifacts),
             base=work.base,
             residual_before=residual_before,
             residual=residual,
+            moments_before=account.moments_before or UNSET,
+            moments=kept or UNSET,
             steps=account.step,
             planned_steps=work.steps,
             tokens=made.tokens,
@@ -96,7 +102,8 @@ def deliver_saved(folder: JobFolder, work: Train, count_tokens: Counts) -> Accou
         raise BadInput(f"{path.parent}: is a checkpoint of another job; move it away")
     with TensorFile(path) as file:
         weights = SavedWeights(file, state.made.weights)
-        deliver(folder, work, weights, state.account, state.made, count_tokens)
+        left = moments.left_in(file) if moments.are_kept(work) else None
+        deliver(folder, work, weights, state.account, state.made, count_tokens, left=left)
     return state.account
 
 

@@ -144,6 +144,11 @@ def _check_adapters(work: Train, engine: Engine, given: Given) -> None:
             FailureReason.BAD_INPUT,
             "optimizer.muon: orthogonal steps are of whole matrices, adapters are halves of them; drop muon, or lora",
         )
+    if work.optimizer.moments == "keep":
+        raise JobFailed(
+            FailureReason.BAD_INPUT,
+            "optimizer.moments: keep: every job draws its adapters anew, moments are of the old; drop keep, or lora",
+        )
     if given.is_sharded:
         raise JobFailed(
             FailureReason.BAD_INPUT,

@@ -2,6 +2,7 @@
 
 In, read only:  job.json (``Assignment``), site.json (``Site``), tokenizer.json, base/ (Hugging Face layout),
                 residual.safetensors (what the last delta left unsaid, if the order names one and it is here),
+                moments.safetensors (those that the optimizer was left with then, likewise),
                 state.bin (the same of a Flower app: its Context.state), inputs/<digest> (its message),
                 for evaluations versions/<digest>/ and inputs/<digest> (deltas), for merges inputs/<digest>
                 (deltas, their token counts, and the outer optimizer's state)
@@ -34,7 +35,8 @@ FINISH = "FINISH"  #: the wish that it delivers what it has, from the step it ha
 TEXT_FILE = "checkpoint/text.json"  #: bytes of text that the job's lives have read and kept, by language
 CONTINUE = "CONTINUE"  #: the trainer's word that it stopped with a whole training checkpoint and may go on
 RESIDUAL = "residual.safetensors"  #: in the job directory and in ``result/``
-STATE = "state.bin"  #: what a Flower app keeps at the site, in the same places
+MOMENTS = "moments.safetensors"  #: in the same places
+STATE = "state.bin"  #: what a Flower app keeps at the site, in these places, too
 CONTINUE_LATER = 75  #: exit code: a training checkpoint is there, start again (EX_TEMPFAIL of sysexits.h)
 PROGRESS_SECONDS = 2.0  # a person watching the console sees it move; a line costs 0.1 ms
 
@@ -108,6 +110,10 @@ class JobFolder:
     @property
     def residual(self) -> Path:
         return self.path / RESIDUAL
+
+    @property
+    def moments(self) -> Path:
+        return self.path / MOMENTS
 
     @property
     def is_asked_to_stop(self) -> bool:

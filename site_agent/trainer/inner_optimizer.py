@@ -15,16 +15,20 @@ from torch.optim.adamw import adamw
 from consortium.jobs import Muon, Train
 from site_agent.trainer import muon
 from site_agent.trainer.groups import factors_of
+from site_agent.trainer.saves import WEIGHT
 from site_agent.trainer.sharing import gathered, local, norm_of, rows_here
 
 CAST = 1 << 26  # weights whose gradients are cast at once: 256 MiB
 _EPSILON = 1e-8  # of the update's denominator; the value of the paper and of every LLM we know of
 
 
-def learning_rate(work: Train, step: int) -> float:
-    """Of step ``step`` of the job, from 0: warm-up over the job, decay over the campaign's schedule."""
+def learning_rate(work: Train, step: int, steps_before: int = 0) -> float:
+    """Of step ``step`` of the job, from 0: warm-up as long as the moments are new, decay over the campaign's schedule.
+
+    steps_before  that the moments had seen when the job began
+    """
     rule = work.optimizer
-    warm = min(1.0, (step + 1) / rule.warmup_steps) if rule.warmup_steps else 1.0
+    warm = min(1.0, (steps_before + step + 1) / rule.warmup_steps) if rule.warmup_steps else 1.0
     done = min(1.0, (work.schedule_start + step) / (work.schedule_steps or work.steps))
     shape = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[rule.decay]
     return rule.learning_rate * warm * (rule.final_share + (1 - rule.final_share) * shape)
@@ -81,6 +85,7 @@ class InnerOptimizer:
         self._base = {
             name: local(weight).detach().clone() for name, weight in self._learning.items() if work.proximal
         }
+        self.steps_before = 0  #: that the moments had seen when the job began
         self.norm = torch.zeros(())  #: of the newest step's gradient, before clipping
         groups = (self._learning, self._mean, self._square)
         self._local = tuple({name: local(tensor) for name, tensor in group.items()} for group in groups)
@@ -103,6 +108,11 @@ class InnerOptimizer:
         return {
             f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()
         }
+
+    @property
+    def moments(self) -> dict[str, Tensor]:
+        """All of the state but the weights: what a next job may go on with."""
+        return {name: tensor for name, tensor in self.state.items() if not name.startswith(WEIGHT)}
 
     def exact(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The model's ``weights`` in float32, where they lie: themselves, or their masters."""
@@ -141,7 +151,7 @@ class InnerOptimizer:
             gradients[name] = gradients[name].float().add_(weights[name] - base, alpha=self._work.proximal)
         norm = self.norm = self._total_norm(list(gradients.values()))
         is_finite = norm.isfinite()
-        rule = self._work.optimizer
+        rule, rate = self._work.optimizer, learning_rate(self._work, step, self.steps_before)
         scale = (norm / rule.clip_norm).clamp(min=1.0) if rule.clip_norm else None
         alike: dict[tuple[bool, float], list[str]] = {}
         for name in self._mean:
@@ -161,7 +171,7 @@ class InnerOptimizer:
                     amsgrad=False,
                     beta1=rule.beta1,
                     beta2=rule.beta2,
-                    lr=learning_rate(self._work, step) * factor,
+                    lr=rate * factor,
                     weight_decay=rule.weight_decay if decay else 0.0,
                     eps=_EPSILON,
                     maximize=False,
@@ -171,14 +181,14 @@ class InnerOptimizer:
                         [self._parameters[name] for name in some], [weights[name] for name in some]
                     )
         for name in self._momentum:
-            self._step_matrix(name, step, gradients[name], scale, is_finite)
+            self._step_matrix(name, rate, gradients[name], scale, is_finite)
         for weight in self._parameters.values():
             weight.grad = None
         self._sums.clear()
         return is_finite
 
     def _step_matrix(
-        self, name: str, step: int, gradient: Tensor, scale: Tensor | None, is_finite: Tensor
+        self, name: str, rate: float, gradient: Tensor, scale: Tensor | None, is_finite: Tensor
     ) -> None:
         """By Muon. Where the matrix lies in shards, its direction is gathered and every rank does all of it."""
         weight, rule = self._weights[name], self._work.optimizer
@@ -193,7 +203,7 @@ class InnerOptimizer:
             local(self._momentum[name]),
             gradient.float() if scale is None else gradient.float() / scale,
             rule=rule.muon,
-            learning_rate=learning_rate(self._work, step) * self._factors[name],
+            learning_rate=rate * self._factors[name],
             weight_decay=rule.weight_decay,
             is_finite=is_finite,
             orthogonal_rows=orthogonal_rows,

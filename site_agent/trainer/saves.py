@@ -47,6 +47,8 @@ class Account(Fact):
     loss_last: float | None = None
     loss_sum: float = 0.0  #: over the updates
     seconds: float = 0.0  #: spent training, over all starts of the job
+    moments_before: Digest | None = None  #: that the job began with; None: with zeros
+    steps_before: int = 0  #: that these have seen, of earlier jobs
 
 
 class Made(Fact):
@@ -159,17 +161,17 @@ def newest(folder: Path, origin: Digest | None = None) -> tuple[State, Path] | N
     return None
 
 
-def restore(folder: Path, origin: Digest, tensors: "Mapping[str, Tensor]", ranks: "Ranks") -> Account:
+def restore(folder: Path, origin: Digest, tensors: "Mapping[str, Tensor]", ranks: "Ranks") -> Account | None:
     """Fill ``tensors`` from the newest checkpoint that is whole and of the same origin. By all ranks.
 
-    Returns its account; an empty one, and nothing filled, if there is none. Digests are the first rank's work.
+    Returns its account; None, and nothing filled, if there is none. Digests are the first rank's work.
     """
     from site_agent.trainer.sharing import fill
 
     found = newest(folder, origin) if ranks.is_first else None
     step = ranks.first_says(found[0].account.step if found else -1)
     if step < 0:
-        return Account()
+        return None
     place = folder / f"step-{step:09d}"
     state = decode((place / "state.json").read_bytes(), State, str(place / "state.json"))
     with TensorFile(place / _TENSORS) as file:

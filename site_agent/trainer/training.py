@@ -17,7 +17,7 @@ from torch import Tensor
 from consortium.canonical import replace
 from consortium.ids import Digest, Language
 from consortium.jobs import Train
-from site_agent.trainer import saves
+from site_agent.trainer import moments, saves
 from site_agent.trainer.batches import Batches, Stream
 from site_agent.trainer.delivery import deliver, deliver_saved
 from site_agent.trainer.feeding import Feed
@@ -90,9 +90,8 @@ def train(
         if shared.is_sharded:
             deliver_saved(folder, work, count_tokens)
         else:
-            deliver(
-                folder, work, Arrays(stepper.weights), account, training.made(account), count_tokens, encoder
-            )
+            made, left = training.made(account), training.left() if moments.are_kept(work) else None
+            deliver(folder, work, Arrays(stepper.weights), account, made, count_tokens, encoder, left)
         shutil.rmtree(folder.path / "checkpoint", ignore_errors=True)
     ranks.wait()
 
@@ -142,8 +141,12 @@ class _Training:
         return account
 
     def _run(self, leave_what_is_there: Callable[[], None]) -> Account:
-        account = saves.restore(self._saves, self._origin, self._optimizer.state, self._ranks)
-        self._optimizer.round_weights()
+        optimizer, ranks = self._optimizer, self._ranks
+        account = saves.restore(self._saves, self._origin, optimizer.state, ranks)
+        if account is None:
+            account = moments.begun(self._folder, self._work, optimizer.moments, ranks)
+        optimizer.steps_before = account.steps_before
+        optimizer.round_weights()
         self._report(account, now=True)
         started, before = time.monotonic(), account.seconds
         pending: list[Tensor] = []
@@ -187,6 +190,12 @@ class _Training:
 
     def made(self, account: Account) -> Made:
         return _made(self._data, self._stepper, account.step, self._ranks)
+
+    def left(self) -> moments.Left:
+        """The optimizer's moments, of a model that this rank has whole."""
+        tensors = self._optimizer.moments
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        return moments.Left(shapes=shapes, array=Arrays(tensors).__getitem__)
 
     def _step(self, step: int) -> Tensor:
         ranks = self._ranks

@@ -1,4 +1,4 @@
-"""What the agent keeps of error feedback: staged where the order names it, kept once delivered, never sent."""
+"""What the agent keeps for a next job, residual and moments: staged where named, kept once delivered, never sent."""
 
 import asyncio
 import contextlib
@@ -6,13 +6,15 @@ import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_coordinator import A1, FakeCoordinator
+from msgspec import UNSET
 from sprachbund.v1 import site_pb2
 
 from consortium.canonical import decode, replace
-from consortium.ids import AttemptId, CampaignId, Digest, digest_of
+from consortium.ids import AttemptId, Digest, digest_of
 from consortium.manifests import Contribution
 from consortium.signing import CONTRIBUTION, key_of_certificate, open_envelope
 from site_agent.agent import Agent
@@ -21,6 +23,7 @@ from site_agent.enrol import enrol
 from site_agent.identity import SiteIdentity
 from site_agent.launchers.local import LocalLauncher
 from site_agent.residuals import Residuals
+from site_agent.ssh.files import _to_push
 
 A2, A3, A4 = (AttemptId(f"demo_r{number}-train-north.a1") for number in (2, 3, 4))
 
@@ -42,11 +45,18 @@ result = place / "result.tmp"
 result.mkdir()
 (result / "delta.safetensors").write_bytes(delta)
 (result / "residual.safetensors").write_bytes(left)
+moments = {}
+if job["work"]["optimizer"].get("moments") == "keep":
+    (result / "moments.safetensors").write_bytes(b"moments " + left)
+    moments["moments"] = sha256(b"moments " + left)
+    if (place / "moments.safetensors").exists():
+        moments["moments_before"] = sha256((place / "moments.safetensors").read_bytes())
 (result / "contribution.json").write_text(json.dumps({
     "job": job["job"], "attempt": job["attempt"], "campaign": job["campaign"], "site": job["site"],
     "assignment": sha256((place / "job.json").read_bytes()),
     "artifacts": {"delta": {"digest": sha256(delta), "size": len(delta)}},
     "residual_before": sha256(before.read_bytes()) if before.exists() else None, "residual": sha256(left),
+    **moments,
 }))
 os.rename(result, place / "result")
 """
@@ -54,6 +64,10 @@ os.rename(result, place / "result")
 
 def left(attempt: AttemptId) -> Digest:
     return digest_of(f"left by {attempt}".encode())
+
+
+def moments_left(attempt: AttemptId) -> Digest:
+    return digest_of(f"moments left by {attempt}".encode())
 
 
 @pytest.fixture
@@ -80,9 +94,13 @@ async def kept(
 
 
 async def delivered(
-    coordinator: FakeCoordinator, config: SiteConfig, attempt: AttemptId, residual: Digest | None
+    coordinator: FakeCoordinator,
+    config: SiteConfig,
+    attempt: AttemptId,
+    residual: Digest | None,
+    **changes: Any,
 ) -> Contribution:
-    work = replace(coordinator.assignment(attempt).work, delta_dtype="int4", residual=residual)
+    work = replace(coordinator.assignment(attempt).work, delta_dtype="int4", residual=residual, **changes)
     coordinator.want(attempt, work=work)
     report = await coordinator.until_phase("ENDED", attempt)
     assert report.outcome == site_pb2.ATTEMPT_OUTCOME_SUCCEEDED, report.reason
@@ -91,8 +109,8 @@ async def delivered(
     return decode(open_envelope(envelope, CONTRIBUTION, key_of_certificate(certificate)), Contribution)
 
 
-def digests(folder: Path) -> set[str]:
-    return {path.stem for path in folder.glob("*.safetensors")}
+def digests(folder: Path, suffix: str = ".safetensors") -> set[str]:
+    return {path.stem for path in folder.glob(f"*{suffix}")}
 
 
 async def test_a_chain_over_rounds(kept: Path, coordinator: FakeCoordinator, config: SiteConfig) -> None:
@@ -110,6 +128,27 @@ async def test_a_chain_over_rounds(kept: Path, coordinator: FakeCoordinator, con
     fourth = await delivered(coordinator, config, A4, left(A3))
     assert fourth.residual_before == left(A3)
     assert digests(kept) == {left(A3), left(A4)}
+
+
+async def test_moments_are_kept_beside_residuals_and_as_long(
+    kept: Path, coordinator: FakeCoordinator, config: SiteConfig
+) -> None:
+    keeps = replace(coordinator.assignment(A1).work.optimizer, moments="keep")  # type: ignore[union-attr]
+    first = await delivered(coordinator, config, A1, None, optimizer=keeps)
+    assert (first.moments_before, first.moments) == (UNSET, moments_left(A1))
+    assert not coordinator.has(moments_left(A1))  # they never leave the site
+    second = await delivered(coordinator, config, A2, left(A1), optimizer=keeps, moments=moments_left(A1))
+    assert (second.moments_before, second.moments) == (moments_left(A1), moments_left(A2))
+    # round 2 was rejected
+    third = await delivered(coordinator, config, A3, left(A1), optimizer=keeps, moments=moments_left(A1))
+    assert third.moments_before == moments_left(A1)
+    assert digests(kept, ".moments") == {moments_left(A1), moments_left(A3)}
+    assert digests(kept) == {left(A1), left(A3)}
+    # and what is lost is begun without
+    (kept / f"{moments_left(A3)}.moments").unlink()
+    fourth = await delivered(coordinator, config, A4, left(A3), optimizer=keeps, moments=moments_left(A3))
+    assert (fourth.moments_before, fourth.residual_before) == (UNSET, left(A3))
+    assert digests(kept, ".moments") == {moments_left(A4)}
 
 
 async def test_an_attempt_that_is_not_delivered_leaves_nothing(
@@ -135,14 +174,27 @@ async def test_a_lost_residual_stops_nothing(
     assert digests(kept) == {left(A2)}
 
 
-def test_what_lies_in_a_job_is_not_put_there_again(tmp_path: Path) -> None:
-    residuals, campaign = Residuals(tmp_path / "residuals"), CampaignId("demo")
-    place = tmp_path / "residuals" / "demo" / f"{left(A1)}.safetensors"
-    place.parent.mkdir(parents=True)
-    place.write_bytes(b"old")
-    residuals.lay_out(campaign, left(A1), tmp_path / "job" / "residual.safetensors")
-    place.unlink()
-    residuals.lay_out(campaign, left(A1), tmp_path / "job" / "residual.safetensors")
-    assert (tmp_path / "job" / "residual.safetensors").read_bytes() == b"old"
-    residuals.lay_out(campaign, left(A2), tmp_path / "other" / "residual.safetensors")
-    assert not (tmp_path / "other").exists()
+def test_what_lies_in_a_job_is_not_put_there_again(coordinator: FakeCoordinator, tmp_path: Path) -> None:
+    residuals, order = Residuals(tmp_path / "residuals"), coordinator.assignment(A1)
+    for name, suffix, digest in (
+        ("residual", ".safetensors", left(A1)),
+        ("moments", ".moments", moments_left(A1)),
+    ):
+        place = tmp_path / "residuals" / "demo" / f"{digest}{suffix}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(b"old")
+        named = replace(order, work=replace(order.work, **{name: digest}))
+        residuals.lay_out(named, tmp_path / "job")
+        place.unlink()
+        residuals.lay_out(named, tmp_path / "job")
+        assert (tmp_path / "job" / f"{name}.safetensors").read_bytes() == b"old"
+        residuals.lay_out(replace(order, work=replace(order.work, **{name: left(A2)})), tmp_path / "other")
+        assert not (tmp_path / "other").exists()
+
+
+def test_what_is_kept_goes_to_a_site_behind_ssh(tmp_path: Path) -> None:
+    """Without, every job there would begin anew, and only its manifest would say so."""
+    placed = {tmp_path / name for name in ("residual.safetensors", "moments.safetensors")}
+    for path in placed:
+        path.write_bytes(b"kept")
+    assert set(_to_push(tmp_path)) == placed

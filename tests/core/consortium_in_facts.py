@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from consortium.canonical import digest_of_fact, encode, replace
 from consortium.codecs.names import is_coded
@@ -118,6 +119,10 @@ def contribution(job: Job, steps: int | None = None) -> Contribution:
         residual=d(f"residual of {job.attempt}")
         if isinstance(work, FlowerMessage) or (isinstance(work, Train) and is_coded(work.delta_dtype))
         else None,
+        moments_before=work.moments if isinstance(work, Train) else UNSET,
+        moments=d(f"moments of {job.attempt}")
+        if isinstance(work, Train) and work.optimizer.moments == "keep"
+        else UNSET,
     )
 
 

@@ -118,10 +118,8 @@ def check_table(table: dict[str, list[str]], wanted: dict[str, Any]) -> None:
     assert table.keys() == wanted.keys()
     for key, default in wanted.items():
         said = table[key][0]
-        assert said in EMPTY if default in (None, (), "", msgspec.NODEFAULT) else said == in_words(default), (
-            key,
-            said,
-        )
+        is_nothing = default in (None, (), "", msgspec.NODEFAULT, msgspec.UNSET)
+        assert said in EMPTY if is_nothing else said == in_words(default), (key, said)
 
 
 def in_words(default: Any) -> str:

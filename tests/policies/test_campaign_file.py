@@ -283,6 +283,14 @@ REFUSED = [
      "c.yaml:16: train.optimizer.warmup_steps: 50 exceeds the 20 steps of train; lower it, or train longer"),
     ("warmup_steps: 10", "warmup_steps: 11",
      "c.yaml:10: seed_round.optimizer.warmup_steps: 11 exceeds the 10 steps of seed_round; lower it, or train longer"),
+    ("warmup_steps: 10", "moments: keep",
+     "c.yaml:10: seed_round.optimizer.moments: keep: the seed round is one job, with no next one to keep them for; "
+     "write it in train.optimizer"),
+    ("warmup_steps: 5", "moments: kept",
+     "c.yaml:16: train.optimizer.moments: 'kept' is not one of the choices; write one of: fresh, keep"),
+    ("warmup_steps: 5}", "moments: keep}\n  lora: {rank: 2}",
+     "c.yaml:16: train.optimizer.moments: keep: every job draws its adapters anew, moments are of the old; drop keep, "
+     "or lora"),
     ("  sequence_tokens: 128", "  sequence_tokens: 256\n  replay_share: 1.5",
      "c.yaml:16: train.replay_share: 1.5 does not fit; write a number (at least 0 and at most 1)"),
     ("  sequence_tokens: 128", "  sequence_tokens: 256",
