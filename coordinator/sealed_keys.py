@@ -36,7 +36,7 @@ def public_files(home: Path) -> dict[str, Path]:
     found = [home / name for name in _PUBLIC]
     for role in _PEOPLE:
         found += sorted((home / role).glob("*.pem")) + sorted((home / role).glob("*.json"))
-    found += sorted((home / "courier").rglob("*"))
+    found += sorted((home / "courier").glob("*.json"))  # and not what is being written just now
     return {str(path.relative_to(home)): path for path in found if path.is_file()}
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from consortium.errors import Refused
+from consortium.files import temporary_beside, write_bytes_atomically
 from consortium.identity import COORDINATOR_DAYS, DAY_SECONDS, identity_of
 from coordinator.config import CoordinatorConfig
 from coordinator.founding import Keys, found
+from coordinator.sealed_keys import public_files
 
 NAMES = ("localhost",)
 
@@ -48,3 +50,19 @@ def test_a_lost_certificate_is_made_anew(config: CoordinatorConfig) -> None:
     (home / "server.pem").unlink()
     assert ends(Keys.load(home, NAMES, time.time())) > time.time()
     assert (home / "server.pem").is_file()
+
+
+def test_what_is_no_secret_is_named_and_what_is_being_written_is_not(config: CoordinatorConfig) -> None:
+    """A backup reads it while the coordinator runs: what it is writing may be gone a moment later."""
+    found(config, time.time())
+    heard = Path(config.home) / "courier" / "ohrid.json"
+    write_bytes_atomically(heard, b"{}")
+    temporary_beside(heard).write_bytes(b"{")
+    assert set(public_files(Path(config.home))) == {
+        "admin/admin.pem",
+        "admin/ca.pem",
+        "admin/connection.json",
+        "authority/ca.pem",
+        "courier/ohrid.json",
+        "server.pem",
+    }
