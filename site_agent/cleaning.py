@@ -23,8 +23,9 @@ from consortium.ids import CampaignId, Digest, is_digest
 from consortium.jobs import Assignment
 from consortium.store import BlobStore
 from site_agent.config import SiteConfig
-from site_agent.core.cleaning import CleaningPlan, Found, Going, Home, Kind, plan
+from site_agent.core.cleaning import HOUR, Cleaning, CleaningPlan, Found, Going, Home, Kind, plan
 from site_agent.spool import BROKEN, Spool
+from site_agent.ssh.remote import RemoteSite, remote_site
 
 CLEANED_FILE, NEWEST_FILE = "cleaned.json", "newest.json"
 _PARTIAL_HINTS = ("result", "checkpoint")  # of an attempt: what its trainer made
@@ -47,7 +48,7 @@ class Cleaned(Fact):
     bytes_left: int | None = None  #: below the home; None: not counted, for it has no limit
     inodes_left: int | None = None
     over: str = ""  #: why the limits of the config are not held
-    trouble: str = ""  #: the first thing that could not be deleted
+    trouble: str = ""  #: the first thing that could not be deleted, or that the site could not be asked
 
 
 def clean(
@@ -57,7 +58,7 @@ def clean(
     goes_on: Callable[[], bool] = lambda: True,
     tell: Callable[[Going], None] = lambda going: None,
 ) -> Cleaned:
-    """Delete what may go by ``config.cleaning``.
+    """Delete what may go by ``config.cleaning``; of a site behind SSH the inputs that lie there, too.
 
     now      seconds since the epoch, by the clock of the home's file system
     goes_on  asked before each thing; False: leave the rest to the next cleaning
@@ -80,6 +81,13 @@ def clean(
             trouble = trouble or str(error)
     if not dry_run and goes_on():
         store.sweep(now - rules.keep_hours * 3600.0)
+    if (site := remote_site(config)) is not None and goes_on():
+        try:
+            for going in _at_the_site(site, rules, now, dry_run):
+                gone.append(going)
+                tell(going)
+        except SprachbundError as error:
+            trouble = trouble or f"{site.settings.root} at the site: {error}"
     bytes_, inodes = sum(one.bytes for one in gone), sum(one.inodes for one in gone)
     done = Cleaned(
         at=now,
@@ -138,6 +146,20 @@ def look(root: Path, store: BlobStore, counts: bool) -> Home:
         bytes=bytes_,
         inodes=inodes,
     )
+
+
+def _at_the_site(site: RemoteSite, rules: Cleaning, now: float, dry_run: bool) -> Iterator[Going]:
+    """What goes, or would go, of the inputs that were brought to a site behind SSH; the home is another machine's."""
+    for name, size in site.files.tidy(rules.keep_hours, dry_run):
+        yield Going(
+            kind="cache",
+            name=f"{site.settings.root}/cache/{name}",
+            bytes=size,
+            inodes=1,
+            used_at=now - rules.keep_hours * HOUR,
+            digest=Digest(name) if is_digest(name) else None,
+            reason=f"no job at the site has needed it for longer than keep_hours {rules.keep_hours:g}",
+        )
 
 
 # --- what there is -----------------------------------------------------------------------------------
@@ -201,7 +223,7 @@ def _folder(
 ) -> Found:
     bytes_, inodes, used_at = 0, 0, path.stat().st_mtime
     below = (os.path.join(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))
-    for inner in (path, *below):  # by os.walk, which passes over what another cleaning takes away meanwhile
+    for inner in (str(path), *below):  # by os.walk, which passes over what another cleaning takes away meanwhile
         with contextlib.suppress(FileNotFoundError):
             found = os.lstat(inner)
             bytes_ += _on_disk(found) if found.st_nlink == 1 or stat.S_ISDIR(found.st_mode) else 0

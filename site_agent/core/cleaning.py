@@ -59,7 +59,7 @@ class Home(Fact):
 
 
 class Going(Fact):
-    kind: Kind
+    kind: Kind | Literal["cache"]  #: cache: of a site that the agent drives from outside
     name: str
     bytes: int
     inodes: int

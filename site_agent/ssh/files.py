@@ -9,7 +9,7 @@ it is whole, verified, in one rename.
 import contextlib
 import hashlib
 import io
-import os
+import math
 import shutil
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +19,12 @@ from consortium.canonical import Fact, decode, digest_of_fact, encode
 from consortium.errors import BadInput, Corrupt, DiskFull, Unavailable
 from consortium.files import disk_errors, make_folder, move_into_place, sync_folder, write_bytes_atomically
 from consortium.folders import fresh_folder
+from consortium.ids import is_digest
 from site_agent.ssh import scripts
 from site_agent.ssh.connection import Connection
 from site_agent.ssh.errands import Errands, Progress
 from site_agent.ssh.frames import Frame, frames
+from site_agent.ssh.mirror import by_job, checked, mirror, question
 from site_agent.ssh.moves import Sent, digest_of_file, fetch, send
 from site_agent.ssh.session import Answer
 
@@ -40,7 +42,6 @@ _INPUTS = (
     "site.json",
 )
 _NOTES = ("lives.jsonl",)
-_VANISHING = ("CONTINUE", "failure.json")  #: taken away by the job; others only by the agent
 _GROWN_BYTES_MAX = 4 << 20  #: of one growing file in one look; a look every 30 s catches up with any log
 _WAIT_SECONDS = 20.0  #: for a transfer; longer ones go on beside the agent's loop, which a watchdog watches
 _SCRIPT_SECONDS = 300.0
@@ -104,11 +105,11 @@ class SshFiles:
         if not directories:
             return {}
         known = {self._job(path): path for path in directories}
-        asked = "".join(_question(job, path) for job, path in sorted(known.items()))
+        asked = "".join(question(job, path) for job, path in sorted(known.items()))
         answer = self._run(scripts.PULL, [self._root, str(_GROWN_BYTES_MAX)], asked.encode())
         results: dict[str, list[Frame]] = {}
-        for job, found in _by_job(answer.out, sorted(known)):
-            _mirror(known[job], found)
+        for job, found in by_job(answer.out, sorted(known)):
+            mirror(known[job], found)
             if any(frame.kind == "R" for frame in found) and not (known[job] / "result").is_dir():
                 results[job] = [frame for frame in found if frame.kind == "R"]
         coming: dict[Path, str] = {}
@@ -129,6 +130,21 @@ class SshFiles:
     def drop(self, directory: Path) -> None:
         """Delete the site's job directory, and inputs that no job directory has used for two days."""
         self._run(scripts.DROP, [self._root, self._job(directory)])
+
+    def tidy(self, hours: float, dry_run: bool = False) -> list[tuple[str, int]]:
+        """Delete inputs that no job directory at the site has used for so long; their names there, and bytes.
+
+        ``drop`` does it, too, for what nobody used for two days; but after the last job nothing is dropped any more.
+        """
+        minutes, verb = f"+{math.ceil(hours * 60)}", "show" if dry_run else "delete"
+        answer = self._run(scripts.TIDY, [self._root, minutes, verb])
+        gone = []
+        for line in answer.out.decode(errors="surrogateescape").splitlines():
+            size, _, name = line.partition(" ")
+            if not (size.isdecimal() and is_digest(name.removesuffix(".part"))):
+                raise Unavailable(f"{self._connection.host}: {line[:200]!r} is no file of {self._root}/cache")
+            gone.append((name, int(size)))
+        return gone
 
     def take_back(self) -> list[Path]:
         """Make job directories here for the attempts that lie at the site and not here; returns them.
@@ -233,7 +249,7 @@ class SshFiles:
         with disk_errors(folder):
             make_folder(folder)
             sums = self._sums(job, folder)
-            names = {_checked(frame.name.removeprefix("result/")): frame.size for frame in files}
+            names = {checked(frame.name.removeprefix("result/")): frame.size for frame in files}
             if sorted(names) != sorted(found.name for found in sums):
                 (folder / "sums").unlink()
                 raise Unavailable(f"{job}: the result at the site changed while it was looked at")
@@ -261,7 +277,7 @@ class SshFiles:
         found = []
         for line in answer.out.decode(errors="surrogateescape").splitlines():
             digest, _, name = line.partition(" *./")
-            found.append(_Sum(name=_checked(name), sha256=digest))
+            found.append(_Sum(name=checked(name), sha256=digest))
         if answer.rc or not found:
             raise Unavailable(f"{self._connection.host}: {job}/result cannot be read there")
         write_bytes_atomically(noted, encode(found))
@@ -293,60 +309,3 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size, member.mode = len(data), 0o600
     tar.addfile(member, io.BytesIO(data))
-
-
-def _question(job: str, directory: Path) -> str:
-    """What PULL is to tell of one job directory, given what is here."""
-    with disk_errors(directory):
-        grown = [directory / "progress.jsonl", *sorted(directory.glob("log*.txt"))]
-        offsets = [f"O {path.stat().st_size} {path.name}\n" for path in grown if path.exists()]
-    return "".join([f"J {job}\n", *offsets, "E\n"])
-
-
-def _by_job(answer: bytes, jobs: Sequence[str]) -> Iterable[tuple[str, list[Frame]]]:
-    """The frames of each job directory that is there, in the order it was asked for."""
-    groups: list[tuple[bool, list[Frame]]] = []
-    for frame in frames(answer):
-        if frame.kind == "J":
-            groups.append((frame.name == "y", []))
-        elif groups:
-            groups[-1][1].append(frame)
-    for job, (is_there, found) in zip(jobs, groups, strict=True):
-        if is_there:
-            yield job, found
-
-
-def _mirror(directory: Path, found: Sequence[Frame]) -> None:
-    """Make the copy here say what the site's job directory says."""
-    with disk_errors(directory):
-        for frame in found:
-            path = directory / _checked(frame.name)
-            if frame.kind == "A" and (frame.data or not frame.offset):
-                with open(path, "r+b" if path.exists() else "wb") as file:
-                    file.truncate(frame.offset)
-                    file.seek(frame.offset)
-                    file.write(frame.data)
-            elif frame.kind == "W" and not (path.exists() and path.read_bytes() == frame.data):
-                write_bytes_atomically(path, frame.data)
-            elif frame.kind == "P" and not path.exists():
-                make_folder(path.parent)
-                path.touch()
-        names = {frame.name for frame in found}
-        gone = [directory / name for name in _VANISHING if name not in names]
-        stop = directory / "STOP"  # with words in it, it is the batch script's; empty, the agent's wish
-        if "STOP" not in names and stop.exists() and stop.stat().st_size:
-            gone.append(stop)
-        checkpoints = directory / "checkpoint"
-        gone += [
-            path for path in checkpoints.rglob("*.json") if str(path.relative_to(directory)) not in names
-        ]
-        for path in gone:
-            path.unlink(missing_ok=True)
-
-
-def _checked(name: str) -> str:
-    """A relative name as it may come from the site. Raises Corrupt for one that leads elsewhere."""
-    parts = Path(name).parts
-    if not parts or name.startswith("/") or ".." in parts or os.path.normpath(name) != name:
-        raise Corrupt(f"the site names a file {name!r}, which does not lie in the job directory")
-    return name

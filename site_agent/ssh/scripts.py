@@ -90,6 +90,17 @@ find ../cache -type f -links 1 -ctime +1 -exec rm -f {} +
 :
 """
 
+#: Size and name of what no job directory has used for $2 minutes (as find's -cmin says it), which goes if $3 says so.
+#: What a job takes from the cache just then it keeps: its link is its own.
+TIDY = """
+cd "$1/cache" 2>/dev/null || exit 0
+find . -type f -links 1 -cmin "$2" | sort | while read -r name; do
+  size=$(wc -c <"$name") || continue
+  [ "$3" != delete ] || rm -f "$name" || exit
+  echo "$((size)) ${name#./}"
+done
+"""
+
 #: What a job writes and only appends to; what appears whole; what only its name says something of.
 #: $2 is the most bytes of one file. Input, for each job directory: ``J directory``, ``O offset name`` for each
 #: growing file that is known, ``E``. Output: frames, see ``frames.py``. The result is looked for after the

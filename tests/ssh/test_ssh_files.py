@@ -10,6 +10,7 @@ import pytest
 from consortium.errors import BadInput, Unavailable
 from site_agent.launchers.base import LIFE_FILE
 from site_agent.ssh import files as files_module
+from site_agent.ssh import scripts
 from site_agent.ssh.files import SshFiles
 from site_agent.ssh.frames import frames
 
@@ -341,6 +342,22 @@ def test_a_dropped_directory_goes_at_the_site_and_unused_inputs_later(site, file
     files.drop(directory)
     assert not there.exists() and not there.parent.exists()
     assert len(list((site.root / "cache").iterdir())) == 1  # the next round's base may be the same
+
+
+def test_what_no_job_has_used_for_long_goes_by_cleaning(site, files, directory, there, spool, monkeypatch):
+    assert files.tidy(1.0) == []  # nothing was ever brought there
+    other = staged(spool / "4567-jobs" / "4567-jobs.a1", model=MODEL[::-1])
+    files.push(directory)
+    files.push(other)
+    files.drop(other)
+    assert files.tidy(1.0) == []  # it was used just now
+    monkeypatch.setattr(
+        scripts, "TIDY", scripts.TIDY.replace('-cmin "$2"', "-cmin -600")
+    )  # nobody can age a ctime
+    digest = hashlib.sha256(MODEL[::-1]).hexdigest()
+    assert files.tidy(1.0, dry_run=True) == files.tidy(1.0) == [(digest, len(MODEL))]
+    assert [path.name for path in (site.root / "cache").iterdir()] == [hashlib.sha256(MODEL).hexdigest()]
+    assert tree(there / "base") == tree(directory / "base")
 
 
 def test_a_job_elsewhere_is_not_touched(files, tmp_path):
