@@ -151,6 +151,11 @@ def plan_memory(sizes: Sizes, setup: Setup) -> MemoryPlan:
     )
 
 
+def moments_bytes(sizes: Sizes) -> int:
+    """Of all of the optimizer's moments, on whatever ranks: what a site keeps on disk where the order says so."""
+    return (2 * sizes.learning - sizes.of_muon) * _FLOAT
+
+
 def what_fits(sizes: Sizes, setup: Setup, room: int) -> int:
     """The most sequences at once, at most those of ``setup``, for which ``room`` bytes are enough; 0: none are."""
     for sequences in range(setup.sequences_at_once, 0, -1):

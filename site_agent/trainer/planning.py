@@ -13,8 +13,17 @@ from site_agent.trainer.adapters import adapted
 from site_agent.trainer.engine import Ways
 from site_agent.trainer.folder import FailureReason, JobFailed, JobFolder
 from site_agent.trainer.groups import factors_of
-from site_agent.trainer.memory import MemoryPlan, Setup, Sizes, plan_memory, sizes_of, what_fits
+from site_agent.trainer.memory import (
+    MemoryPlan,
+    Setup,
+    Sizes,
+    moments_bytes,
+    plan_memory,
+    sizes_of,
+    what_fits,
+)
 from site_agent.trainer.model import read_config
+from site_agent.trainer.moments import are_kept
 from site_agent.trainer.ranks import Ranks, computes_in_bf16
 from site_agent.trainer.room import room
 from site_agent.trainer.sharing import Sharding
@@ -59,6 +68,12 @@ def planned(
     plan = plan_memory(sizes, setup)
     if ranks.is_first:
         print(plan.lines(), file=sys.stderr)
+        if are_kept(work):
+            size = moments_bytes(sizes) / (1 << 20)
+            print(
+                f"moments that stay at this site for the next round, MiB on disk: {size:,.1f}",
+                file=sys.stderr,
+            )
     here = ranks.world // ranks.nodes if is_cpu else 1  # ranks that share the memory
     found = room() if is_cpu else torch.cuda.mem_get_info(ranks.device)[0]
     if found is not None and plan.peak * here > found:

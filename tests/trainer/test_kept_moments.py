@@ -133,6 +133,18 @@ def test_a_first_job_only_leaves_moments(
         assert file.array("updates/model.norm.weight") == HALF
 
 
+@pytest.mark.parametrize("rule", [ADAMW, MUON], ids=["AdamW", "Muon"])
+def test_what_stays_on_disk_is_told_before(
+    tmp_path: Path, site: Site, base: Path, alone: Ranks, rule: Optimizer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    frozen = (LayerGroup(match="embeddings", learning_rate_factor=0.0),)
+    trained(tmp_path / "job", site, replace(WORK, steps=1, optimizer=rule, groups=frozen), base, alone)
+    with TensorFile(tmp_path / "job" / MOMENTS) as file:
+        size = sum(info.num_elements * 4 for name, info in file.items() if not name.startswith("updates/"))
+    said = f"moments that stay at this site for the next round, MiB on disk: {size / (1 << 20):,.1f}\n"
+    assert size > 1 << 16 and said in capfd.readouterr().err
+
+
 def test_error_feedback_does_not_notice(
     tmp_path: Path, site: Site, base: Path, alone: Ranks, first: Path
 ) -> None:
