@@ -190,9 +190,10 @@ def test_what_was_written_after_all_is_read(training: House, ledger: Counted) ->
             driver.execute(invitation("east", NOW + 60))
     assert ledger.readings == 1
     append, ledger.fails = super(Counted, ledger).append, None
+    west = driver.foresee(invitation("west", NOW + 60))
 
     def done_and_lost() -> None:
-        append([invited("west")], NOW)
+        append(west, NOW)
         ledger.head = Head(seq=ledger.head.seq - 1, hash="as it was")
         raise Unavailable("nobody answered")
 
@@ -207,18 +208,6 @@ def test_what_was_written_after_all_is_read(training: House, ledger: Counted) ->
         with pytest.raises(DiskFull):
             driver.execute(invitation("east", NOW + 60))
     assert ledger.readings == 2
-
-
-def invited(site: str) -> ev.TokenIssued:
-    command = invitation(site, NOW + 60)
-    return ev.TokenIssued(
-        site=command.site,
-        organisation=command.organisation,
-        country=command.country,
-        token_hash=command.token_hash,
-        valid_until=command.valid_until,
-        reason=command.membership,
-    )
 
 
 def test_a_mistake_of_the_core_costs_one_reading_however_often_it_is_met(
