@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import UNSET
 
 from consortium.canonical import encode
-from consortium.errors import BadInput
+from consortium.errors import SprachbundError
 from consortium.ids import Digest
 from consortium.jobs import Muon, Optimizer, Train
 from consortium.store import ref_of
@@ -42,6 +42,7 @@ class Left:
 
 
 def are_kept(work: Train) -> bool:
+    """Whether the job is to leave its moments for the next one."""
     return work.optimizer.moments == "keep"
 
 
@@ -96,11 +97,11 @@ def write_moments(path: Path, work: Train, account: Account, left: Left) -> Dige
 
 
 def _fault(path: Path, work: Train, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Why the job cannot go on with what lies at ``path``; "": it can."""
-    found = ref_of(path).digest if path.is_file() else None
-    if found is None or found != work.moments:
-        return f"the order names moments {work.moments}, here is {found or 'none'}"
+    """Why the job cannot go on with what lies at ``path``, be it that the disk cannot read it; "": it can."""
     try:
+        found = ref_of(path).digest if path.is_file() else None
+        if found is None or found != work.moments:
+            return f"the order names moments {work.moments}, here is {found or 'none'}"
         with TensorFile(path) as file:
             rule, steps = file.metadata.get(_RULE), file.metadata.get(_STEPS, "")
             if rule != _rule(work.optimizer):
@@ -112,7 +113,7 @@ def _fault(path: Path, work: Train, shapes: Mapping[str, tuple[int, ...]]) -> st
             for name in file:
                 if not all(np.isfinite(piece).all() for _, piece in file.pieces(name)):
                     return f"{name} is not finite"
-    except BadInput as error:
+    except SprachbundError as error:
         return str(error)
     return ""
 

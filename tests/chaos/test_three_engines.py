@@ -81,6 +81,14 @@ def small(workdir: Path) -> Laid:
     return here, campaign
 
 
+def keeping(workdir: Path) -> Laid:
+    """The same over two rounds, and each site's second job goes on with what its first one left there."""
+    here, campaign = small(workdir)
+    train = SMALL["train"] | {"optimizer": {"learning_rate": 0.01, "warmup_steps": 2, "moments": "keep"}}
+    campaign.write_text(yaml.safe_dump(SMALL | {"rounds": 2, "train": train | {"delta_dtype": "int8"}}))
+    return here, campaign
+
+
 def demo(workdir: Path) -> Laid:
     """The demo's four sites and eight languages, a seed round and two rounds, shortened."""
     here = consortium_at(workdir)
@@ -123,7 +131,11 @@ def by_flowers_simulation(laid: Laid) -> dict[str, str]:
 def versions_in(here: LocalConsortium) -> dict[str, str]:
     """Every version of the campaign, the rejected ones too, by name; digests."""
     with Ledger(here.home / "ledger.sqlite", read_only=True) as ledger:
-        campaign: Any = replay(ledger).campaigns[CampaignId(CAMPAIGN)]
+        state = replay(ledger)
+    campaign: Any = state.campaigns[CampaignId(CAMPAIGN)]
+    assert not [job.id for job in state.jobs.values() if "began" in job.reason], (
+        "what was left is gone on with"
+    )
     assert campaign.status == "completed", campaign.reason
     return {version.name: version.digest for version in campaign.versions.values()}
 
@@ -138,6 +150,7 @@ THREE_ENGINES = (by_our_simulation, by_flowers_simulation)
     [
         pytest.param(small, TWO_ENGINES, 2, id="first_two"),
         pytest.param(small, THREE_ENGINES, 2, id="all_three", marks=pytest.mark.soak),
+        pytest.param(keeping, THREE_ENGINES, 3, id="moments_kept", marks=pytest.mark.soak),
         pytest.param(demo, THREE_ENGINES, 4, id="demo", marks=pytest.mark.soak),
     ],
 )

@@ -14,11 +14,13 @@ from safetensors.numpy import load_file, save_file
 from test_many_ranks import is_close, launch, sharded
 from trainer_samples import contribution, make_job, sha256, train_work
 
+from consortium.errors import Unavailable
 from consortium.ids import Digest
 from consortium.jobs import LayerGroup, Lora, Muon, Optimizer, Train
-from consortium.manifests import Contribution
+from consortium.manifests import Contribution, FileRef
+from consortium.store import ref_of
 from consortium.tensors import TensorFile
-from site_agent.trainer import training
+from site_agent.trainer import moments, training
 from site_agent.trainer.batches import Batches, Stream
 from site_agent.trainer.delivery import finish
 from site_agent.trainer.folder import JobFailed, JobFolder, Site, Stopped
@@ -265,6 +267,27 @@ def test_what_cannot_be_gone_on_with_is_said_and_the_job_begins_anew(
     assert "begins anew" not in capfd.readouterr().err
 
 
+def test_a_disk_that_cannot_read_them_fails_no_job(
+    tmp_path: Path,
+    site: Site,
+    base: Path,
+    alone: Ranks,
+    first: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(path: Path) -> FileRef:
+        if path.parent.name == "job":
+            raise Unavailable(f"{path}: Input/output error")
+        return ref_of(path)
+
+    monkeypatch.setattr(moments, "ref_of", broken)
+    work = going_on(WORK, first / MOMENTS)
+    found = trained(tmp_path / "job", site, work, base, alone, first / MOMENTS)
+    assert "Input/output error; the optimizer begins anew" in capfd.readouterr().err
+    assert (found.moments_before, found.artifacts) == (UNSET, contribution(first).artifacts)
+
+
 def test_slower_layers_go_on_with_moments_of_fast_ones(
     tmp_path: Path, site: Site, base: Path, alone: Ranks, first: Path
 ) -> None:
@@ -301,8 +324,8 @@ def test_moments_go_from_one_rank_to_shards_and_back(
     assert is_close(folder, tmp_path / "again")
     left, expected = load_file(folder / MOMENTS), load_file(tmp_path / "again" / MOMENTS)
     assert left.keys() == expected.keys()
-    for name, moments in expected.items():
-        np.testing.assert_allclose(left[name], moments, rtol=1e-2, atol=1e-6, err_msg=name)
+    for name in expected:
+        np.testing.assert_allclose(left[name], expected[name], rtol=1e-2, atol=1e-6, err_msg=name)
     assert metadata(folder / MOMENTS) == metadata(tmp_path / "again" / MOMENTS)
     work = replace(going_on(work, folder / MOMENTS), seed=9)
     assert (
