@@ -7,7 +7,6 @@ long as it lives.
 
 import contextlib
 import fcntl
-import glob
 import os
 import shutil
 import tempfile
@@ -34,7 +33,8 @@ def fresh_folder(place: Path, mode: int = 0o755) -> Iterator[Path]:
         try:
             yield partial
             partial.chmod(mode)
-            for folder in sorted({partial, *(path.parent for path in partial.rglob("*"))}):
+            filled = {Path(folder) for folder, folders, files in os.walk(partial) if folders or files}
+            for folder in sorted(filled | {partial}):
                 sync_folder(folder)
             move_into_place(partial, place)
         except BaseException:
@@ -58,7 +58,10 @@ def _own_partial(place: Path) -> tuple[Path, int]:
 
 
 def _remove_orphans(place: Path) -> None:
-    for partial in sorted(place.parent.glob(f".{glob.escape(place.name)}.*.partial")):
+    begin, end = f".{place.name}.", ".partial"
+    # a pattern would have to be compiled for every name
+    left = [name[len(begin) :] for name in os.listdir(place.parent) if name.startswith(begin)]
+    for partial in sorted(place.with_name(begin + rest) for rest in left if rest.endswith(end)):
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
             try:

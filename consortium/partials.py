@@ -156,7 +156,7 @@ def of_owner(folder: Path, digest: Digest, owner: str) -> Path:
     """``<owner>/<digest>`` below a folder; BadInput if one of them is no name."""
     if not is_owner(owner):
         raise no_owner(owner)
-    return folder / owner / ids.digest(digest)
+    return folder.joinpath(owner, ids.digest(digest))
 
 
 def by_owner(folder: Path) -> Iterator[Path]:

@@ -229,7 +229,7 @@ class BlobStore:
 
     def _place(self, digest: Digest) -> Path:
         ids.digest(digest)
-        return self._blobs / digest[:2] / digest[2:]
+        return self._blobs.joinpath(digest[:2], digest[2:])
 
     def _delivery(self, digest: Digest, owner: str) -> Path:
         return of_owner(self._deliveries, digest, owner)

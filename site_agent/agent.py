@@ -20,6 +20,7 @@ from sprachbund.v1 import site_pb2
 
 from consortium.errors import SprachbundError, Superseded, Unavailable
 from consortium.jobs import Phase
+from consortium.manifests import DataManifest
 from consortium.store import BlobStore
 from site_agent.cleaner import Cleaner
 from site_agent.config import SiteConfig
@@ -84,6 +85,7 @@ class Agent:
         self._seen = Seen()
         self._plan: Plan | None = None  # None: none yet, or the spool could not be read
         self._health = make_health(config.metrics_port, self._standing)
+        self._described: tuple[DataManifest | None, bool, site_pb2.SiteDescription] | None = None
         self._said: dict[str, str] = {}
         self._told_at = float("-inf")  # of what is carried over SSH, in the log
         self._heartbeat = Heartbeat(self._speak, self._note)
@@ -156,7 +158,8 @@ class Agent:
         self._talk.listen()
         if self._plan is not None and self._can_speak and not self._superseded:
             self._talk.say(self._describe(), self._plan.reports)
-        self._supervisor.turned(in_words(self._plan, self._talk, self._seen.mode))
+        if self._supervisor.is_there:
+            self._supervisor.turned(in_words(self._plan, self._talk, self._seen.mode))
         if self._health is not None:
             self._health.turned()
 
@@ -246,18 +249,22 @@ class Agent:
         return is_news
 
     def _describe(self) -> site_pb2.SiteDescription:
-        config = self._config
-        return description_message(
-            self._description.manifest,
-            self._limits.slots,
-            self._release,
-            config.consent.merges,
-            draining=self._seen.mode.is_draining,
-            allocation=self._spending.allocation,
-            windows=self._spending.windows,
-            gpus=config.gpus_of_job,
-            launcher=config.launcher,
-        )
+        """Made anew only if it says something new: it is looked at several times between two Syncs."""
+        config, manifest, draining = self._config, self._description.manifest, self._seen.mode.is_draining
+        if self._described is None or self._described[0] is not manifest or self._described[1] != draining:
+            message = description_message(
+                manifest,
+                self._limits.slots,
+                self._release,
+                config.consent.merges,
+                draining=draining,
+                allocation=self._spending.allocation,
+                windows=self._spending.windows,
+                gpus=config.gpus_of_job,
+                launcher=config.launcher,
+            )
+            self._described = manifest, draining, message
+        return self._described[2]
 
     @property
     def _superseded(self) -> str:

@@ -36,6 +36,19 @@ def has_enrolled(home: Path) -> bool:
     return (home / "identity" / "site.pem").is_file()
 
 
+def certificate_of(home: Path) -> bytes:
+    """The certificate in ``site.pem`` (PEM), as it stands there. Raises Unavailable if the site has not enrolled."""
+    folder = home / "identity"
+    with disk_errors(folder):
+        try:
+            pem = (folder / "site.pem").read_bytes()
+        except FileNotFoundError:
+            raise Unavailable(
+                f"{folder}: this site has not enrolled; run `sprachbund site enrol` first"
+            ) from None
+    return b"".join(pem.partition(b"-----BEGIN CERTIFICATE-----")[1:])
+
+
 @dataclass(frozen=True, slots=True)
 class SiteIdentity:
     trust: Trust
@@ -45,14 +58,10 @@ class SiteIdentity:
     @classmethod
     def load(cls, home: Path) -> "SiteIdentity":
         """What ``save`` wrote. Raises Unavailable if the site has not enrolled, BadInput if they differ."""
-        folder = home / "identity"
-        path = folder / "site.pem"
-        if not path.is_file():
-            raise Unavailable(f"{folder}: this site has not enrolled; run `sprachbund site enrol` first")
+        folder, certificate = home / "identity", certificate_of(home)
         with disk_errors(folder):
             trust = decode((folder / "trust.json").read_bytes(), Trust, str(folder / "trust.json"))
-            certificate = path.read_bytes().partition(b"-----BEGIN CERTIFICATE-----")
-        found = cls(trust, load_key(path), certificate[1] + certificate[2])
+        found = cls(trust, load_key(folder / "site.pem"), certificate)
         found.check()
         return found
 

@@ -20,7 +20,7 @@ from consortium.pieces import ArtifactCalls
 from consortium.wire_errors import from_rpc_error
 from site_agent import wire
 from site_agent.core.facts import Offer, Report, Usage, UsedUp
-from site_agent.identity import SiteIdentity, next_key
+from site_agent.identity import SiteIdentity, certificate_of, next_key
 from site_agent.witness import Witness
 
 _log = logging.getLogger(__name__)
@@ -131,12 +131,11 @@ class Link:
     def _take_up_newer(self) -> bool:
         """Whether there is another certificate on disk than the one in use; then it is in use from now on."""
         try:
-            found = SiteIdentity.load(self._home)
+            if certificate_of(self._home) == self.identity.certificate:
+                return False
+            self.identity = SiteIdentity.load(self._home)
         except SprachbundError:
             return False
-        if found.certificate == self.identity.certificate:
-            return False
-        self.identity = found
         self._open()
         return True
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from consortium.canonical import Fact, decode, encode
 from consortium.errors import BadInput
-from consortium.files import disk_errors, write_bytes_atomically
+from consortium.files import disk_errors, read_small, write_bytes_atomically
 
 ModeName = Literal["work", "drain", "pause"]
 
@@ -36,9 +36,9 @@ class Mode(Fact):
 
 def read_mode(home: Path) -> Mode:
     """Raises BadInput for a file that cannot be read as one: then nobody knows what the operator wants."""
-    path = home / _FILE
+    path = f"{home}/{_FILE}"
     try:
-        return decode(path.read_bytes(), Mode, str(path))
+        return decode(read_small(path), Mode, path)
     except FileNotFoundError:
         return Mode()
     except BadInput as error:

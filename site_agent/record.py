@@ -14,7 +14,7 @@ from pathlib import Path
 
 from consortium.canonical import Fact, decode, encode, replace
 from consortium.errors import BadInput
-from consortium.files import write_bytes_atomically
+from consortium.files import read_small, write_bytes_atomically
 from site_agent.core.facts import Launch, Meant
 from site_agent.trainer.folder import TEXT_FILE, read_text_file
 
@@ -31,11 +31,11 @@ class _Watch(Fact):
     since: float  #: epoch seconds
 
 
-def read_launches(directory: Path) -> tuple[Launch, ...]:
+def read_launches(directory: Path | str) -> tuple[Launch, ...]:
     """By life. Lines that cannot be read are passed over: then a life counts as one without progress."""
     found: dict[int, Launch] = {}
     with contextlib.suppress(FileNotFoundError):
-        for line in (directory / LIVES_FILE).read_bytes().splitlines():
+        for line in read_small(f"{directory}/{LIVES_FILE}").splitlines():
             with contextlib.suppress(BadInput):
                 launch = decode(line, Launch)
                 found[launch.life] = launch
@@ -59,28 +59,28 @@ def note_sent_away(directory: Path, life: int, why: str, meant: Meant) -> None:
         _write(directory, tuple((launches | {life: after}).values()))
 
 
-def checkpoint_of(directory: Path) -> tuple[int, bool]:
+def checkpoint_of(directory: Path | str) -> tuple[int, bool]:
     """How far the newest training checkpoint is, and whether a partial result can be made of it.
 
     A checkpoint is there once its ``state.json`` is: that comes last. Of an evaluation, scores saved are counted.
     """
-    saves = os.path.join(directory, "checkpoint")
+    saves = f"{directory}/checkpoint"
     names: list[str] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         names = os.listdir(saves)
     steps = [
         int(named[1])
         for name in names
-        if (named := _STEP.fullmatch(name)) and os.path.exists(os.path.join(saves, name, "state.json"))
+        if (named := _STEP.fullmatch(name)) and os.path.exists(f"{saves}/{name}/state.json")
     ]
     if steps:
         return max(steps), True
     return sum(1 for name in names if name.startswith("subject-") and name.endswith(".json")), False
 
 
-def text_bytes_of(directory: Path) -> int:
+def text_bytes_of(directory: Path | str) -> int:
     """How much text the lives have prepared and kept; it only grows. Bytes of the site's files, about."""
-    return sum(read_text_file(directory / TEXT_FILE).values())
+    return sum(read_text_file(f"{directory}/{TEXT_FILE}").values())
 
 
 def quiet_seconds(directory: Path, life: int, now: float | None = None) -> float:
@@ -91,12 +91,12 @@ def quiet_seconds(directory: Path, life: int, now: float | None = None) -> float
     now = time.time() if now is None else now
     path = directory / _WATCH_FILE
     try:
-        mark = f"{life}:{(directory / 'progress.jsonl').stat().st_size}"
+        mark = f"{life}:{os.stat(f'{directory}/progress.jsonl').st_size}"
     except FileNotFoundError:
         mark = f"{life}:0"
     watch = _Watch(mark="", since=0.0)
     with contextlib.suppress(FileNotFoundError, BadInput):
-        watch = decode(path.read_bytes(), _Watch, str(path))
+        watch = decode(read_small(path), _Watch, str(path))
     if watch.mark == mark:
         return max(0.0, now - watch.since)
     if watch.mark.partition(":")[0] != str(life) or not 0 <= now - watch.since < _WATCH_SECONDS:
@@ -106,7 +106,8 @@ def quiet_seconds(directory: Path, life: int, now: float | None = None) -> float
 
 def forget_quiet(directory: Path) -> None:
     """It does not run, or not any more: the next time it does, the count begins anew."""
-    (directory / _WATCH_FILE).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{directory}/{_WATCH_FILE}")
 
 
 def _write(directory: Path, launches: tuple[Launch, ...]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from consortium import ids
 from consortium.canonical import decode, encode, replace
 from consortium.errors import BadInput
-from consortium.files import disk_errors, make_folder, move_into_place, write_bytes_atomically
+from consortium.files import disk_errors, make_folder, move_into_place, read_small, write_bytes_atomically
 from consortium.folders import fresh_folder
 from consortium.ids import AttemptId
 from consortium.jobs import Assignment, Train
@@ -42,6 +42,7 @@ class Spool:
         self.root = root
         self._logs = root.parent / "logs"
         self._assignments: dict[AttemptId, Assignment] = {}
+        self._directories: dict[AttemptId, Path] = {}
         with disk_errors(root):
             make_folder(root)
             make_folder(self._logs)
@@ -49,13 +50,17 @@ class Spool:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def directory(self, attempt: AttemptId) -> Path:
-        return self.root / ids.job_of(ids.attempt_id(attempt)) / attempt
+        found = self._directories.get(attempt)
+        if found is None:
+            found = self.root / ids.job_of(ids.attempt_id(attempt)) / attempt
+            self._directories[attempt] = found
+        return found
 
     def assignment(self, attempt: AttemptId) -> Assignment:
         """What ``job.json`` says; it never changes. Raises BadInput if it is not this attempt's."""
         if attempt not in self._assignments:
-            path = self.directory(attempt) / "job.json"
-            found = decode(_read(path), Assignment, str(path))
+            path = f"{self.directory(attempt)}/job.json"
+            found = decode(_read(path), Assignment, path)
             if found.attempt != attempt:
                 raise BadInput(f"{path}: belongs to attempt {found.attempt}")
             self._assignments[attempt] = found
@@ -78,15 +83,15 @@ class Spool:
         found: list[AttemptFiles] = []
         complaints: list[str] = []
         with disk_errors(self.root):
-            for job in _visible(self.root):
-                if job.name == BROKEN:
+            for job in _visible(str(self.root)):
+                if job.endswith(f"/{BROKEN}"):
                     continue
                 for place in _attempts(job):
                     try:
                         found.append(self._look_at(place))
                     except BadInput as error:
                         if os.path.lexists(place):  # else another agent of this home has dropped it meanwhile
-                            complaints.append(f"{error}; moved to {self._set_aside(place)}")
+                            complaints.append(f"{error}; moved to {self._set_aside(Path(place))}")
         return tuple(found), tuple(complaints)
 
     def ask_to_stop(self, attempt: AttemptId) -> None:
@@ -111,7 +116,7 @@ class Spool:
         """Note why the newest life is about to be asked to leave, or killed."""
         directory = self.directory(attempt)
         with disk_errors(directory):
-            life = _life(directory)
+            life = _life(str(directory))
             record.note_sent_away(directory, life.number, why, meant)
 
     def watch(self, files: AttemptFiles, seen: Seen) -> AttemptFiles:
@@ -138,37 +143,38 @@ class Spool:
             shutil.rmtree(dropped, ignore_errors=True)
             with contextlib.suppress(OSError):  # other attempts of the job are still there
                 directory.parent.rmdir()
-        self._assignments.pop(attempt, None)
+        self._forget(attempt)
 
     # ---- inside
 
-    def _look_at(self, place: Path) -> AttemptFiles:
-        attempt = ids.attempt_id(place.name)
-        if place != self.directory(attempt):
+    def _look_at(self, place: str) -> AttemptFiles:
+        """``place`` and all below it are plain strings: an agent looks often, and paths cost as much as the disk."""
+        attempt = ids.attempt_id(place.rpartition("/")[2])
+        if place != str(self.directory(attempt)):
             raise BadInput(f"{place}: is not where {attempt} belongs")
         work = self.assignment(attempt).work
         there = _names(place)  # one question to the file system, and then only for what is there
         life = _life(place) if LIFE_FILE in there else None
         has_saved = life is not None and "checkpoint" in there
         checkpoint, has_partial = record.checkpoint_of(place) if has_saved else (0, False)
-        ended = place / "ended.json"
+        ended = f"{place}/ended.json"
         return AttemptFiles(
             attempt=attempt,
             staged="site.json" in there,
             lives=life.number if life else 0,
             native_id=life.native_id if life else "",
             has_result="result" in there,
-            failure=_failure(place / "failure.json") if "failure.json" in there else "",
-            stopping_seconds=_age_seconds(place / STOP) if STOP in there else None,
+            failure=_failure(f"{place}/failure.json") if "failure.json" in there else "",
+            stopping_seconds=_age_seconds(f"{place}/{STOP}") if STOP in there else None,
             finishing=FINISH in there,
-            progress=_newest_progress(place / "progress.jsonl") if "progress.jsonl" in there else None,
+            progress=_newest_progress(f"{place}/progress.jsonl") if "progress.jsonl" in there else None,
             checkpoint=checkpoint,
             text_bytes=record.text_bytes_of(place) if has_saved else 0,
             has_partial=has_partial,
             can_finish=isinstance(work, Train),
             launches=record.read_launches(place) if life and record.LIVES_FILE in there else (),
-            usage=_usage(place / USAGE_FILE) if USAGE_FILE in there else None,
-            ended=decode(_read(ended), Ended, str(ended)) if ended.name in there else None,
+            usage=_usage(f"{place}/{USAGE_FILE}") if USAGE_FILE in there else None,
+            ended=decode(_read(ended), Ended, ended) if "ended.json" in there else None,
         )
 
     def _set_aside(self, place: Path) -> Path:
@@ -176,8 +182,12 @@ class Spool:
         make_folder(target.parent)
         move_into_place(place, target)
         with contextlib.suppress(ValueError, BadInput):
-            self._assignments.pop(ids.attempt_id(place.name), None)
+            self._forget(ids.attempt_id(place.name))
         return target
+
+    def _forget(self, attempt: AttemptId) -> None:
+        self._assignments.pop(attempt, None)
+        self._directories.pop(attempt, None)
 
 
 def _keep_logs(directory: Path, target: Path) -> None:
@@ -189,11 +199,11 @@ def _keep_logs(directory: Path, target: Path) -> None:
             os.replace(log, target)
 
 
-def _visible(folder: Path) -> list[Path]:
-    return [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
+def _visible(folder: str) -> list[str]:
+    return [f"{folder}/{name}" for name in sorted(os.listdir(folder)) if not name.startswith(".")]
 
 
-def _attempts(job: Path) -> list[Path]:
+def _attempts(job: str) -> list[str]:
     """What lies in a job's folder; the thing itself if it is no folder, nothing if it is gone."""
     try:
         return _visible(job)
@@ -203,7 +213,7 @@ def _attempts(job: Path) -> list[Path]:
         return []
 
 
-def _names(directory: Path) -> frozenset[str]:
+def _names(directory: str) -> frozenset[str]:
     """What lies in it. Raises BadInput if it is no folder, or gone."""
     try:
         return frozenset(os.listdir(directory))
@@ -211,48 +221,50 @@ def _names(directory: Path) -> frozenset[str]:
         raise BadInput(f"{directory}: {error.strerror}") from error
 
 
-def _life(directory: Path) -> Life:
-    path = directory / LIFE_FILE
-    return decode(_read(path), Life, str(path))
+def _life(directory: str) -> Life:
+    path = f"{directory}/{LIFE_FILE}"
+    return decode(_read(path), Life, path)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_small(path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise BadInput(f"{path}: {error.strerror}") from error
 
 
-def _age_seconds(path: Path) -> float | None:
+def _age_seconds(path: str) -> float | None:
     try:
-        return max(0.0, time.time() - path.stat().st_mtime)
+        return max(0.0, time.time() - os.stat(path).st_mtime)
     except FileNotFoundError:
         return None
 
 
-def _newest_progress(path: Path) -> Progress | None:
+def _newest_progress(path: str) -> Progress | None:
     """The last whole line that can be read; a trainer may be in the middle of the next."""
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            lines = file.read().split(b"\n")[:-1]
+        file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
+    try:
+        lines = os.pread(file, _TAIL_BYTES, max(0, os.fstat(file).st_size - _TAIL_BYTES)).split(b"\n")[:-1]
+    finally:
+        os.close(file)
     for line in reversed(lines):
         with contextlib.suppress(BadInput):
             return decode(line, Progress)
     return None
 
 
-def _usage(path: Path) -> Usage | None:
+def _usage(path: str) -> Usage | None:
     """None if there is none yet, or none that can be read: the launcher writes it anew."""
     with contextlib.suppress(BadInput):
-        return decode(_read(path), Usage, str(path))
+        return decode(_read(path), Usage, path)
     return None
 
 
-def _failure(path: Path) -> str:
+def _failure(path: str) -> str:
     try:
-        return decode(_read(path), Failure, str(path)).sentence or "the trainer failed without a word"
+        return decode(_read(path), Failure, path).sentence or "the trainer failed without a word"
     except BadInput as error:
         return f"the trainer failed, but its reason cannot be read: {error}"

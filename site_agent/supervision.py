@@ -30,6 +30,11 @@ class Supervisor:
         if self._address and for_us and wanted.isdigit() and int(wanted):
             self.seconds_max = int(wanted) / _USEC / 3  # half is the rule; a third leaves one turn to be slow
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is anybody to tell."""
+        return bool(self._address)
+
     def is_ready(self) -> None:
         self._tell("READY=1")
 

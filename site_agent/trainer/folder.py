@@ -23,7 +23,7 @@ from typing import Literal
 
 from consortium.canonical import Fact, decode, encode
 from consortium.errors import BadInput
-from consortium.files import disk_errors, make_folder, write_bytes_atomically
+from consortium.files import disk_errors, make_folder, read_small, write_bytes_atomically
 from consortium.folders import fresh_folder
 from consortium.ids import Digest, Language, digest_of
 from consortium.jobs import Assignment
@@ -237,17 +237,17 @@ class Preparation:
             raise Stopped
 
 
-def read_text_file(path: Path) -> dict[Language, int]:
+def read_text_file(path: Path | str) -> dict[Language, int]:
     """What ``TEXT_FILE`` says; nothing if it is not there, or cannot be read."""
     try:
-        return decode(path.read_bytes(), dict[Language, int], str(path))
+        return decode(read_small(path), dict[Language, int], str(path))
     except (FileNotFoundError, BadInput):
         return {}
 
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_small(path)
     except OSError as error:
         raise BadInput(
             f"{path}: {error.strerror}; the agent writes it before it starts the trainer"
