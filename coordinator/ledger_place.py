@@ -25,6 +25,7 @@ class Place:
         """Make ``path`` fit for one writer alone. Raises BadInput if it has another name, Broken if it was replaced."""
         self.path = path
         self.kept = path.with_name(path.name + ".kept")
+        self._wal = path.with_name(path.name + "-wal")
         with disk_errors(path):
             if self.kept.exists():
                 raise Broken(
@@ -72,10 +73,6 @@ class Place:
         raise Broken(
             f"{self.path}: {what} while the coordinator ran; {self._rescue(keep)}; nothing more is written"
         )
-
-    @property
-    def _wal(self) -> Path:
-        return self.path.with_name(self.path.name + "-wal")
 
     def _rescue(self, keep: Callable[[sqlite3.Connection], None]) -> str:
         """Put what the open connection can still read beside the file; the sentence that says so."""

@@ -50,6 +50,7 @@ def _parts(kind: type[msgspec.Struct]) -> tuple[str, ...]:
     return tuple(name for name, hint in get_type_hints(kind).items() if _changes(hint))
 
 
+@functools.cache
 def _changes(hint: Any) -> bool:
     kind = get_origin(hint) or hint
     if not isinstance(kind, type) or kind is UnionType:
