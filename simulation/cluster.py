@@ -5,6 +5,7 @@ its folder as the trainer does: progress, checkpoints, result.
 """
 
 import enum
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,12 +282,16 @@ class Cluster:
         """What its folder wishes of a running job."""
         if job.state is not _State.RUNNING or job.order is None:
             return
-        if not job.directory.is_dir():
+        if not os.path.isdir(job.directory):
             self._next(job, 0.0, self._end, job, Cause.FINISHED, "its folder is gone")
-        elif (job.directory / STOP).exists() and job.asked != STOP:
+        elif job.asked != STOP and os.path.exists(f"{job.directory}/{STOP}"):
             job.asked = STOP
             self._next(job, _HEEDED_SECONDS, self._stop, job)
-        elif isinstance(job.order.job.work, Train) and (job.directory / FINISH).exists() and not job.asked:
+        elif (
+            isinstance(job.order.job.work, Train)
+            and not job.asked
+            and os.path.exists(f"{job.directory}/{FINISH}")
+        ):
             job.asked = FINISH
             if self._step(job) > 0:
                 self._next(job, _HEEDED_SECONDS, lambda: self._deliver(job, self._step(job)))
@@ -339,19 +344,19 @@ class Cluster:
         )
 
     def _account(self, job: _Job) -> None:
-        if job.state is _State.RUNNING and job.directory.is_dir():
+        if job.state is _State.RUNNING and os.path.isdir(job.directory):
             write_bytes_atomically(job.directory / USAGE_FILE, encode(self._usage(job)))
 
     def _progress(self, job: _Job, step: int | None = None) -> None:
         """A line of what it has done; asked for, since nobody reads the others."""
-        if job.order is None or not job.directory.is_dir():
+        if job.order is None or not os.path.isdir(job.directory):
             return
         work = job.order.job.work
         steps = size_of_order(job.order.job)
         done = self._step(job) if step is None else step
         tokens = done * work.batch_sequences * work.sequence_tokens if isinstance(work, Train) else 0
         line = Progress(step=done, steps=steps, tokens=tokens, tokens_per_second=self.plan.tokens_per_second)
-        with open(job.directory / "progress.jsonl", "ab") as file:
+        with open(f"{job.directory}/progress.jsonl", "ab", buffering=0) as file:
             file.write(encode(line) + b"\n")
 
     def _stir(self) -> None:

@@ -4,6 +4,7 @@ from random import Random
 
 from consortium.ids import Language, SiteName
 from policies.languages import Languages, load_languages
+from simulation.draws import normal
 from simulation.plan import Habits, Held, SiteFamily, SitePlan, Spread
 from simulation.streams import stream
 
@@ -52,10 +53,5 @@ def _held(documents: float) -> Held:
 
 def _drawn(spread: Spread, dice: Random) -> float:
     """Three digits: no mathematical library's last bit can show."""
-    value = spread.median * 2.0 ** (1.442695 * spread.sigma * _normal(dice))
+    value = spread.median * 2.0 ** (1.442695 * spread.sigma * normal(dice))
     return float(f"{min(spread.most, max(spread.least, value)):.3g}")
-
-
-def _normal(dice: Random) -> float:
-    """Nearly: the sum of twelve throws, which every machine adds to the same number; nothing beyond 6 sigma."""
-    return sum(dice.random() for _ in range(12)) - 6.0

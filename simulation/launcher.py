@@ -50,8 +50,7 @@ class SimulatedLauncher:
 
     def poll(self, directories: Sequence[Path]) -> dict[Path, Sighting]:
         self._is_urgent = any(
-            os.path.exists(directory / STOP) or os.path.exists(directory / FINISH)
-            for directory in directories
+            os.path.exists(f"{directory}/{name}") for directory in directories for name in (STOP, FINISH)
         )
         if self._fails():
             why = Sighting(seen=Seen.UNKNOWN, detail="squeue: error: Unable to contact slurm controller")

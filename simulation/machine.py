@@ -154,8 +154,9 @@ def inhabited(machine: Machine, *more: tuple[str, str, Any]) -> Iterator[None]:
 
     more  (module, name, what it is here), for what only the world can stand in for
     """
-    stand_ins = {time: _clock(machine), random: _random(machine), secrets: _secrets(machine)}
-    disk = _os(machine)
+    modules = {os: _os(machine), time: _clock(machine), random: _random(machine), secrets: _secrets(machine)}
+    stand_ins: dict[int, Any] = {id(real): instead for real, instead in modules.items()}
+    keys = {"new_key": machine.new_key, "new_ledger_key": machine.new_ledger_key}
     undone: list[tuple[Any, str, Any]] = []
 
     def put(module: Any, name: str, value: Any) -> None:
@@ -166,15 +167,11 @@ def inhabited(machine: Machine, *more: tuple[str, str, Any]) -> Iterator[None]:
         for module_name, module in sorted(sys.modules.items()):
             if module is None or module_name.partition(".")[0] not in _OURS:
                 continue
-            for name, value in sorted(vars(module).items()):
-                if value is os:
-                    put(module, name, disk)
-                elif any(value is real for real in stand_ins):
-                    put(module, name, stand_ins[value])
-                elif name == "new_key":
-                    put(module, name, machine.new_key)
-                elif name == "new_ledger_key":
-                    put(module, name, machine.new_ledger_key)
+            names = vars(module)
+            lent = {name: stand_ins[id(value)] for name, value in names.items() if id(value) in stand_ins}
+            lent |= {name: key for name, key in keys.items() if name in names}
+            for name, value in lent.items():
+                put(module, name, value)
         identity = sys.modules["consortium.identity"]
         put(identity, "x509", _StandIn(x509, random_serial_number=machine.random_serial_number))
         for module_name, name, value in more:
