@@ -49,8 +49,12 @@ class Server:
         self._settings = {**_SETTINGS, **(settings or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._schemas = 0
-        self._run("initdb", "-D", str(self.data), "-U", "sprachbund", "--auth=trust", "-N", "-E", "UTF8")
-        self.start()
+        try:
+            self._run("initdb", "-D", str(self.data), "-U", "sprachbund", "--auth=trust", "-N", "-E", "UTF8")
+            self.start()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def data(self) -> Path:
@@ -78,7 +82,7 @@ class Server:
                 cwd="/",
             )
         ready = [self.programs / "pg_isready", "-q", "-h", self.root, "-p", str(self.port)]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while subprocess.run(ready).returncode:
             assert self._process.poll() is None and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
@@ -90,7 +94,7 @@ class Server:
         self._process.wait()
 
     def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        if self._process is not None:
             self.kill()
         shutil.rmtree(self.root, ignore_errors=True)
 

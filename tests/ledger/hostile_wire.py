@@ -25,7 +25,8 @@ class Wire:
         self.is_silent = threading.Event()  #: takes everything, and passes on nothing
         self.has_lost = threading.Event()  #: an answer, or a message while silent
         self._ends: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
 
     def cut(self) -> None:
         """Both ends hear that the line is gone."""
@@ -35,17 +36,25 @@ class Wire:
 
     def close(self) -> None:
         self.goes_on.set()
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)  # wakes who waits for the next client
+        self._threads[0].join()
         self.cut()
-        self._listening.close()
+        for thread in self._threads:
+            thread.join()
+        for end in (self._listening, *self._ends):
+            end.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listening.accept()
+                self._ends.append(client)
                 server = socket.create_connection(self._server)
-                self._ends += [client, server]
+                self._ends.append(server)
                 for work, ends in ((self._up, (client, server)), (self._down, (server, client))):
-                    threading.Thread(target=work, args=ends, daemon=True).start()
+                    self._threads.append(threading.Thread(target=work, args=ends, daemon=True))
+                    self._threads[-1].start()
 
     def _up(self, client: socket.socket, server: socket.socket) -> None:
         for data in self._messages(client, server):

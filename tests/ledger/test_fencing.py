@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from hostile_wire import Wire, wire
 from postgres_server import Server, server
+from processes import reaped
 
 from consortium.errors import SprachbundError, Unavailable
 from coordinator import ledger_postgres, postgres
@@ -173,8 +174,8 @@ def test_a_line_that_is_cut_without_a_word_does_not_hold_the_old_leader_for_ever
                 old.still_mine()
             monkeypatch.undo()
             with leads(address) as new:
-                acknowledged = {"second": write(new, "second")}
-    assert assert_nobody_came_late(address, acknowledged) == [(2, "second")]
+                acknowledged, epoch = {"second": write(new, "second")}, new.epoch
+    assert epoch > old.epoch and assert_nobody_came_late(address, acknowledged) == [(epoch, "second")]
 
 
 def test_a_cancelled_statement_costs_its_append_and_not_the_lead(
@@ -250,26 +251,23 @@ def test_a_leader_that_is_stopped_while_its_commit_is_under_way_comes_too_late(a
     pipe = subprocess.PIPE
     with wire(address) as line:
         command = [sys.executable, "-c", STOPPED, line.address]
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as old:
-            try:
-                assert old.stdin is not None and old.stdout is not None
-                assert old.stdout.readline() == "leads\n"
-                line.holds = b"COMMIT"  # of a beat, or of the append: both are under way in the old epoch
-                old.stdin.write("on its way\n")
-                old.stdin.flush()
-                assert line.held.wait(60)
-                os.kill(old.pid, signal.SIGSTOP)
-                with leads(address) as new:
-                    acknowledged = {"second": write(new, "second")}
-                    line.goes_on.set()
-                    os.kill(old.pid, signal.SIGCONT)
-                    for _ in range(2):
-                        assert old.stdout.readline() in ("Unavailable\n", "Deposed\n")
-                        old.stdin.write("late\n")
-                        old.stdin.flush()
-                    acknowledged["third"] = write(new, "third")
-            finally:
-                old.kill()
+        with reaped(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) as old:
+            assert old.stdin is not None and old.stdout is not None
+            assert old.stdout.readline() == "leads\n"
+            line.holds = b"COMMIT"  # of a beat, or of the append: both are under way in the old epoch
+            old.stdin.write("on its way\n")
+            old.stdin.flush()
+            assert line.held.wait(60)
+            os.kill(old.pid, signal.SIGSTOP)
+            with leads(address) as new:
+                acknowledged = {"second": write(new, "second")}
+                line.goes_on.set()
+                os.kill(old.pid, signal.SIGCONT)
+                for _ in range(2):
+                    assert old.stdout.readline() in ("Unavailable\n", "Deposed\n")
+                    old.stdin.write("late\n")
+                    old.stdin.flush()
+                acknowledged["third"] = write(new, "third")
     assert [word for _, word in assert_nobody_came_late(address, acknowledged)] == ["second", "third"]
 
 

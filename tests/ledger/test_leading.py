@@ -1,11 +1,13 @@
 """Who may write to a ledger in PostgreSQL: one, and never again who was replaced."""
 
+import contextlib
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -13,6 +15,7 @@ import pytest
 from ledger_engines import InPostgres
 from ledger_samples import KEY, happened
 from postgres_server import Server, server
+from processes import reaped
 
 from consortium.errors import BadInput, Refused, Unavailable
 from consortium.signing import sign_checkpoint
@@ -25,17 +28,16 @@ from coordinator.postgres import Deposed, Held
 
 SECRET = "geheim-42"
 
-#: A leader that never beats: it appends at every line it reads, and says what came of it.
+#: A leader that appends at every line it reads, and says what came of it.
 LEADER = """
 import sys
-from coordinator import ledger_postgres, postgres
-{changes}
 from consortium.errors import SprachbundError
-ledger = ledger_postgres.PostgresLedger(sys.argv[1])
+from coordinator.ledger_postgres import PostgresLedger
+ledger = PostgresLedger(sys.argv[1])
 print("leads", flush=True)
 for line in sys.stdin:
     try:
-        print(ledger.append([{{"kind": "Happened", "by": "old"}}], at=1.0)[-1].seq, flush=True)
+        print(ledger.append([{"kind": "Happened", "by": "old"}], at=1.0)[-1].seq, flush=True)
     except SprachbundError as error:
         print(type(error).__name__, error, flush=True)
 """
@@ -85,9 +87,10 @@ def test_what_an_old_leader_has_under_way_is_decided_before_the_new_one_leads(ad
         old._closed.set()  # it beats no more
         old._db.execute("SELECT pg_advisory_unlock_all()")
         old._db.execute("SET idle_in_transaction_session_timeout = '700ms'")
-        old._db.execute("BEGIN")
-        old._db.execute("SELECT epoch FROM fence FOR SHARE")
-        old._db.execute("INSERT INTO events SELECT 2, at, kind, entry, hash FROM events")
+        old._db.execute(  # at once: its silence begins when all of it is done
+            "BEGIN; SELECT epoch FROM fence FOR SHARE; "
+            "INSERT INTO events SELECT 2, at, kind, entry, hash FROM events"
+        )
         with PostgresLedger(address) as new:
             assert new.head.seq == 1
             new.append([happened(2)], at=2.0)
@@ -96,44 +99,42 @@ def test_what_an_old_leader_has_under_way_is_decided_before_the_new_one_leads(ad
     assert list(verify_chain(address)) == []
 
 
-def stopped_leader(address: str, changes: str = "") -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def stopped_leader(address: str) -> Iterator[subprocess.Popen[str]]:
     """A leader in a process of its own that was stopped after its first append."""
     pipe = subprocess.PIPE
-    program = LEADER.format(changes=changes)
-    leader = subprocess.Popen([sys.executable, "-c", program, address], stdin=pipe, stdout=pipe, text=True)
-    assert leader.stdin is not None and leader.stdout is not None
-    leader.stdin.write("go\n")
-    leader.stdin.flush()
-    assert [leader.stdout.readline(), leader.stdout.readline()] == ["leads\n", "1\n"]
-    os.kill(leader.pid, signal.SIGSTOP)
-    return leader
+    command = [sys.executable, "-c", LEADER, address]
+    with reaped(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) as leader:
+        assert leader.stdin is not None and leader.stdout is not None
+        leader.stdin.write("go\n")
+        leader.stdin.flush()
+        assert [leader.stdout.readline(), leader.stdout.readline()] == ["leads\n", "1\n"]
+        os.kill(leader.pid, signal.SIGSTOP)
+        yield leader
 
 
 def test_a_leader_that_was_stopped_loses_the_lead_and_can_never_append_again(address: str) -> None:
     with stopped_leader(address) as old:
-        try:
-            with pytest.raises(Held, match=f"process {old.pid} on"):
-                PostgresLedger(address)
-            began = time.monotonic()
-            new = waited_for(address)
-            print(f"SIGSTOP: {time.monotonic() - began:.1f} s until another led")
-            with new:
-                new.append([happened(2)], at=2.0)
-                os.kill(old.pid, signal.SIGCONT)
-                assert old.stdin is not None and old.stdout is not None
-                for _ in range(3):
-                    old.stdin.write("go\n")
-                    old.stdin.flush()
-                    assert old.stdout.readline().startswith("Unavailable postgresql://")
-                assert new.head.seq == 2
-                assert [entry.seq for entry in new.read()] == [1, 2]
-        finally:
-            old.kill()
+        with pytest.raises(Held, match=f"process {old.pid} on"):
+            PostgresLedger(address)
+        began = time.monotonic()
+        new = waited_for(address)
+        print(f"SIGSTOP: {time.monotonic() - began:.1f} s until another led")
+        with new:
+            new.append([happened(2)], at=2.0)
+            os.kill(old.pid, signal.SIGCONT)
+            assert old.stdin is not None and old.stdout is not None
+            for _ in range(3):
+                old.stdin.write("go\n")
+                old.stdin.flush()
+                assert old.stdout.readline().startswith("Unavailable postgresql://")
+            assert new.head.seq == 2
+            assert [entry.seq for entry in new.read()] == [1, 2]
     assert list(verify_chain(address)) == []
 
 
 def waited_for(address: str) -> PostgresLedger:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         try:
             return PostgresLedger(address)
@@ -235,4 +236,5 @@ def test_the_address_that_is_shown_leads_there(postgres: Server) -> None:
     )
     assert shown("service=sprachbund") == "service=sprachbund"
     assert shown("/x/ledger.sqlite") == "/x/ledger.sqlite"
-    assert isinstance(InPostgres(postgres.new_ledger()).open(), PostgresLedger)
+    with InPostgres(postgres.new_ledger()).open() as ledger:
+        assert isinstance(ledger, PostgresLedger)

@@ -6,6 +6,7 @@ import sys
 import time
 
 from ledger_engines import Place
+from processes import reaped
 
 from consortium.errors import Unavailable
 from coordinator.chain import AnyLedger
@@ -26,9 +27,8 @@ with open_ledger(sys.argv[1]) as ledger:
 def test_sigkill_during_append_loses_nothing_acknowledged(place: Place) -> None:
     dice = random.Random(7)
     for _ in range(4):
-        with subprocess.Popen(
-            [sys.executable, "-c", APPEND_FOR_EVER, place.where], stdout=subprocess.PIPE, text=True
-        ) as writer:
+        command = [sys.executable, "-c", APPEND_FOR_EVER, place.where]
+        with reaped(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as writer:
             assert writer.stdout is not None
             for _ in range(dice.randint(1, 150)):
                 acknowledged = writer.stdout.readline()
@@ -44,9 +44,10 @@ def test_sigkill_during_append_loses_nothing_acknowledged(place: Place) -> None:
 
 def opened(place: Place) -> AnyLedger:
     """Once the database has noticed that the other process is gone."""
-    for _ in range(200):
+    deadline = time.monotonic() + 120
+    while True:
         try:
             return place.open()
         except Unavailable:
+            assert time.monotonic() < deadline
             time.sleep(0.05)
-    return place.open()
