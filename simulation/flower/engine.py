@@ -4,10 +4,15 @@ Left to itself, Ray's raylet gives its agents 15 s to write down on which ports 
 machine they are still importing. So all ports are chosen beforehand, and the one that is waited for nevertheless is
 written down for its agent. Flower's engine would wait for ever for a Ray that does not come, so Ray is started, and
 spoken with, before Flower is. Written for Ray 2.55, the release that flwr 1.41 pins.
+
+Left to itself, it also listens where other machines reach it, and runs whatever code anybody sends: it takes 127.0.0.1
+for a mistake, and puts the machine's own address in its place. So it is told that there are no clusters here, as on a
+Mac, and to ask everybody for a token.
 """
 
 import contextlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -45,9 +50,12 @@ def ray_at_work(cpus: int) -> Iterator[None]:
     Raises Unavailable with the end of its words if it does not come. If it comes and does not answer, this process
     ends with exit code 1: nothing interrupts Ray's client while it connects.
     """
-    import ray
+    with (
+        _for_nobody_else(),
+        tempfile.TemporaryDirectory(prefix="ray-") as folder,
+    ):  # short: it holds Unix sockets
+        import ray  # it reads its environment then
 
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: it holds Unix sockets
         ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
         said = Path(folder) / "said"
         with open(said, "wb") as out:
@@ -78,6 +86,27 @@ def ray_at_work(cpus: int) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextlib.contextmanager
+def _for_nobody_else() -> Iterator[None]:
+    """In this process's environment, and so in that of all that it starts, whatever its user's says."""
+    assert "ray" not in sys.modules, "it would not read what is set here"
+    ours = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
