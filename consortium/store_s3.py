@@ -41,6 +41,7 @@ class S3BlobStore:
         self._cache_bytes = cache_bytes
         self._in_use_seconds = in_use_seconds
         self._known: dict[Digest, tuple[float, Found]] = {}
+        self._sizes: dict[Digest, int] = {}  # of what was hashed here
         self._used: dict[Digest, float] = {}
         self._fetching: dict[Digest, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -55,18 +56,25 @@ class S3BlobStore:
 
         Unavailable if the bucket has none, or other bytes: it is the bucket that is broken, and nobody who sent them.
         """
-        found = self._known_to_be_there(digest)
+        size = self.size(digest)
         with self._lock:
             fetching = self._fetching.setdefault(digest, threading.Lock())
         with fetching:
             if not self._local.has(digest):
-                self._make_space(found.size)
-                self._fetch(digest, found.size)
+                self._make_space(size)
+                self._fetch(digest, size)
             self._used[digest] = time.monotonic()
             return self._local.path(digest)
 
     def size(self, digest: Digest) -> int:
-        return self._known_to_be_there(digest).size
+        """As it was when this process stored, fetched or verified it, or as it lies in the cache.
+
+        Of others it is the storage's word, until ``path`` or ``verify`` has read the bytes.
+        """
+        found = self._known_to_be_there(digest)
+        if (size := self._sizes.get(digest)) is None and self._local.has(digest):
+            size = self._local.size(digest)
+        return found.size if size is None else size
 
     def digests(self) -> list[Digest]:
         return sorted(Digest(name) for name in self._bucket.names("blobs") if is_digest(name))
@@ -90,6 +98,7 @@ class S3BlobStore:
                 self._bucket.remove(f"deliveries/{mark}")
         self._bucket.remove(_blob(digest))
         self._known.pop(digest, None)
+        self._sizes.pop(digest, None)
         self._local.remove(digest)
         return found.size if found else 0
 
@@ -99,8 +108,8 @@ class S3BlobStore:
 
     def verify(self, digest: Digest) -> FileRef:
         """Reads what the bucket has, past the cache."""
-        found, sha256, done = self._known_to_be_there(digest), hashlib.sha256(), 0
-        while wanted := min(_READ_BYTES, found.size - done):
+        size, sha256, done = self.size(digest), hashlib.sha256(), 0
+        while wanted := min(_READ_BYTES, size - done):
             data = self._bucket.read(_blob(digest), done, wanted)
             sha256.update(data)
             done += len(data)
@@ -111,6 +120,7 @@ class S3BlobStore:
                 f"{self._bucket.url}/{_blob(digest)}: expected sha256 {digest}, got {sha256.hexdigest()}; the bytes "
                 "changed, restore the object"
             )
+        self._sizes[digest] = done
         return FileRef(digest=digest, size=done)
 
     def put_bytes(self, data: bytes) -> FileRef:
@@ -177,6 +187,7 @@ class S3BlobStore:
     def _keep(self, ref: FileRef) -> FileRef:
         """Bring a blob of the cache into the bucket, unless it is there."""
         self._used[ref.digest] = time.monotonic()
+        self._sizes[ref.digest] = ref.size
         self._known.pop(ref.digest, None)  # ask: somebody may have cleaned up meanwhile
         if self._find(ref.digest) is None:
             self._bucket.upload(_blob(ref.digest), self._local.path(ref.digest))
@@ -194,7 +205,7 @@ class S3BlobStore:
                     f"{self._bucket.url}/{_blob(digest)}: ends at {offset} of {size} bytes; try again"
                 )
         try:
-            self._local.finish(digest, _FETCH, size)
+            self._sizes[digest] = self._local.finish(digest, _FETCH, size).size
         except Corrupt as error:
             self._known.pop(digest, None)
             raise Unavailable(

@@ -21,7 +21,7 @@ from consortium.canonical import Fact
 from consortium.channels import CHUNK_BYTES, UPLOAD_ACCEPTED
 from consortium.errors import Corrupt, DiskFull, SprachbundError, Unavailable
 from consortium.files import disk_errors
-from consortium.ids import short
+from consortium.ids import Digest, short
 from consortium.manifests import FileRef
 from consortium.store import BlobStore, ref_of_section
 from consortium.wire_errors import from_rpc_error
@@ -125,6 +125,35 @@ async def download(
 
     async with _one_at_a_time(store, ref):
         await _until_whole(received, receive, damaged_on_the_way, f"download of {short(ref.digest)}", retries)
+
+
+async def fetch(
+    stub: Any, digest: Digest, store: BlobStore, retries: Retries = PATIENT, moved: Moved = _untold
+) -> None:
+    """``download`` of a blob that an order names by its digest alone: how large it is, is asked for.
+
+    Raises Unavailable, too, if it is not whole at the coordinator, or had another size when it came than was said: the
+    coordinator may have to believe its storage until it has read the bytes, and the order is none the worse for it.
+    """
+    told = await _told(stub, digest)
+    try:
+        await download(stub, told, store, retries, moved)
+    except Corrupt as error:
+        if (now := await _told(stub, digest)) == told:
+            raise
+        raise Unavailable(
+            f"blob {digest}: the coordinator said {told.size} bytes, now it says {now.size}; try again"
+        ) from error
+
+
+async def _told(stub: Any, digest: Digest) -> FileRef:
+    try:
+        stat = await stub.Stat(artifact_pb2.StatRequest(digest=digest), timeout=_STAT_SECONDS)
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
+    if not stat.complete:
+        raise Unavailable(f"blob {digest} is not whole at the coordinator yet")
+    return FileRef(digest=digest, size=stat.received)
 
 
 async def _until_whole(

@@ -9,23 +9,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
-from sprachbund.v1 import artifact_pb2
 
 from consortium.canonical import decode, encode
 from consortium.channels import CHUNK_BYTES
-from consortium.errors import BadInput, Corrupt, Unavailable
+from consortium.errors import BadInput, Corrupt
 from consortium.files import write_bytes_atomically
 from consortium.flower.letters import ARRAYS, LETTER
 from consortium.ids import AttemptId, Digest
 from consortium.jobs import Assignment, Evaluate, FlowerMessage, Merge, Outcome, Train
-from consortium.manifests import Contribution, FileRef, VersionManifest
+from consortium.manifests import Contribution, VersionManifest
 from consortium.signing import CONTRIBUTION, seal
 from consortium.store import BlobStore
-from consortium.transfer import download, upload
+from consortium.transfer import fetch, upload
 from consortium.versions import VERSION, lay_out, model_file
-from consortium.wire_errors import from_rpc_error
 from site_agent.cleaning import note_newest
 from site_agent.core.facts import Ended
 from site_agent.identity import SiteIdentity
@@ -45,7 +42,6 @@ ARTIFACTS = {
 }
 
 _MANIFEST_BYTES_MAX = 16 << 20
-_STAT_SECONDS = 30.0
 
 
 class Meter:
@@ -167,18 +163,7 @@ async def _fetch(digests: Iterable[Digest], store: BlobStore, artifacts: Any, me
         digest
     ) in digests:  # one after the other: one stream fills most links, and attempts are fetched at once
         if not await asyncio.to_thread(store.renew, digest):  # young again, so that no cleaning takes it away
-            await download(artifacts, await _ref(digest, artifacts), store, moved=meter.receives())
-
-
-async def _ref(digest: Digest, artifacts: Any) -> FileRef:
-    """A blob's size is asked for: assignments name digests only."""
-    try:
-        stat = await artifacts.Stat(artifact_pb2.StatRequest(digest=digest), timeout=_STAT_SECONDS)
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
-    if not stat.complete:
-        raise Unavailable(f"input {digest} is not whole at the coordinator yet")
-    return FileRef(digest=digest, size=stat.received)
+            await fetch(artifacts, digest, store, moved=meter.receives())
 
 
 def _lay_out_inputs(assignment: Assignment, directory: Path, store: BlobStore) -> None:

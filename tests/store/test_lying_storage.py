@@ -211,6 +211,47 @@ def test_other_bytes_are_the_storages_fault_and_not_the_senders(house: House) ->
     assert not house.store._local.has(NAME)
 
 
+WRONG_LENGTHS = ("a shorter length", "a longer length")
+
+
+@pytest.mark.parametrize("lie", WRONG_LENGTHS)
+@pytest.mark.parametrize("learn", ["stored", "fetched", "verified", "cached"])
+def test_how_large_a_blob_is_is_known_once_its_bytes_were_here(house: House, lie: str, learn: str) -> None:
+    """Whatever the storage says then, for whom it is told to takes another size for damage."""
+    store = house.store
+    match learn:
+        case "stored":
+            store.put_bytes(DATA)
+            store._local.remove(NAME)
+        case "fetched":
+            store.path(NAME)
+            store._local.remove(NAME)
+        case "verified":
+            store.verify(NAME)
+        case "cached":
+            store._local.put_bytes(DATA)  # by a process before this one
+    store._known.clear()
+    house.storage.lie = OF_BYTES[lie]
+    assert store.size(NAME) == store.verify(NAME).size == len(DATA)
+    assert store.path(NAME).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("lie", WRONG_LENGTHS)
+def test_a_length_that_is_believed_brings_no_byte_and_is_forgotten_when_the_storage_is_honest(
+    house: House, lie: str
+) -> None:
+    house.storage.lie = OF_BYTES[lie]
+    assert house.store.size(NAME) != len(DATA)  # nothing else is known of it
+    with pytest.raises(Unavailable):
+        house.store.path(NAME)
+    house.storage.lie = None
+    house.store._known.clear()
+    for _ in range(2):  # what was begun may have to be thrown away first
+        with contextlib.suppress(Unavailable):
+            house.store.path(NAME)
+    assert house.store.size(NAME) == len(house.store.path(NAME).read_bytes()) == len(DATA)
+
+
 def test_a_stale_answer_to_a_part_is_not_put_together_with_another(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

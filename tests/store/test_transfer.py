@@ -18,16 +18,18 @@ from sprachbund.v1 import artifact_pb2, artifact_pb2_grpc
 
 from consortium.channels import CHUNK_BYTES, UPLOAD_ACCEPTED
 from consortium.errors import BadInput, Corrupt, DiskFull, Refused, SprachbundError, Unavailable
-from consortium.ids import digest_of
+from consortium.ids import Digest, digest_of
 from consortium.manifests import FileRef
 from consortium.store import BlobStore, ref_of
-from consortium.transfer import Retries, download, upload
+from consortium.transfer import Retries, download, fetch, upload
 from consortium.wire_errors import from_rpc_error
 from coordinator.artifacts import PARTIALS_PER_OWNER
 
 SOFIA, TIRANA = site_credentials("sofia"), site_credentials("tirana")
 ONCE = Retries(attempts=1)
-STUBBORN = Retries(attempts=200, first_seconds=0.02, longest_seconds=0.02)  # gRPC reconnects after a second
+STUBBORN = Retries(
+    attempts=10_000, first_seconds=0.02, longest_seconds=0.02
+)  # gRPC reconnects after a second, or many
 MIB = 1 << 20
 
 MakeFile = Callable[[int], Path]
@@ -46,6 +48,34 @@ async def test_there_and_back(coordinator: Coordinator, file: MakeFile, tmp_path
     assert coordinator.store.delivered(ref.digest, "sofia")
     assert sum(end - offset for _, offset, end in coordinator.store.appended) == size
     assert threading.get_ident() not in coordinator.store.threads  # the loop's thread touches no disk
+
+
+class Forgetful(CountingStore):
+    """Says of each blob, so often, another size than it has: as a bucket whose storage lies does before a byte came."""
+
+    lies = 1
+
+    def size(self, digest: Digest) -> int:
+        self.lies -= 1
+        return super().size(digest) + (7 if self.lies >= 0 else 0)
+
+
+async def test_a_size_that_was_said_and_is_another_is_no_damage(tmp_path: Path, file: MakeFile) -> None:
+    """Of damage an attempt would end; this comes right by asking again."""
+    store, local = Forgetful(tmp_path / "coordinator"), BlobStore(tmp_path / "site")
+    coordinator = Coordinator(store)
+    ref = store.put_file(file(100))
+    coordinator.readable.add(("sofia", ref.digest))
+    async with coordinator.serving(), coordinator.stub(SOFIA) as stub:
+        with pytest.raises(Unavailable, match="said 107 bytes, now it says 100; try again"):
+            await fetch(stub, ref.digest, local, ONCE)
+        await fetch(stub, ref.digest, local, ONCE)
+        assert local.verify(ref.digest) == ref
+        store.lies, local = 9, BlobStore(tmp_path / "elsewhere")
+        with pytest.raises(Corrupt, match="has 100 bytes, expected 107"):  # it stays so: somebody has to look
+            await fetch(stub, ref.digest, local, ONCE)
+        with pytest.raises(Unavailable, match="not whole at the coordinator yet"):
+            await fetch(stub, digest_of(b"nobody has this"), local, ONCE)
 
 
 async def test_however_often_the_wire_breaks_no_byte_is_stored_twice(
