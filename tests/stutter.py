@@ -4,7 +4,8 @@
 
 Every few tenths of a second one process below the command is stopped (SIGSTOP) for up to so long, and goes on. The
 command itself is spared, and so is whatever --spare names (a word of its command line). It shows races that a loaded
-machine shows once in a hundred runs. Tests that stop a process themselves may find it going on. Linux only.
+machine shows once in a hundred runs. A process that a test has stopped stays so, unless the test stopped it during
+a blow. Linux only.
 Exits as the command does.
 """
 
@@ -35,12 +36,16 @@ def command_line(pid: int) -> str:
     return ""
 
 
+def stands_still(pid: int) -> bool:
+    """Whether somebody has stopped it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def strike(root: int, die: random.Random, longest: float, spare: list[str]) -> int:
     """Let one process stand still; how many were struck, 0 or 1."""
     with contextlib.suppress(OSError):
         found = [pid for pid in sorted(below(root)) if not any(word in command_line(pid) for word in spare)]
-        if found:
-            struck = die.choice(found)
+        if found and not stands_still(struck := die.choice(found)):
             os.kill(struck, signal.SIGSTOP)
             try:
                 time.sleep(die.uniform(0.05, longest))

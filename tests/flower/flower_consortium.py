@@ -1,5 +1,6 @@
 """A consortium of real processes that runs the example's Flower app, as an operator would set it up."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from processes import reaped
 
 from console.local import LocalConsortium, LocalSite
 from consortium.ids import digest_of
@@ -16,6 +18,7 @@ from coordinator.ledger import Ledger
 
 APP_FOLDER = Path(__file__).parents[2] / "examples" / "flower"
 CLIENT_APP = "quickstart.client_app:app"
+PATIENCE_SECONDS = 400.0  #: for what takes a quarter of a minute here; less than the time of a test
 SITES = tuple(
     LocalSite(name, f"Institute of {name}", country, (), slots=1)
     for name, country in (("north", "FI"), ("south", "EL"), ("west", "IE"))
@@ -41,6 +44,7 @@ class FlowerConsortium:
             slurm=slurm or {},
         )
         self._apps = apps or {}
+        self._started = contextlib.ExitStack()  #: ServerApps
         # the operators have installed the app at their sites
         self._path = os.pathsep.join([str(APP_FOLDER), str(Path(__file__).parents[2])])
 
@@ -64,6 +68,7 @@ class FlowerConsortium:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._started.close()
         self.here.stop()
         if self._before is None:
             del os.environ["PYTHONPATH"]
@@ -71,11 +76,11 @@ class FlowerConsortium:
             os.environ["PYTHONPATH"] = self._before
 
     def start(self, run: str, **settings: object) -> "subprocess.Popen[bytes]":
-        """The ServerApp's process, from its beginning."""
+        """The ServerApp's process, from its beginning; ended with the consortium, if not before."""
         said = [f"--set={key.replace('_', '-')}={value}" for key, value in sorted(settings.items())]
         log = open(self.here.workdir / "logs" / f"{run}.log", "ab")
         with log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "console.main", "flower", "run", str(APP_FOLDER), "--run", run,
                  f"--set=out={self.model(run)}", *said],
                 stdin=subprocess.DEVNULL,
@@ -83,10 +88,11 @@ class FlowerConsortium:
                 stderr=log,
                 env={**os.environ, "SPRACHBUND_ADMIN": str(self.here.admin), "PYTHONHASHSEED": "0"},
             )  # fmt: skip
+        return self._started.enter_context(reaped(process))
 
     def run(self, run: str, **settings: object) -> str:
         """Run it to its end; the digest of its model."""
-        code = self.start(run, **settings).wait(timeout=240)
+        code = self.start(run, **settings).wait(PATIENCE_SECONDS)
         assert code == 0, self.log(run)
         return self.digest(run)
 

@@ -1,16 +1,19 @@
 """A Flower ClientApp in a job directory, as a launcher starts it; and what the coordinator makes of replies."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flower_consortium import APP_FOLDER, CLIENT_APP
+from processes import reaped
 
 from consortium.canonical import decode, encode, replace
 from consortium.errors import BadInput
@@ -97,15 +100,22 @@ def job_folder(
     return folder
 
 
-def started(folder: Path) -> "subprocess.Popen[bytes]":
+def started(folder: Path) -> "AbstractContextManager[subprocess.Popen[bytes]]":
     paths = [str(APP_FOLDER), str(folder.parent / "modules")]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-P", "-m", "site_agent.trainer", str(folder)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    return reaped(process)
+
+
+def codes(*folders: Path) -> list[int]:
+    """Exit codes of jobs that run at the same time."""
+    with contextlib.ExitStack() as stack:
+        return [one.wait() for one in [stack.enter_context(started(folder)) for folder in folders]]
 
 
 def reply_of(folder: Path) -> tuple[Contribution, RecordDict]:
@@ -117,8 +127,7 @@ def reply_of(folder: Path) -> tuple[Contribution, RecordDict]:
 
 def test_it_leaves_a_reply_and_its_state_and_does_the_same_again(tmp_path: Path) -> None:
     folders = [job_folder(tmp_path / name) for name in ("once", "again")]
-    for process in [started(folder) for folder in folders]:
-        assert process.wait() == 0
+    assert codes(*folders) == [0, 0]
     contribution, records = reply_of(folders[0])
     assert contribution == reply_of(folders[1])[0]
     assert [array.shape for array in records["arrays"].values()] == [(8, 3), (3,)]
@@ -133,7 +142,7 @@ def test_the_state_that_the_order_names_is_used_if_it_is_here(is_here: bool, tmp
     state = records_to_bytes(RecordDict({"seen": ConfigRecord({"messages": 41})}))
     folder = job_folder(tmp_path / "job", state=digest_of(state))
     (folder / "state.bin").write_bytes(state if is_here else state + b"\0")
-    assert started(folder).wait() == 0
+    assert codes(folder) == [0]
     contribution, records = reply_of(folder)
     assert records["metrics"]["seen"] == (42 if is_here else 1)
     assert contribution.residual_before == (digest_of(state) if is_here else None)
@@ -162,7 +171,7 @@ def test_what_cannot_be_is_told_in_the_failure(
     changes: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
     folder = job_folder(tmp_path / "job", **changes)
-    assert started(folder).wait() != 0
+    assert codes(folder) != [0]
     assert sentence in decode((folder / "failure.json").read_bytes(), Failure).sentence
     assert not (folder / "result").exists()
 
@@ -170,20 +179,19 @@ def test_what_cannot_be_is_told_in_the_failure(
 def test_random_numbers_are_the_jobs_own(tmp_path: Path) -> None:
     odd = {"app": "odd:app", "apps": ("odd:app",), "message_type": "train.dice"}
     folders = [job_folder(tmp_path / name, **odd) for name in ("once", "again")]
-    for process in [started(folder) for folder in folders]:
-        assert process.wait() == 0
+    assert codes(*folders) == [0, 0]
     drawn = [reply_of(folder)[1]["drawn"]["drawn"] for folder in folders]
     assert drawn[0] == drawn[1] and len(set(drawn[0])) == 3
 
 
 def test_asked_to_leave_it_goes_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     folder = job_folder(tmp_path / "job", config={**CONFIG, "seconds-per-epoch": 600.0})
-    process = started(folder)
-    while not (folder / "progress.jsonl").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == CONTINUE_LATER
+    with started(folder) as process:
+        while not (folder / "progress.jsonl").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == CONTINUE_LATER
     assert not (folder / "result").exists() and not (folder / "failure.json").exists()
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from flower_consortium import APP_FOLDER, FlowerConsortium
+from flower_consortium import APP_FOLDER, PATIENCE_SECONDS, FlowerConsortium
 from grids import SITES, PostHere, a_run
 
 sys.path.insert(0, str(APP_FOLDER))
@@ -68,8 +68,8 @@ def calm(flowers: FlowerConsortium) -> str:
     return flowers.run("calm", **SETTINGS)
 
 
-def until(flowers: FlowerConsortium, so: Callable[[State], bool], seconds: float = 90.0) -> None:
-    late = time.monotonic() + seconds
+def until(flowers: FlowerConsortium, so: Callable[[State], bool]) -> None:
+    late = time.monotonic() + PATIENCE_SECONDS
     while not so(flowers.state()):
         assert time.monotonic() < late, "it never came so far"
         time.sleep(0.1)
@@ -148,7 +148,7 @@ def test_killing_coordinator_server_app_and_agent_changes_nothing(
         _kill(flowers.here.processes["agent-south"].pid)
         flowers.here.processes["agent-south"].wait()
         flowers.here.start_agent("south")
-        assert process.wait(timeout=120) == 0, flowers.log("struck")
+        assert process.wait(PATIENCE_SECONDS) == 0, flowers.log("struck")
     assert flowers.digest("struck") == calm
     assert not store.has(nobodys)
     jobs = flowers.jobs("struck")
@@ -190,12 +190,12 @@ def test_a_killed_trainer_costs_one_life(flowers: FlowerConsortium, calm: str) -
     slow = {**SETTINGS, "seconds_per_epoch": 1.0}
     process = flowers.start("wounded", **slow)
     until(flowers, lambda state: reached(state, "wounded", 3))
-    late = time.monotonic() + 60
+    late = time.monotonic() + PATIENCE_SECONDS
     while not (victims := [pid for name, pid in flowers.here.trainers() if name.startswith("wounded_m3-")]):
         assert time.monotonic() < late
         time.sleep(0.05)
     _kill(victims[0])
-    assert process.wait(timeout=120) == 0
+    assert process.wait(PATIENCE_SECONDS) == 0
     assert flowers.digest("wounded") == calm
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import reaped
 
 from consortium.errors import Unavailable
 from simulation.flower import engine
@@ -35,10 +36,9 @@ def test_a_ray_that_does_not_come_is_told_with_its_words(
 ) -> None:
     monkeypatch.setattr(engine, "_START_SECONDS", 0.2 if program == "input()" else 60.0)
     (tmp_path / "said").write_text("no room on this machine")
-    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as process:
+    with reaped(subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)) as process:
         with pytest.raises(Unavailable, match=f"Ray {how}.*no room on this machine"):
             engine._wait(process, tmp_path / "said", tmp_path, 5)
-        process.kill()
 
 
 def test_the_port_that_rays_raylet_waits_for_is_written_down_once(tmp_path: Path) -> None:
