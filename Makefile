@@ -6,8 +6,9 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constrai
 WORKDIR ?=
 SEED ?= 1
 JOBS ?= 2
+SEEDS := tests/simulation/test_seeds.py
 
-.PHONY: seeds mutation demo test test-here test-on-slurm check format stubs schemas chaos storm stutter slurm slurm-demo slurm-release soak benchmarks sbom audit clean help
+.PHONY: seeds mutation demo test test-here test-on-slurm test-seeds check format stubs schemas chaos storm stutter slurm slurm-demo slurm-release soak benchmarks sbom audit clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort
@@ -15,11 +16,14 @@ help:  ## what there is
 demo: $(VENV)/demo-installed  ## set up, then a whole consortium on this machine: WORKDIR=... SEED=1
 	$(BIN)/sprachbund demo $(if $(WORKDIR),--workdir $(WORKDIR)) --seed $(SEED)
 
-test: $(VENV)/dev-installed check  ## set up, then all checks and tests, by three processes that mostly wait (JOBS=2 ...)
-	$(MAKE) --jobs 2 --keep-going --output-sync=line test-here test-on-slurm
+test: $(VENV)/dev-installed check  ## set up, then all checks and tests, by three processes that mostly wait (JOBS=2 ...), and seeds meanwhile
+	$(MAKE) --jobs 3 --keep-going --output-sync=line test-here test-on-slurm test-seeds
 
 test-here: $(VENV)/dev-installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/slurm --ignore tests/ssh
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/slurm --ignore tests/ssh --ignore $(SEEDS)
+
+test-seeds: $(VENV)/dev-installed  # takes what the others leave of the processors
+	$(BIN)/python -m pytest $(SEEDS)
 
 test-on-slurm: $(VENV)/dev-installed  # one process: they share a cluster, which it starts and takes down
 	$(BIN)/python -m pytest tests/slurm tests/ssh
