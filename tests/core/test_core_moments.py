@@ -24,6 +24,7 @@ from consortium.ids import Digest, SiteName
 from consortium.jobs import Train
 from consortium.manifests import Contribution
 from coordinator.core import commands as cm
+from coordinator.core.orders import fed_back
 from coordinator.core.transitions import JobState
 from policies.campaign import Campaign, Quorum, Rivals, TrainPlan
 
@@ -93,6 +94,22 @@ def test_after_a_rollback_the_older_ones_are_named() -> None:
     coordinator.do(cm.MoveHead(campaign=DEMO, version=older, verb="roll_back", reason="it forgot"))
     coordinator.one_round(3, promote=False)  # was open already, from the newer base
     assert [order(coordinator, number).moments for number in (3, 4)] == [moments(2), moments(1)]
+
+
+def test_a_delta_that_was_collected_and_left_out_of_the_merge_left_nothing() -> None:
+    coordinator = given(rounds=2, train=replace(PLAN, delta_dtype="int8"))
+    coordinator.one_round(1)
+    demo = coordinator.state.campaigns[DEMO]
+    version, left_out = demo.versions[order(coordinator, 2).base], d("delta of demo_r1-train-north.a1")
+    merged = tuple(part for part in version.manifest.ingredients if part.delta.digest != left_out)
+    assert len(merged) == 2
+    version.manifest = replace(version.manifest, ingredients=merged)
+    found = {
+        site: fed_back(order(coordinator, 2, site), coordinator.state, demo, SiteName(site))
+        for site in ("north", "south")
+    }
+    assert (found["north"].moments, found["north"].residual) == (UNSET, None)
+    assert found["south"] == order(coordinator, 2, "south")
 
 
 def test_what_has_no_next_round_keeps_nothing() -> None:
