@@ -5,9 +5,11 @@ import contextlib
 import os
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fake_coordinator import PATIENCE_SECONDS
+from processes import reaped
 
 from consortium.canonical import encode
 from site_agent.agent import Agent
@@ -35,12 +37,12 @@ async def running(config, identity, launcher):
             await agent
 
 
-def in_a_process(config, program, once=False) -> subprocess.Popen:
-    """An agent that can be killed."""
+def in_a_process(config, program, once=False) -> AbstractContextManager[subprocess.Popen]:
+    """An agent that can be killed, and is when the block ends."""
     said = Path(config.home, "config.json")
     said.write_bytes(encode(config))
     command = [sys.executable, "-c", _PROGRAM.format(once=once, program=program), str(said)]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": f"{_ROOT}:{_ROOT / 'protos'}"})
+    return reaped(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": f"{_ROOT}:{_ROOT / 'protos'}"}))
 
 
 async def until(condition, what):

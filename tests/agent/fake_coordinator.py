@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import grpc
+from free_ports import free_port
 from sprachbund.v1 import artifact_pb2_grpc, enrolment_pb2, enrolment_pb2_grpc, site_pb2, site_pb2_grpc
 
 from consortium.canonical import encode
@@ -64,7 +65,7 @@ class FakeCoordinator(site_pb2_grpc.SiteServiceServicer, enrolment_pb2_grpc.Enro
         self.tokens = {"token": NORTH}
         self.sequence, self.head = 1, "aa"
         self.renewals = 0
-        self.port = self.enrolment_port = 0
+        self.port, self.enrolment_port = free_port(self), free_port(self)
         self._revision = 1
         self._changed = asyncio.Event()
         self._servers: list[grpc.aio.Server] = []
@@ -207,12 +208,10 @@ class FakeCoordinator(site_pb2_grpc.SiteServiceServicer, enrolment_pb2_grpc.Enro
         )
         artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
         door = server_credentials(self.authority.pem, self.credentials)
-        self.port = server.add_secure_port(f"127.0.0.1:{self.port}", door)
+        server.add_secure_port(f"127.0.0.1:{self.port}", door)
         enrolment = grpc.aio.server(interceptors=[ErrorsOnWire()], options=SERVER_OPTIONS)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(self, enrolment)
-        self.enrolment_port = enrolment.add_secure_port(
-            f"127.0.0.1:{self.enrolment_port}", enrolment_credentials(self.credentials)
-        )
+        enrolment.add_secure_port(f"127.0.0.1:{self.enrolment_port}", enrolment_credentials(self.credentials))
         self._servers = [server, enrolment]
         for one in self._servers:
             await one.start()

@@ -13,15 +13,16 @@ from consortium.canonical import decode, encode, replace
 from site_agent.core.facts import Cause, Seen, Usage
 from site_agent.launchers.base import Life
 
-WAIT_SECONDS = 60.0  #: for what takes a tenth of a second here, and ten on a busy Slurm
+WAIT_SECONDS = 120.0  #: for what takes a tenth of a second here, and ten on a busy Slurm
 
 JOB = """
 import os, pathlib, sys, time
 directory = pathlib.Path(sys.argv[1])
-with open(directory / "began", "a") as file:
-    file.write(f"{os.getpid()}\\n")
+(directory / "environment.new").write_text("\\n".join(sorted(os.environ)))
+(directory / "environment.new").rename(directory / "environment")
 print("hello from", os.getpid(), flush=True)
-(directory / "environment").write_text("\\n".join(sorted(os.environ)))
+with open(directory / "began", "a") as file:  # last of all: who sees it may look for the rest, or end this
+    file.write(f"{os.getpid()}\\n")
 while not (directory / "go").exists():
     time.sleep(0.01)
 sys.exit(int((directory / "go").read_text() or 0))

@@ -12,9 +12,9 @@ QUICK = Patience(intent_seconds=0.0, requeue_seconds=0.0, lost_seconds=600.0, be
 TRAINER = """
 import os, pathlib, sys, time
 directory = pathlib.Path(sys.argv[1])
+print("hello from", os.getpid(), flush=True)
 with open(directory / "began", "a") as file:
     file.write(os.environ["SPRACHBUND_LIFE"] + "\\n")
-print("hello from", os.getpid(), flush=True)
 (directory / "CONTINUE").unlink(missing_ok=True)
 step = len(list((directory / "checkpoint").glob("step-*"))) if (directory / "checkpoint").exists() else 0
 while not (directory / "STOP").exists():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from agents_at_work import in_a_process
 from fake_coordinator import A1, PATIENCE_SECONDS, delta_of_base
+from processes import reaped
 
 from consortium.canonical import encode
 from consortium.errors import Superseded, Unavailable
@@ -70,7 +71,7 @@ async def test_one_run_by_hand_does_not_end_what_runs_elsewhere(config, coordina
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
     command = [sys.executable, "-m", "console.main", "site", "run", "--take-over", "site.json"]
     (Path(config.home) / "site.json").write_bytes(encode(config))
-    with subprocess.Popen(command, env=environment, cwd=config.home) as agent:
+    with reaped(subprocess.Popen(command, env=environment, cwd=config.home)) as agent:
         await seen
         agent.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(agent.wait, PATIENCE_SECONDS) == 0
@@ -100,14 +101,16 @@ async def test_a_superseded_agent_leaves_and_ends_nothing(
 async def test_overlapping_cron_runs_deliver_once(config, coordinator, identity, program, directory, seed):
     coordinator.want()
     codes = []
-    for _ in range(15):
-        pair = [in_a_process(config, program, once=True) for _ in range(2)]
-        if seed:
-            await asyncio.sleep(0.6)
-            pair[0].send_signal(signal.SIGKILL)
-        codes += [await asyncio.to_thread(one.wait, PATIENCE_SECONDS) for one in pair]
-        if not coordinator.wanted:
-            break
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while coordinator.wanted:
+            with (
+                in_a_process(config, program, once=True) as one,
+                in_a_process(config, program, once=True) as other,
+            ):
+                if seed:
+                    await asyncio.sleep(0.6)
+                    one.send_signal(signal.SIGKILL)
+                codes += [await asyncio.to_thread(each.wait, PATIENCE_SECONDS) for each in (one, other)]
     assert "ENDED" in coordinator.phases[A1], codes  # the slower of a pair may speak of staging after that
     assert coordinator.has(delta_of_base())
     assert set(codes) <= {0, 8, -signal.SIGKILL}

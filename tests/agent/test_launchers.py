@@ -115,7 +115,7 @@ def test_an_agent_killed_around_the_start_never_starts_two(program, directory, t
     )
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'protos'}"}
-    ended = subprocess.run([sys.executable, str(killer)], env=environment, check=False, timeout=60)
+    ended = subprocess.run([sys.executable, str(killer)], env=environment, check=False, timeout=200)
     assert ended.returncode == -signal.SIGKILL
     successor = LocalLauncher(program)
     successor.submit(directory, 1)  # whatever it believes, this life is not started again

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from processes import reaped
 
 from consortium.errors import BadInput, Refused, Unavailable
 from policies.site_profile import SiteProfile
@@ -194,12 +195,12 @@ def run_script(tmp_path: Path, exit_code: int, number: int = 0) -> tuple[int, li
     path = tmp_path / "agent.sh"
     path.write_text(chain.script(link))
     environment = {"PATH": f"{bin_}:{os.environ['PATH']}", "SLURM_JOB_NAME": "n"}
-    with subprocess.Popen(["bash", str(path)], env=environment) as process:
+    with reaped(subprocess.Popen(["bash", str(path)], env=environment)) as process:
         if number:
             while not (tmp_path / "home" / "up").exists():
                 assert process.poll() is None
             process.send_signal(number)
-        code = process.wait(60)
+        code = process.wait(200)
     return code, calls.read_text().splitlines()
 
 

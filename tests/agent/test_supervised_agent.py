@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +25,13 @@ A2 = AttemptId("demo_r1-train-north.a2")
 
 
 @pytest.fixture
-def manager(tmp_path):
-    """The socket on which systemd listens; ``read`` gives the datagrams so far."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(str(tmp_path / "notify"))
+def manager():
+    """The socket on which systemd listens, of a short path: ``heard`` gives the datagrams so far."""
+    with (
+        tempfile.TemporaryDirectory(prefix="n", dir="/tmp") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener,
+    ):
+        listener.bind(f"{folder}/notify")
         listener.setblocking(False)
         yield listener
 
@@ -40,8 +44,8 @@ def heard(listener) -> list[str]:
     return found
 
 
-def test_the_words_of_sd_notify(manager, tmp_path):
-    environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "3000000"}
+def test_the_words_of_sd_notify(manager):
+    environment = {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "3000000"}
     supervisor = Supervisor(environment)
     assert supervisor.seconds_max == 1.0
     supervisor.is_ready()
@@ -70,9 +74,9 @@ def test_where_nobody_listens_nothing_is_told(environment):
 
 
 async def test_the_watchdog_is_fed_by_turns_of_the_loop_and_starves_when_it_hangs(
-    manager, tmp_path, monkeypatch, config, identity, launcher, coordinator
+    manager, monkeypatch, config, identity, launcher, coordinator
 ):
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.getsockname())
     monkeypatch.setenv("WATCHDOG_USEC", "300000")
     told: list[str] = []
     agent = Agent(config, identity, launcher)
@@ -140,10 +144,10 @@ class SlowLauncher:
         self._ask("cancel")
 
 
-async def test_a_slow_launcher_silences_nobody(manager, tmp_path, monkeypatch, config, identity, coordinator):
+async def test_a_slow_launcher_silences_nobody(manager, monkeypatch, config, identity, coordinator):
     """One step may take minutes; the lease must not end for it, nor the watchdog bite."""
     monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.02)
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.getsockname())
     monkeypatch.setenv("WATCHDOG_USEC", "300000")
     slow = SlowLauncher("submit")
     async with running(config, identity, slow):

@@ -36,13 +36,15 @@ def directory(config):
 
 
 async def test_no_secret_of_the_agent_reaches_a_job_or_the_log(
-    config, coordinator, identity, tmp_path, monkeypatch, directory, program
+    config, coordinator, identity, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("SITE_API_TOKEN", SECRET)
     spy = tmp_path / "spy.py"
     spy.write_text(
         "import os, sys, pathlib\n"
-        "pathlib.Path(sys.argv[1], 'environment').write_bytes(open('/proc/self/environ', 'rb').read())\n"
+        "kept = pathlib.Path(__file__).with_name('environment')\n"
+        "kept.with_suffix('.new').write_bytes(pathlib.Path('/proc/self/environ').read_bytes())\n"
+        "kept.with_suffix('.new').rename(kept)\n"
         "sys.exit(3)\n"
     )
     log = tmp_path / "log" / "agent.jsonl"
@@ -53,14 +55,13 @@ async def test_no_secret_of_the_agent_reaches_a_job_or_the_log(
         log_json(log, "DEBUG", 100_000, 2)
         async with running(replace(config, lives_max=1), identity, LocalLauncher((sys.executable, str(spy)))):
             coordinator.want()
-            await until((directory / "environment").exists, "the job")
-            environment = (directory / "environment").read_bytes()
             await coordinator.until_phase("ENDED")
     finally:
         for handler in set(root.handlers) - set(before):
             root.removeHandler(handler)
             handler.close()
         root.setLevel(logging.WARNING)
+    environment = (tmp_path / "environment").read_bytes()
     assert b"SPRACHBUND_LIFE=" in environment
     assert SECRET.encode() not in environment
     assert SECRET not in log.read_text()

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import prepare_text
 import pytest
 import zstandard
+from processes import reaped, wait_until_gone
 from text_samples import SPLIT, files_below, hplt_v2, jsonl, reading, sentence, source
 
 from consortium.errors import BadInput, Corrupt, Unavailable
@@ -34,19 +36,28 @@ SMALL = 20_000  # bytes of a segment
 
 def start(
     site: Path, cache: Path, tokenizer: Path, processes: int, size: int = SMALL, seed: str = "0"
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
         [sys.executable, SCRIPT, site, cache, tokenizer, str(processes), str(size)],
         env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    return reaped(process)
 
 
 def run(*arguments: object, **more: str) -> None:
-    process = start(*arguments, **more)  # type: ignore[arg-type]
-    _, said = process.communicate()
+    with start(*arguments, **more) as process:  # type: ignore[arg-type]
+        _, said = process.communicate()
     assert process.returncode == 0, said.decode()
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """And wait for its helpers, which leave by themselves: nobody writes after this."""
+    helpers = _children(process.pid)
+    process.kill()
+    process.communicate()
+    wait_until_gone(helpers)
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +97,18 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     """A moment is a number of segments on disk, so that every life is killed at work, its helpers after it."""
     draw = random.Random(5)
     killed_at = []
-    while True:
-        process = start(site_yaml, tmp_path, tokenizer_json, processes=1 + len(killed_at) % 3)
-        goal = _segments(tmp_path) + draw.randint(1, 7)
-        while process.poll() is None and _segments(tmp_path) < goal:
-            time.sleep(0.001)
-        if process.poll() is not None:
-            break
-        process.kill()
-        process.communicate()
-        killed_at.append(_segments(tmp_path))
-    assert process.returncode == 0, process.communicate()[1].decode()
-    process.communicate()
+    has_ended = False
+    while not has_ended:
+        with start(site_yaml, tmp_path, tokenizer_json, processes=1 + len(killed_at) % 3) as process:
+            goal = _segments(tmp_path) + draw.randint(1, 7)
+            while process.poll() is None and _segments(tmp_path) < goal:
+                time.sleep(0.001)
+            has_ended = process.poll() is not None
+            if has_ended:
+                assert process.returncode == 0, process.communicate()[1].decode()
+            else:
+                kill(process)
+                killed_at.append(_segments(tmp_path))
     assert files_below(tmp_path) == expected
     assert len(killed_at) >= 3
 
@@ -106,11 +117,10 @@ def test_killed_while_segments_are_merged_it_ends_with_the_same_bytes(
     site_yaml: Path, tokenizer_json: Path, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     for life in range(3):
-        process = start(site_yaml, tmp_path, tokenizer_json, 1 + life % 2)
-        while process.poll() is None and not glob.glob(str(tmp_path / "preparing/*/.done*/*")):
-            time.sleep(0.0005)
-        process.kill()
-        process.communicate()
+        with start(site_yaml, tmp_path, tokenizer_json, 1 + life % 2) as process:
+            while process.poll() is None and not glob.glob(str(tmp_path / "preparing/*/.done*/*")):
+                time.sleep(0.0005)
+            kill(process)
     run(site_yaml, tmp_path, tokenizer_json, 2)
     assert files_below(tmp_path) == expected
 
@@ -185,22 +195,12 @@ def test_helpers_leave_when_their_caller_is_killed(tmp_path: Path, tokenizer_jso
         "site: s\ncoordinator: c:1\nenrolment: c:2\nhome: home\n"
         "text: [{language: et, path: et.jsonl, access: private, licence: CC0-1.0}]\n"
     )
-    process = start(site, tmp_path / "cache", tokenizer_json, 2, 1 << 30)
-    helpers: list[int] = []
-    while len(helpers) < 2 and process.poll() is None:
-        helpers = _children(process.pid)
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    for _ in range(500):
-        if not any(
-            Path(f"/proc/{helper}/cmdline").exists() and Path(f"/proc/{helper}/cmdline").read_bytes()
-            for helper in helpers
-        ):
-            break
-        time.sleep(0.02)
-    else:
-        pytest.fail("a helper went on alone")
+    with start(site, tmp_path / "cache", tokenizer_json, 2, 1 << 30) as process:
+        helpers: Sequence[int] = []
+        while len(helpers) < 2 and process.poll() is None:
+            helpers = _children(process.pid)
+            time.sleep(0.02)
+        kill(process)
     assert len(helpers) == 2
 
 
@@ -211,8 +211,9 @@ def test_a_helper_that_is_killed_is_told_and_nothing_is_lost(
 
     def kill(now: Progress) -> None:
         for helper in _children(os.getpid()):
-            if b"site_agent.data.worker" in Path(f"/proc/{helper}/cmdline").read_bytes():
-                os.kill(helper, signal.SIGKILL)
+            with contextlib.suppress(OSError):  # another thread has just waited for it
+                if b"site_agent.data.worker" in Path(f"/proc/{helper}/cmdline").read_bytes():
+                    os.kill(helper, signal.SIGKILL)
 
     with pytest.raises(Unavailable, match="killed for its memory"):
         prepare_all(plans, 2, tokenizer=tokenizer_json, tell=kill)
