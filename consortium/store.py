@@ -51,12 +51,12 @@ class BlobStore:
     # ---- whole blobs
 
     def has(self, digest: Digest) -> bool:
-        return self._place(digest).is_file()
+        return os.path.isfile(self._place(digest))
 
     def path(self, digest: Digest) -> Path:
         """The file of a whole blob, to be read and never written. Raises Unavailable if it is not here."""
         path = self._place(digest)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise Unavailable(f"blob {digest} is not in the store; it has to be uploaded or downloaded first")
         return path
 
@@ -236,7 +236,7 @@ class BlobStore:
 
     def _renewed(self, target: Path) -> bool:
         """Whether the blob is here already; it then counts as stored now, so that no cleaning takes it away."""
-        if not target.is_file():
+        if not os.path.isfile(target):
             return False
         with contextlib.suppress(FileNotFoundError), self._alone(fcntl.LOCK_SH):
             os.utime(target)

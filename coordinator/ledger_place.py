@@ -98,7 +98,7 @@ class Place:
 
 def _look(path: Path) -> _Looks | None:
     try:
-        found = path.stat()
+        found = os.stat(path)
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

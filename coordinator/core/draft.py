@@ -34,7 +34,7 @@ def draft(state: State) -> State:
 def _twin(value: Any) -> Any:
     """The same value, with no struct or dictionary in it that the original has as well and that may change."""
     if isinstance(value, dict):
-        return {name: _twin(one) for name, one in value.items()}
+        return {name: _twin(one) for name, one in value.items()} if value else {}
     kind: Any = type(value)
     if not _changes(kind):
         return value
