@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import reaped
 
 from consortium.errors import BadInput, Corrupt, DiskFull, SprachbundError, Unavailable
 from consortium.ids import Digest, digest_of
@@ -277,9 +278,8 @@ while True:
 
 
 def test_sigkill_leaves_only_whole_blobs(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as writer:
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path)]
+    with reaped(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as writer:
         assert writer.stdout is not None
         told = [writer.stdout.readline().strip() for _ in range(40)]
         writer.kill()

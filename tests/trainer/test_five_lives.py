@@ -9,7 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
-from trainer_samples import contribution, make_job, run, sha256, start_and_wait, tokenizer_work, train_work
+from trainer_samples import (
+    contribution,
+    make_job,
+    run,
+    sha256,
+    start_and_wait,
+    tokenizer_work,
+    train_work,
+    wait_for_checkpoint,
+)
 
 from consortium.errors import BadInput
 from consortium.tensors import TensorFile
@@ -27,12 +36,6 @@ LONG = train_work(steps=120, checkpoint_steps=5, sequence_tokens=32, batch_seque
 def finish(folder: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "site_agent.trainer", "--finish", str(folder)]
     return subprocess.run(command, check=False, capture_output=True, text=True)
-
-
-def progress_beyond(folder: Path, process: "subprocess.Popen[bytes]", step: int) -> None:
-    while checkpoint_of(folder)[0] < step:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
 
 
 def same_result(one: Path, other: Path) -> bool:
@@ -86,11 +89,11 @@ def test_five_real_lives_are_one_job(
             (folder / "STOP").unlink()
             assert checkpoint_of(folder) == (life + 1, True)
         else:
-            process = start_and_wait(folder, steps=20)
-            progress_beyond(folder, process, checkpoint_of(folder)[0] + 1)
-            time.sleep(draw.random() * 0.1)
-            process.kill()
-            process.communicate()
+            with start_and_wait(folder, steps=20) as process:
+                wait_for_checkpoint(folder, process, checkpoint_of(folder)[0] + 1)
+                time.sleep(draw.random() * 0.1)
+                process.kill()
+                process.communicate()
         assert (folder / "CONTINUE").exists() == (way == "STOP")
         assert not (folder / "result").exists()
     assert run(folder) == 0

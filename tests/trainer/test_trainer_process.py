@@ -4,12 +4,20 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
 import pytest
-from trainer_samples import contribution, make_job, run, sha256, start_and_wait, tokenizer_work, train_work
+from trainer_samples import (
+    contribution,
+    make_job,
+    run,
+    sha256,
+    start_and_wait,
+    tokenizer_work,
+    train_work,
+    wait_for_checkpoint,
+)
 
 from consortium.tensors import TensorFile
 from site_agent.record import checkpoint_of
@@ -20,14 +28,6 @@ LONG = {"steps": 400, "checkpoint_steps": 20, "sequence_tokens": 32, "batch_sequ
 
 def _failure(folder: Path) -> Failure:
     return msgspec.json.decode((folder / "failure.json").read_bytes(), type=Failure)
-
-
-def _wait_for_checkpoint(folder: Path, process: "subprocess.Popen[bytes]", step: int) -> None:
-    while process.poll() is None:
-        if any(int(path.name[5:]) >= step for path in folder.glob("checkpoint/step-*")):
-            return
-        time.sleep(0.005)
-    pytest.fail(f"ended with {process.returncode} before step {step}")
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,10 @@ def test_signals_stop_it_and_killing_loses_nothing(
         (signal.SIGKILL, 200),
         (signal.SIGUSR1, 300),
     ):
-        process = start_and_wait(folder, step + 60 - checkpoint_of(folder)[0])
-        _wait_for_checkpoint(folder, process, step)
-        process.send_signal(number)
-        process.communicate()
+        with start_and_wait(folder, step + 60 - checkpoint_of(folder)[0]) as process:
+            wait_for_checkpoint(folder, process, step)
+            process.send_signal(number)
+            process.communicate()
         assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else CONTINUE_LATER)
         assert not (folder / "result").exists()
     assert run(folder) == 0

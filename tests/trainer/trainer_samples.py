@@ -5,11 +5,14 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from processes import reaped
 
 from consortium.canonical import encode
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
@@ -20,6 +23,7 @@ from site_agent.data.contents import plan_of, ranges_of
 from site_agent.data.merging import PARTS
 from site_agent.data.pool import work_through
 from site_agent.data.segments import Split
+from site_agent.record import checkpoint_of
 from site_agent.trainer.folder import Site
 
 ALPHABETS = {"et": "aeiklmnõst", "bg": "абвгдеинос", "el": "αβγδεικνοσ"}
@@ -141,10 +145,17 @@ program._leave(program.main(sys.argv[2:]))
 """
 
 
-def start_and_wait(folder: Path, steps: int) -> "subprocess.Popen[bytes]":
+def start_and_wait(folder: Path, steps: int) -> "AbstractContextManager[subprocess.Popen[bytes]]":
     """So that whoever is to strike it meanwhile is never too late."""
     command = [sys.executable, "-c", _WAITING, str(steps), str(folder)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE)
+    return reaped(subprocess.Popen(command, stderr=subprocess.PIPE))
+
+
+def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[bytes]", step: int) -> None:
+    """Until one of ``step`` steps, or more, is whole."""
+    while checkpoint_of(folder)[0] < step:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
 
 
 def run(folder: Path) -> int:
