@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from island import Island
-from real_coordinator import CONSORTIUM, Admin, Consortium, campaign, campaign_in
+from real_coordinator import CONSORTIUM, PATIENCE_SECONDS, Admin, Consortium, campaign, campaign_in
 from scripted_sites import ScriptedSite, at_work
 
 from consortium.canonical import replace
@@ -56,7 +56,7 @@ async def whole_campaign(
     async with at_work(*(ScriptedSite(consortium, name) for name in ("plovdiv", "sofia"))):
         await turn()
         await admin.submit(campaign(base))
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while campaign_in(await admin.view(), "demo").status == "open":
                 await turn()
         seen = campaign_in(await admin.view(), "demo")

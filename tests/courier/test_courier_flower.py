@@ -68,7 +68,7 @@ async def test_a_flower_app_at_a_site_that_lives_by_courier_alone(
     async with consortium.running():
         island.take_in(await island.exchange(await island.export()))  # from now on its leases are long
         replies = asyncio.create_task(asyncio.to_thread(asked, consortium, tmp_path / "post"))
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(400):
             while not replies.done():
                 await island.round_trip()
             first, second = await replies

@@ -1,5 +1,6 @@
 """One job, many ranks: on one node or two, whole or in shards, and from one number of ranks to another."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from free_ports import free_port
+from processes import reaped
 from trainer_samples import contribution, make_job, run, sha256, train_work
 
 from consortium.jobs import Train
@@ -25,15 +27,17 @@ WORK = train_work(steps=6, batch_sequences=5, checkpoint_steps=3)
 def launch(folder: Path, ranks: int, nodes: int = 1) -> list[int]:
     """Exit codes of one torchrun a virtual node; all of them on this machine."""
     place = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    torchruns = []
-    for node in range(nodes):
-        command = [sys.executable, "-m", "torch.distributed.run", *place]
-        command += ["--nnodes", str(nodes), "--node-rank", str(node), "--nproc-per-node", str(ranks)]
-        log = open(folder / f"node-{node}.txt", "ab")
-        with log:
+    with contextlib.ExitStack() as stack:
+        torchruns = []
+        for node in range(nodes):
+            command = [sys.executable, "-m", "torch.distributed.run", *place]
+            command += ["--nnodes", str(nodes), "--node-rank", str(node), "--nproc-per-node", str(ranks)]
             command += ["-m", "site_agent.trainer", str(folder)]
-            torchruns.append(subprocess.Popen(command, stdout=log, stderr=log))
-    codes = [torchrun.wait(timeout=240) for torchrun in torchruns]
+            with open(folder / f"node-{node}.txt", "ab") as log:
+                torchruns.append(
+                    stack.enter_context(reaped(subprocess.Popen(command, stdout=log, stderr=log)))
+                )
+        codes = [torchrun.wait() for torchrun in torchruns]
     if any(codes):
         print(*(path.read_text()[-3000:] for path in sorted(folder.glob("node-*.txt"))))
     return codes

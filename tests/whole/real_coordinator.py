@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from free_ports import free_port
 from google.protobuf.duration_pb2 import Duration
 from sprachbund.v1 import (
     admin_pb2,
@@ -90,13 +91,14 @@ class Consortium:
         """Its coordinator serves; when started again, on the same ports."""
         ports = self.home / PORTS_FILE
         ports.unlink(missing_ok=True)
+        if not self.config.port:
+            self.config = replace(self.config, port=free_port(self), enrolment_port=free_port(self))
         server = self.server = asyncio.create_task(serve(self.config))
         try:
             while not ports.exists():
                 if server.done():
                     server.result()
                 await asyncio.sleep(0.01)
-            self.config = replace(self.config, **decode(ports.read_bytes(), dict[str, int]))
             yield
         finally:
             server.cancel()
