@@ -1,5 +1,6 @@
 """A real coordinator, started by the command line, and the commands of everybody who deals with it."""
 
+import contextlib
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from processes import reaped
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
@@ -34,6 +36,7 @@ class Desk:
             "SPRACHBUND_ADMIN": str(place / "home" / "admin"),
         }
         self.process: subprocess.Popen[str] | None = None
+        self.begun = contextlib.ExitStack()  #: what ``begin`` began, and did not end before
 
     def run(self, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -51,7 +54,7 @@ class Desk:
         return json.loads(self.run(*arguments, "--json", code=code).stdout)
 
     def begin(self, *arguments: str, out: int = subprocess.PIPE) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*SPRACHBUND, *arguments],
             cwd=self.place,
             env=self.environment,
@@ -60,6 +63,7 @@ class Desk:
             stderr=subprocess.PIPE,
             text=True,
         )
+        return self.begun.enter_context(reaped(process))
 
     def start(self) -> dict[str, Any]:
         """Start the coordinator; returns the line in which it says that it is ready."""
@@ -93,13 +97,14 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     }
     (place / "coordinator.yaml").write_text(yaml.safe_dump(config))
     desk = Desk(place)
-    founded = desk.json("init", "coordinator.yaml")
-    assert founded["consortium"] == "demo" and Path(founded["ledger"]).is_file()
-    assert "no port yet" in desk.run("status", code=5).stderr
-    ready = desk.start()
-    assert ready["ports"]["port"] > 0
-    yield desk
-    desk.stop()
+    with desk.begun:
+        founded = desk.json("init", "coordinator.yaml")
+        assert founded["consortium"] == "demo" and Path(founded["ledger"]).is_file()
+        assert "no port yet" in desk.run("status", code=5).stderr
+        ready = desk.start()
+        assert ready["ports"]["port"] > 0
+        yield desk
+        assert desk.stop() == 0
 
 
 @pytest.fixture(scope="module")

@@ -109,6 +109,13 @@ class Replicas(Consortium):
                 return ""
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
+    async def says(self, place: int) -> str:
+        """SERVING or NOT_SERVING, once it answers: it may still be starting, or slow."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not (word := await self.health(place)):
+                await asyncio.sleep(0.1)
+        return word
+
     async def leader(self, other_than: int | None = None) -> int:
         """Who serves, once somebody does; never two."""
         deadline = time.monotonic() + PATIENCE_SECONDS

@@ -1,6 +1,7 @@
 """One of several coordinators leads; when it is killed or stopped another goes on, and nothing else changes."""
 
 import asyncio
+import contextlib
 import signal
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from postgres_server import Server
 from real_coordinator import Consortium, campaign, campaign_in, job_state
-from replicas import Replicas
+from replicas import PATIENCE_SECONDS, Replicas
 from scripted_sites import ScriptedSite, at_work, introduce
 
 from consortium.errors import Unavailable
@@ -43,7 +44,7 @@ async def test_another_goes_on_with_the_round_and_makes_the_same_model(
                     lambda view: job_state(view, "demo_r1-train-sofia") == "done",
                     "sofia's contribution admitted",
                 )
-            standing_by = [await replicas.health(place) for place in range(3) if place != first]
+            standing_by = [await replicas.says(place) for place in range(3) if place != first]
             assert standing_by == ["NOT_SERVING"] * 2
             replicas.signal(first, blow)
             struck = time.monotonic()
@@ -74,12 +75,10 @@ async def test_a_token_is_taken_by_whoever_leads(replicas: Replicas) -> None:
         await replicas.leader(other_than=first)
         site = ScriptedSite(replicas, "varna")
         site.folder.mkdir(parents=True, exist_ok=True)
-        for _ in range(3):  # one address after the other
-            try:
-                await site.enrol(token)
-                break
-            except Unavailable:
-                await asyncio.sleep(0.1)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not site.folder.joinpath("site.pem").exists():  # one address after the other
+                with contextlib.suppress(Unavailable):
+                    await site.enrol(token)
         async with replicas.admin() as admin:
             assert any(one.site == "varna" for one in (await _view(admin)).sites)
 
@@ -105,8 +104,7 @@ async def _view(admin) -> object:  # type: ignore[no-untyped-def]
 
 
 async def _eventually(replicas: Replicas, place: int, word: str) -> bool:
-    for _ in range(300):
-        if await replicas.health(place) == word:
-            return True
-        await asyncio.sleep(0.1)
-    return False
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await replicas.health(place) != word:
+            await asyncio.sleep(0.1)
+    return True
