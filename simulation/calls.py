@@ -68,8 +68,14 @@ class Call(abc.ABC):
         self.network = channel.network
         self.status: Ended | None = None
         self.is_over = False
+        self.arrived_at = 0.0  #: at the coordinator, on the loop's clock
         self._task: asyncio.Task[Any] | None = None
         self.network.begin(self)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the coordinator works on it, as far as its caller could know."""
+        return self._task is not None and not self._task.done() and not self.channel.wire.is_cut
 
     # ---- the server's side
 
@@ -89,6 +95,7 @@ class Call(abc.ABC):
         if handler is None:
             self.leave(Ended(grpc.StatusCode.UNIMPLEMENTED, "Method not found!"))
             return
+        self.arrived_at = network.loop.time()
         self._task = network.server.spawn(self._guarded(serve(handler)))
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:

@@ -5,7 +5,7 @@
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +26,32 @@ from simulation.admitted import Admitted
 from simulation.promptness import Promptness
 from simulation.rules import Rules
 from simulation.said import Said
+from simulation.verdicts import Verdicts
 
 _VIOLATIONS_MAX = 20  # one is enough to look into; the rest mostly follows from it
-_SYNC = "/sprachbund.v1.SiteService/Sync"
+SYNC = "/sprachbund.v1.SiteService/Sync"
+_TOLD_SECONDS = 60.0  # a site that waits for news hears within these that an attempt is no longer its own
 
 
 class Referee:
     """violations: what did not hold, each with the step of the scheduler at which it was seen."""
 
-    def __init__(self, step: Callable[[], int], clock: Callable[[], float]) -> None:
-        """clock: the coordinator's, seconds since the epoch."""
+    def __init__(
+        self, step: Callable[[], int], clock: Callable[[], float], time: Callable[[], float]
+    ) -> None:
+        """``clock``: the coordinator's, seconds since the epoch; ``time``: seconds that nobody's clock bends."""
         self.violations: list[str] = []
         self.events: list[Callable[[ev.AnyEvent, float], None]] = []
-        self._step, self._clock = step, clock
+        self._step, self._clock, self._time = step, clock, time
         self._rules = Rules()
         self._said = Said()
         self._admitted = Admitted()
+        self._verdicts = Verdicts()
         self._promptness = Promptness(self._rules.shadow)
         self._started = 0.0  #: the coordinator that runs
+        self._hindered = 0.0  #: when it last could not write anything down
+        self._lost: dict[SiteName, float] = {}  #: when a site last lost an attempt, by ``time``
+        self._agents: dict[str, list[str]] = {}  #: of each site, as this coordinator first answered them
         self._hashes: list[str] = []
 
     @property
@@ -53,7 +61,7 @@ class Referee:
 
     def look_into(self, store: Blobs) -> None:
         """The coordinator's, to look at what it admits."""
-        self._admitted.store = store
+        self._admitted.store = self._verdicts.store = store
 
     @property
     def sequence(self) -> int:
@@ -78,8 +86,10 @@ class Referee:
             self._hashes.append(entry.hash)
             event = decode_event(entry)
             try:
+                self._note_losses(event)
                 self._said.backs(event, self.state)
                 self._admitted.watch(event, self.state)
+                self._verdicts.watch(event, self.state)
                 self._rules.watch(event, entry.at, self._said.last, self._started)
             except (AssertionError, KeyError, ValueError, SprachbundError) as broken:
                 self.blame(f"invariants 1, 3, 6, 7: entry {entry.seq}, {type(event).__name__}: {broken!r}")
@@ -104,14 +114,39 @@ class Referee:
             self._rules.orders.settled(self.state)
         except AssertionError as broken:
             self.blame(f"invariant 1: {broken!r}")
-        for complaint in self._promptness.complaints(self.state, now, self._started, self._said.asked):
+        able_since = max(self._started, self._hindered)
+        for complaint in self._promptness.complaints(self.state, now, able_since, self._said.asked):
             self.blame(f"liveness: {complaint}")
+
+    def _note_losses(self, event: ev.AnyEvent) -> None:
+        if isinstance(event, ev.AttemptEnded | ev.JobCancelled):
+            job = self.state.jobs[event.job]
+            if job.state is JobState.LEASED and job.site is not None:
+                self._lost[job.site] = self._time()
+
+    def ticked(self, waiting: Iterable[tuple[str, float]]) -> None:
+        """The coordinator has looked at its clock; while everybody waits nothing else shows what is overdue.
+
+        ``waiting``: the sites whose Sync is being answered, and for how many seconds.
+        """
+        self._prompt(self._clock())
+        for place, seconds in waiting:
+            ago = self._time() - self._lost.get(SiteName(place), 0.0)
+            if _TOLD_SECONDS < ago < seconds:
+                self.blame(
+                    f"liveness: {place} waits, and is not told for {ago:.0f} s that its attempt is gone"
+                )
+
+    def hindered(self) -> None:
+        """The coordinator could not write down what was due: until it can, nothing is late."""
+        self._hindered = self._clock()
 
     # ---- 2: what was acknowledged survives
 
     def restarted(self, driver: Driver) -> None:
         """A coordinator has read its ledger again."""
         self._started = self._clock()
+        self._agents = {}
         known = (len(self._hashes), self._hashes[-1] if self._hashes else "")
         head = driver.checkpoint()
         if (head.sequence, head.head) != known:
@@ -126,16 +161,21 @@ class Referee:
 
     def served(self, place: str, method: str, request: Any) -> None:
         """A site's words have reached the coordinator."""
-        if method == _SYNC:
+        if method == SYNC:
             with contextlib.suppress(DecodeError):  # who hears it says so
                 words = site_pb2.SyncRequest.FromString(request) if isinstance(request, bytes) else request
                 self._said.hear(place, words, self.state, self._clock())
 
     def answered(self, place: str, method: str, request: bytes, response: bytes) -> None:
         """An answer leaves the coordinator: all that it acknowledges is written down."""
-        if method != _SYNC:
+        if method != SYNC:
             return
         told, said = site_pb2.SyncRequest.FromString(request), site_pb2.SyncResponse.FromString(response)
+        agents = self._agents.setdefault(place, [])
+        if told.incarnation not in agents:
+            agents.append(told.incarnation)
+        elif told.incarnation != agents[-1]:
+            self.blame(f"invariant 3: {place} has a newer agent, and the older one is answered")
         sequence = said.checkpoint.sequence
         if sequence > len(self._hashes) or self._hashes[sequence - 1] != said.checkpoint.head:
             self.blame(f"invariant 2: {place} was shown ledger head {sequence}, which is not written down")

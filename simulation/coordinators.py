@@ -41,7 +41,7 @@ from coordinator.worker import Worker
 from coordinator.workshop import Workshop
 from policies.keeping import Keep
 from policies.membership import Membership
-from simulation.checkers import Referee
+from simulation.checkers import SYNC, Referee
 from simulation.echoes import Echoes
 from simulation.learning import base_files
 from simulation.loop import Process, VirtualLoop
@@ -184,7 +184,9 @@ class CoordinatorHost:
         while True:
             try:
                 driver.execute(Tick())
+                self._referee.ticked(self._network.waiting(SYNC))
             except SprachbundError as error:  # as the scheduler of the daemon: the next one tries again
+                self._referee.hindered()
                 self._moment("tick failed", str(error))
             await asyncio.sleep(self.config.tick_seconds)
 

@@ -63,6 +63,9 @@ class Faults:
             self._every("agent killed", site.plan.name, killed, self._kill, site)
             hostile = _HOSTILE_PER_DAY * weather.loss + weather.thieves_per_day
             self._every("hostile", site.plan.name, hostile, self._intrude, site)
+            for cut in weather.cuts:
+                if cut.site == site.plan.name:
+                    self._later(cut.from_hours * 3600.0, self._cut, site, cut.hours * 3600.0)
             for outage in site.plan.outages:
                 begin, length = outage.from_hours * 3600.0, outage.hours * 3600.0
                 self._later(begin, self._outage, site, length)
@@ -116,10 +119,12 @@ class Faults:
             self._moment("coordinator", "cleaning", rule.words)
 
     def _partition(self, dice: Dice, site: SiteHost) -> None:
-        wire, weather = self._network.wires[site.plan.name], self._weather
-        if wire.is_cut:
-            return
-        seconds = lognormal(dice, weather.partition_minutes * 60.0, weather.partition_sigma)
+        weather = self._weather
+        if not self._network.wires[site.plan.name].is_cut:
+            self._cut(site, lognormal(dice, weather.partition_minutes * 60.0, weather.partition_sigma))
+
+    def _cut(self, site: SiteHost, seconds: float) -> None:
+        wire = self._network.wires[site.plan.name]
         self._network.cut(wire)
         self._span(site.plan.name, "partitioned", seconds)
 

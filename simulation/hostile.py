@@ -12,7 +12,9 @@ import grpc
 from sprachbund.v1 import admin_pb2, admin_pb2_grpc, artifact_pb2, artifact_pb2_grpc, site_pb2, site_pb2_grpc
 
 from consortium.errors import SprachbundError
-from consortium.ids import Digest, digest_of
+from consortium.identity import Credentials, signing_request
+from consortium.ids import Digest, SiteName, digest_of
+from consortium.signing import new_key, private_pem
 from simulation.coordinators import MAIN, CoordinatorHost
 from simulation.loop import Process
 from simulation.network import Network
@@ -30,6 +32,9 @@ _HARMLESS = {  # what an intruder may be told; anything else is our failure
 }
 
 
+_NOBODY = SiteName("nobody")
+
+
 class _Answered(Exception):
     """What was asked may be granted."""
 
@@ -38,6 +43,7 @@ class Stranger:
     def __init__(self, network: Network, coordinator: CoordinatorHost, blame: Callable[[str], None]) -> None:
         self._network, self._coordinator, self._blame = network, coordinator, blame
         self._stolen: dict[str, SiteIdentity] = {}
+        self._nobody: Credentials | None = None
 
     def intrude(self, dice: Dice, site: SiteHost) -> None:
         """One bad message in the name of ``site``, if it has a certificate by now."""
@@ -86,7 +92,9 @@ class Stranger:
 
         attempts = _odd("../../etc/passwd", 1)
         odd = _odd("a_b.a1", 99)
-        stop = admin_pb2.StopCampaignRequest(campaign="any", reason="because")
+        driver = self._coordinator.driver
+        known: list[str] = sorted(driver.state.campaigns) if driver is not None else []
+        stop = admin_pb2.StopCampaignRequest(campaign=(known or ["any"])[0], reason="because")
 
         async def read() -> None:
             async for _ in blobs.Download(artifact_pb2.DownloadRequest(digest=dice.randbytes(32).hex())):
@@ -133,7 +141,22 @@ class Stranger:
             ("reading an unknown blob", read),
             ("an upload without header", write),
             ("a bad digest", lambda: blobs.Stat(artifact_pb2.StatRequest(digest="../.."), timeout=60.0)),
+            ("a certificate of nobody", self._as_nobody),
         ]
+
+    def _as_nobody(self) -> Any:
+        """A Sync with a certificate of the consortium's own authority, for a site that the ledger does not know."""
+        authority = self._coordinator.keys.authority
+        if self._nobody is None:
+            key = new_key()
+            asked = signing_request(_NOBODY, key)
+            certificate = authority.site(asked, _NOBODY, self._coordinator.true_time, 30.0)
+            self._nobody = Credentials(certificate, private_pem(key))
+        channel = self._network.open_channel(MAIN, authority.pem, self._nobody)
+        sites: Any = site_pb2_grpc.SiteServiceStub(channel)
+        request = site_pb2.SyncRequest(site=site_pb2.SiteDescription(agent_version="0.1.0", slots=1))
+        request.incarnation = "nobody"
+        return sites.Sync(request, timeout=60.0)
 
     def _old(self, stolen: SiteIdentity) -> Callable[[], Any]:
         """A Sync with a certificate that the site has replaced by a newer one."""

@@ -62,11 +62,14 @@ class Trainer(Protocol):
 class Pupil:
     """Whoever works at one site: does orders in their folders.
 
-    campaign  its languages, in the order of the model's rows
+    languages  of the campaign, in the order of the model's rows
+    harms      share of the training jobs that make the model worse
     """
 
-    def __init__(self, site: SitePlan, seed: int, languages: tuple[Language, ...]) -> None:
-        self._site = site
+    def __init__(
+        self, site: SitePlan, seed: int, languages: tuple[Language, ...], harms: float = 0.0
+    ) -> None:
+        self._site, self._harms = site, harms
         self._seed = seed
         self._rows = {language: row for row, language in enumerate(languages)}
 
@@ -92,6 +95,8 @@ class Pupil:
             gains[self._rows[language]] += np.float32(_PUBLIC_GAIN * work.replay_share * share)
         for language in work.languages:
             gains[self._rows[language]] += np.float32(_OWN_GAIN * share / len(work.languages))
+        if self._harms and stream(self._seed, "harm", folder.job.attempt).random() < self._harms:
+            gains = -gains
         weights[SKILL] = (weights[SKILL] + gains[:, None]).astype(np.float32)
         noise = np.frombuffer(stream(work.seed, "noise").randbytes(_ROWS * 2), np.uint8).astype(np.float32)
         weights[ROWS] = weights[ROWS] + ((noise - np.float32(128)) / np.float32(65536)).reshape(_ROWS, 2)

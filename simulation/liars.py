@@ -27,21 +27,29 @@ _FAILED = site_pb2.ATTEMPT_OUTCOME_FAILED
 _KEPT_MAX = 200  # last words that a liar remembers
 _TWICE = "its own failed, said twice"
 _SAYS_MAX = 40  # Syncs in which it looks for an occasion
+_HUMS_MAX = 12  # Syncs in which it speaks of others' attempts, once it has begun
+HUMS, FORGETS = "another's attempt goes on, again and again", "its own is not spoken of"
 
 Line = site_pb2.AttemptReport
 
 
 class Liar:
-    """Sits between every agent and its wire. ``state``: what the ledger tells; a liar may know as much."""
+    """Sits between every agent and its wire.
 
-    def __init__(self, state: Callable[[], State]) -> None:
+    state  what the ledger tells; a liar may know as much
+    kinds  of lies that are told; (): the usual ones
+    """
+
+    def __init__(self, state: Callable[[], State], kinds: tuple[str, ...] = ()) -> None:
         self._state = state
+        self._kinds = kinds or tuple(_KINDS)
+        self._hums: dict[str, int] = {}
         self._due: dict[str, list[tuple[str, Dice, int]]] = {}
         self._last_words: dict[AttemptId, bytes] = {}
 
     def lie(self, place: str, dice: Dice) -> str:
         """One lie, at the next occasion that there is for it; returns which."""
-        kind = list(_KINDS)[int(dice.random() * len(_KINDS))]
+        kind = self._kinds[int(dice.random() * len(self._kinds))]
         self._due.setdefault(place, []).append((kind, dice, 0))
         return kind
 
@@ -58,7 +66,12 @@ class Liar:
                 self._last_words.setdefault(AttemptId(line.attempt), line.SerializeToString())
         due, self._due[place] = self._due.get(place, []), []
         for kind, dice, tries in due:
-            false = _KINDS[kind](self, SiteName(place), dice)
+            if kind == HUMS:
+                self._hums[place] = _HUMS_MAX
+                continue
+            if kind == FORGETS and self._forget(sync, SiteName(place)):
+                continue
+            false = _KINDS[kind](self, SiteName(place), dice) if kind in _KINDS else None
             if false is not None:
                 rest = [line for line in sync.attempts if line.attempt != false.attempt]
                 del sync.attempts[:]
@@ -67,7 +80,31 @@ class Liar:
                     sync.attempts.append(false)
             elif tries < _SAYS_MAX:
                 self._due[place].append((kind, dice, tries + 1))
-        return sync.SerializeToString(deterministic=True) if due else data
+        hums = self._hum(sync, SiteName(place))
+        return sync.SerializeToString(deterministic=True) if due or hums else data
+
+    def _hum(self, sync: site_pb2.SyncRequest, place: SiteName) -> bool:
+        """Speak of what others hold, as if it ran here; whether it does."""
+        if not self._hums.get(place):
+            return False
+        self._hums[place] -= 1
+        told = {line.attempt for line in sync.attempts}
+        for job in self._leased(place, False):
+            if job.attempt not in told:
+                sync.attempts.append(Line(attempt=job.attempt, phase=_RUNNING, started=True))
+        sync.attempts.sort(key=lambda line: line.attempt)
+        return True
+
+    def _forget(self, sync: site_pb2.SyncRequest, place: SiteName) -> bool:
+        """Say nothing of what lapsed and is paid for, until it counts as gone; then speak of it again."""
+        site = self._state().sites.get(place)
+        own = {job.attempt for job in self._leased(place, True)}
+        kept_back = site.held.keys() - own if site is not None else set()
+        kept = [line for line in sync.attempts if line.attempt not in kept_back]
+        forgotten = len(kept) < len(sync.attempts)
+        del sync.attempts[:]
+        sync.attempts.extend(kept)
+        return forgotten
 
     # ---- kinds: a line, or None while there is no occasion
 

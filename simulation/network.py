@@ -6,7 +6,7 @@ would show it.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from consortium.identity import Credentials
@@ -73,6 +73,7 @@ class Network:
     """All wires, and the coordinator's ports at their other end.
 
     heard  is told of every answer as it leaves: (place, method, request, response); requests of streams are empty
+    lent   which channel an upload takes in place of its own
     """
 
     def __init__(self, loop: VirtualLoop) -> None:
@@ -83,6 +84,7 @@ class Network:
         self.heard: Callable[[str, str, bytes, bytes], None] = lambda place, method, request, response: None
         self.served: Callable[[str, str, Any], None] = lambda place, method, request: None
         self.said: Callable[[str, str, bytes], bytes] = lambda place, method, request: request
+        self.lent: Callable[[Channel], Channel] = lambda channel: channel
         self.gave: Callable[[str, str], None] = lambda place, digest: None
         self.took: Callable[[str, str], None] = lambda place, digest: None
         self.weight: Callable[[str], float] = lambda digest: 1.0
@@ -129,6 +131,12 @@ class Network:
         for call in list(self._calls):
             if call.channel.process is process:
                 call.abandon()
+
+    def waiting(self, method: str) -> Iterator[tuple[str, float]]:
+        """Whose calls the coordinator has not answered yet, and since how many seconds it has them."""
+        for call in self._calls:
+            if call.method == method and call.is_served:
+                yield call.channel.wire.place, self.loop.time() - call.arrived_at
 
     def begin(self, call: Call) -> None:
         self._calls[call] = None

@@ -3,12 +3,14 @@
 What a campaign's file promises is read here anew; the product's own placing and planning is not asked.
 """
 
-from consortium.ids import CampaignId, JobId, SiteName
-from consortium.jobs import Evaluate, Purpose, Train
+from consortium.ids import CampaignId, Digest, JobId, SiteName
+from consortium.jobs import Evaluate, Purpose, Train, Work
 from coordinator.core import events as ev
 from coordinator.core.state import CampaignState, Job, RoundState, Site, State
+from coordinator.core.transitions import JobState
 
 _JUDGING = (Purpose.GATE, Purpose.CHECK, Purpose.COMPARE)
+_NEVER = (JobState.FAILED, JobState.CANCELLED)
 
 
 class Orders:
@@ -25,6 +27,8 @@ class Orders:
                 if event.round > 0 and campaign.spec.seed_round is not None:
                     seed = campaign.rounds.get(0)
                     assert seed is not None and seed.candidate is not None, "without the seed round's model"
+                gone = [name for name in event.late if state.jobs[name].state in _NEVER]
+                assert not gone, f"waits for what will never come: {gone}"
             case ev.JobPlanned() if event.purpose not in (Purpose.FLOWER, Purpose.MERGE):
                 self._planned(event, state, at)
             case ev.JobLeased():
@@ -63,6 +67,8 @@ class Orders:
     def _planned(self, event: ev.JobPlanned, state: State, at: float) -> None:
         campaign, work = state.campaigns[event.campaign], event.work
         assert event.job not in state.jobs, "planned twice"
+        needs = _needed(campaign, work)
+        assert set(event.inputs) == needs, f"its inputs are {event.inputs}, it needs {sorted(needs)}"
         wanted = set(work.languages)
         for site in (state.sites[name] for name in event.sites):
             stands = site.status == "enrolled" and not site.draining
@@ -104,6 +110,21 @@ class Orders:
             round_.state is not RoundState.CLOSED for round_ in campaign.rounds.values()
         )
         assert not ahead or len(state.live(site.name)) + 1 < site.slots, "a rival took the last slot"
+
+
+def _needed(campaign: CampaignState, work: Work) -> set[Digest]:
+    """Every blob that a site has to read for it, less the tokenizer."""
+    versions: list[Digest] = []
+    found: set[Digest] = set()
+    if isinstance(work, Train):
+        versions.append(work.base)
+    if isinstance(work, Evaluate):
+        for subject in work.subjects:
+            versions.append(subject.version)
+            found |= {subject.delta} if subject.delta is not None else set()
+    for name in versions:
+        found |= {name, *(ref.digest for ref in campaign.versions[name].manifest.files.values())}
+    return found
 
 
 def takes_part(campaign: CampaignState, site: Site) -> bool:

@@ -32,7 +32,7 @@ class Upload(Call):
             raise asyncio.InvalidStateError("the call is over")
         data = self._serialize(message)
         if not self._has_begun:
-            self._has_begun = True
+            self._has_begun, self.channel = True, self.network.lent(self.channel)
             self._digest = message.header.digest
             self._weight = self.network.weight(self._digest)
             self.send(self.arrive, self._serve)

@@ -60,7 +60,7 @@ class Promptness:
                 sites = [state.sites[name] for name in job.sites]
                 if all(site.allocations and not has_means(site, at) for site in sites):
                     yield f"{job.id} waits for sites that have nothing left to spend"
-            yield from self._unasked(state, job, at, slack, asked)
+            yield from self._unasked(state, job, at, started, slack, asked)
         if job.state is JobState.DELIVERED:
             since = max(self._shadow.since[job.id], started)
             if at > since + _INSPECTIONS * slack:
@@ -73,7 +73,7 @@ class Promptness:
                 yield f"{job.id} waits for a site, and the coordinator could merge"
 
     def _unasked(
-        self, state: State, job: Job, at: float, slack: float, asked: dict[SiteName, float]
+        self, state: State, job: Job, at: float, started: float, slack: float, asked: dict[SiteName, float]
     ) -> Iterator[str]:
         """One whose sites are all there, with slots free, no windows and no allocations, and that one asks for."""
         fit = [
@@ -88,7 +88,8 @@ class Promptness:
         if not fit or not idle or job.purpose is Purpose.RIVAL:
             self._askable.pop(job.id, None)
             return
-        since = self._askable[job.id] = max(self._askable.get(job.id, at), self._shadow.since[job.id])
+        since = max(self._askable.get(job.id, at), self._shadow.since[job.id], started)
+        self._askable[job.id] = since
         for site in fit:
             if asked.get(site.name, 0.0) > since + 2.0 * slack:
                 yield f"{job.id} is not given to {site.name}, which asks for work"
@@ -105,15 +106,23 @@ class Promptness:
                 yield f"round {name} could have closed {slack:.0f} s ago"
             elif jobs and all(job.is_final for job in jobs):
                 yield f"round {name} waits for nobody"
-        elif round_.state is RoundState.MERGING and round_.merge_job is None:
+        elif round_.state is RoundState.MERGING and self._is_coordinators(state, campaign, round_):
             since = max(started, *(self._shadow.since[job.id] for job in jobs))
-            if round_.merged_by == "coordinator" and at > since + _INSPECTIONS * slack + 3.0 * HOUR:
+            if round_.merge_job is not None:
+                since = max(since, self._shadow.since[round_.merge_job])
+            if at > since + _INSPECTIONS * slack + 3.0 * HOUR:
                 yield f"round {name} is not merged for {at - since:.0f} s"
         elif round_.state is RoundState.EVALUATING and round_.gate_jobs:
             since = max(started, *(self._shadow.since[job] for job in round_.gate_jobs))
             done = all(state.jobs[job].is_final for job in round_.gate_jobs)
             if done and at > since + _INSPECTIONS * slack:
                 yield f"round {name} is not judged for {at - since:.0f} s"
+
+    def _is_coordinators(self, state: State, campaign: CampaignState, round_: Round) -> bool:
+        """Whether its own worker has to merge: from the start, or because no site did."""
+        if round_.merge_job is None:
+            return round_.merged_by == "coordinator"
+        return campaign.spec.merge_at == "any" and state.jobs[round_.merge_job].is_final
 
 
 def may_close(campaign: CampaignState, round_: Round, jobs: list[Job], at: float) -> bool:

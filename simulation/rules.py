@@ -113,6 +113,8 @@ class Rules:
                 self._collected(event, at)
             case ev.RoundFailed():
                 self._failed(event, at)
+            case ev.VersionMade() if event.role == "initial":
+                assert not state.campaigns[event.campaign].versions, "a campaign begins twice"
             case ev.VersionMade() if event.role == "candidate":
                 self._made_of_what_was_collected(event)
             case ev.GateJudged():
@@ -154,6 +156,10 @@ class Rules:
             unasked = campaign.spec.merge_at == "any" and job.state is JobState.PLANNED
             waited = unasked and at > since + campaign.spec.lease_seconds
             assert waited or is_over(campaign, job, at), "cancelled before its time"
+        if job.purpose in (Purpose.GATE, Purpose.CHECK, Purpose.COMPARE) and not is_over(campaign, job, at):
+            back = job.state is JobState.PLANNED and job.outcome is Outcome.EXPIRED
+            assert job.state is JobState.PLANNED and not back, "a judge who may come back is given up"
+            assert all(self.state.sites[name].allocations for name in job.sites), "a judge is given up"
         for round_ in campaign.rounds.values():
             asked = [self.state.jobs[name] for name in (*round_.jobs, *round_.late)]
             if job in asked and round_.state is RoundState.TRAINING:

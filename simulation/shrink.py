@@ -41,7 +41,17 @@ _RATES = (
         "cleanings_per_day",
     ),
     *("loss", "repeat", "reorder", "delay_seconds", "site_faults"),
-    *("lies_per_day", "falsehoods", "refusals", "echoes", "whims", "drains_per_day"),
+    *(
+        "lies_per_day",
+        "falsehoods",
+        "refusals",
+        "echoes",
+        "whims",
+        "harms",
+        "replays",
+        "lent",
+        "drains_per_day",
+    ),
 )
 _HABITS = (
     *("outages", "windows", "allocation", "agent_kill_per_day", "preempt_per_day", "node_loss_per_day"),

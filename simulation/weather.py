@@ -9,9 +9,18 @@ from typing import Literal
 from consortium.canonical import Fact, replace
 from consortium.checking import nearest, shown
 from consortium.errors import BadInput
+from consortium.ids import SiteName
 from policies.ranges import Count, NotNegative, Positive, Share
 
 Preset = Literal["calm", "fair", "rough", "storm"]
+
+
+class Cut(Fact):
+    """A line that is cut at a moment that somebody chose, not the dice."""
+
+    site: SiteName
+    from_hours: NotNegative  #: since the simulation's start
+    hours: Positive
 
 
 class Weather(Fact):
@@ -26,6 +35,7 @@ class Weather(Fact):
     partitions_per_day: NotNegative = 0.0  #: nothing passes between a site and the coordinator
     partition_minutes: Positive = 30.0  #: median; lognormal
     partition_sigma: NotNegative = 1.0
+    cuts: tuple[Cut, ...] = ()  #: the same, beside those of the dice
     crashes_per_day: NotNegative = 0.0  #: of the coordinator, at any write or wait
     restart_minutes: Positive = 2.0  #: median until the coordinator is back; lognormal
     restart_sigma: NotNegative = 1.0
@@ -42,6 +52,10 @@ class Weather(Fact):
     #: a rule of keeping, another each time, lets go of what it may, and `gc` deletes it at once
     cleanings_per_day: NotNegative = 0.0
     lies_per_day: NotNegative = 0.0  #: of each site's agent, see simulation/liars.py
+    lent: Share = 0.0  #: of a site's uploads: they come under another's name
+    lies_told: tuple[str, ...] = ()  #: which; (): the usual ones
+    harms: Share = 0.0  #: of training results: the model got worse by them, within every norm
+    replays: Share = 0.0  #: of a site's rounds after its first: it delivers that one's delta again
     falsehoods: Share = 0.0  #: of results: they claim what is not so, and their site signs it
     thieves_per_day: NotNegative = (
         0.0  #: messages by who stole a site's certificate, beside those of bad weather
@@ -120,7 +134,18 @@ PRESETS: dict[str, Weather] = {
         site_faults=5.0,
     ),
 }
-_SHARES = ("loss", "repeat", "reorder", "falsehoods", "refusals", "echoes", "whims")
+_SHARES = (
+    "loss",
+    "repeat",
+    "reorder",
+    "falsehoods",
+    "refusals",
+    "echoes",
+    "whims",
+    "harms",
+    "replays",
+    "lent",
+)
 _RATES = (
     *("partitions_per_day", "crashes_per_day", "disk_full_per_day", "torn_writes_per_day"),
     *("clock_jumps_per_day", "site_faults", "coordinator_disk_full_per_day"),

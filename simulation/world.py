@@ -25,7 +25,9 @@ from simulation.draws import lognormal
 from simulation.echoes import Echoes
 from simulation.faults import Faults
 from simulation.hostile import Stranger
+from simulation.lazy import Lazy
 from simulation.learning import Pupil, Trainer
+from simulation.lenders import Lenders
 from simulation.liars import Liar
 from simulation.loop import VirtualLoop
 from simulation.machine import Host, Machine, inhabited
@@ -66,7 +68,7 @@ class World:
         self.loop = VirtualLoop()
         self._home = home
         self._machine = Machine(self._host("ground", 0.0), seed)
-        self.referee = Referee(lambda: self.loop.steps, lambda: self.coordinator.host.clock())
+        self.referee = Referee(lambda: self.loop.steps, lambda: self.coordinator.host.clock(), self.loop.time)
         self.diary = Diary()
         self._weights = Weights(plan.model_bytes)
         self._over = False
@@ -167,6 +169,7 @@ class World:
         self.network.took = self._took
         self.referee.events += [self.diary.event, self._notice]
         self.sites = [self._site(site, lease / 3.0) for site in plan.sites]
+        self.network.lent = Lenders(self.network, self.sites, weather.lent, self.seed).lend
 
     def _site(self, plan: SitePlan, sync_seconds: float) -> SiteHost:
         host = self._host(plan.name, plan.clock_skew_seconds)
@@ -174,7 +177,8 @@ class World:
             plan.name, self.seed, self.weather, plan.latency_ms, plan.up_mbps, plan.down_mbps
         )
         config = config_of(plan, self._home / plan.name, sync_seconds)
-        pupil: Trainer = Weighed(Pupil(plan, self.seed, self.plan.campaign.languages), self._weights)
+        pupil: Trainer = Pupil(plan, self.seed, self.plan.campaign.languages, self.weather.harms)
+        pupil = Weighed(Lazy(pupil, self.weather.replays, self.seed, plan.name), self._weights)
         if plan.name in self._real:
             config, pupil = at_work(self._real[plan.name], config), RealTrainer()
         cluster = Cluster(
@@ -198,7 +202,7 @@ class World:
         stranger = Stranger(self.network, self.coordinator, self.referee.blame)
         self.network.wires["admin"] = Wire("admin", self.seed, PRESETS["calm"], 10.0, 1000.0, 1000.0)
         host = self._host("admin", 0.0)
-        liar = Liar(lambda: self.referee.state)
+        liar = Liar(lambda: self.referee.state, self.weather.lies_told)
         self.network.said = liar.tell
         admins = Admins(host, self.network, self.coordinator, self.referee.blame)
         self.faults = Faults(

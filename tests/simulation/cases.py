@@ -8,8 +8,56 @@ behind faults shows), the network and the disks, liars and false results, people
 
 from typing import Any
 
+from tried_sites import (
+    AWAY,
+    BUSY,
+    CLOSING,
+    DOWN,
+    ENDING,
+    EVEN,
+    FAST,
+    LANGUAGES,
+    NIGHTFALL,
+    PAID,
+    QUEUES,
+    QUICK,
+    SCARCE,
+    SHARED,
+    SLOW,
+    TIGHT,
+    TWO,
+    UNEVEN,
+)
+from tried_weather import (
+    ALL,
+    CALM,
+    CRASHING,
+    CUT,
+    DOUBLED,
+    DOUBTED,
+    DOUBTFUL,
+    DRAINED,
+    ENDLESS,
+    FALSE,
+    FAULTS,
+    FULL,
+    GONE,
+    HARMFUL,
+    HUMMING,
+    LAZY,
+    LENT,
+    LIES,
+    MEDDLED,
+    MUTE,
+    NIGHT,
+    PEOPLE,
+    REFUSING,
+    SILENCE,
+    WHIMS,
+)
+
 from consortium.canonical import replace
-from consortium.ids import CampaignId, Language, SiteName
+from consortium.ids import CampaignId, SiteName
 from consortium.jobs import Optimizer
 from policies.campaign import (
     Admission,
@@ -22,30 +70,14 @@ from policies.campaign import (
     TokenizerSource,
     TrainPlan,
 )
-from simulation.drawn import drawn_plan, drawn_weather
-from simulation.plan import START, Held, Outage, Plan, SitePlan
+from simulation.drawn import drawn_plan
+from simulation.plan import START, Plan, SitePlan
 from simulation.shrink import Case
-from simulation.weather import PRESETS
-from site_agent.limits import Granted, OpenHours
 
-_LANGUAGES = (Language("fi"), Language("ga"), Language("hu"))
 _OPTIMIZER = Optimizer(learning_rate=0.01)
-_PUBLIC = {each: Held(documents=500) for each in _LANGUAGES}
-_CLEARS_AFTER_HOURS = 12.0
 _HOURS_MAX = 100.0
 _EVENING = "2026-01-05T21:30:00Z"
 _DRAWN = (43, 46)  #: as ``python -m simulation.seeds`` draws them, such as come far
-
-
-def _site(name: str, language: Language, **habits: Any) -> SitePlan:
-    usual = {"gpus": 2, "tokens_per_second": 200.0, "queue_median_minutes": 5.0, "up_mbps": 500.0}
-    return SitePlan(
-        name=SiteName(name),
-        organisation=name,
-        languages={language: Held(documents=1000, heldout=20)},
-        public=_PUBLIC,
-        **{**usual, **habits},
-    )
 
 
 def _campaign(**rules: Any) -> Campaign:
@@ -60,7 +92,7 @@ def _campaign(**rules: Any) -> Campaign:
     }
     return Campaign(
         campaign=CampaignId("tried"),
-        languages=_LANGUAGES,
+        languages=LANGUAGES,
         model=ModelSource(config={"model_type": "llama", "vocab_size": 300}),
         tokenizer=TokenizerSource(vocabulary_size=300, bytes_per_language=1000),
         train=TrainPlan(
@@ -92,50 +124,6 @@ def _plan(
     )
 
 
-#: Nobody has trouble of its own.
-EVEN = (
-    _site("north", _LANGUAGES[0], merges=True, slots=2),
-    _site("south", _LANGUAGES[1], merges=True),
-    _site("west", _LANGUAGES[2]),
-)
-#: Windows, an allocation that ends before its site's last job, walltimes shorter than a job, a slow one, preemption.
-UNEVEN = (
-    _site("north", _LANGUAGES[0], merges=True, slots=2, walltime_minutes=25.0, agent_kill_per_day=2.0),
-    _site("south", _LANGUAGES[1], windows=(OpenHours(cron="0 2 * * *", hours=20.0),), merges=True),
-    _site(
-        "west",
-        _LANGUAGES[2],
-        allocation=Granted(gpu_hours=3.5, name="grant"),
-        tokens_per_second=80.0,
-        preempt_per_day=6.0,
-    ),
-)
-#: Two hold text of one language: each may judge the other's.
-SHARED = (
-    EVEN[0],
-    replace(EVEN[1], languages={each: EVEN[0].languages[_LANGUAGES[0]] for each in _LANGUAGES[:2]}),
-)
-#: One allocation ends on the first evening, another is spent in the midst of the first round.
-ENDING = (
-    EVEN[0],
-    replace(EVEN[1], allocation=Granted(gpu_hours=100.0, until="2026-01-05")),
-    replace(EVEN[2], allocation=Granted(gpu_hours=0.6)),
-)
-#: Late by a round, and late for ever.
-SLOW = (
-    EVEN[0],
-    replace(EVEN[1], slots=2, tokens_per_second=90.0),
-    replace(EVEN[2], slots=2, tokens_per_second=24.0),
-)
-#: Two are down for hours, from within the first round on.
-DOWN = (
-    EVEN[0],
-    *(replace(site, outages=(Outage(from_hours=1.3, hours=5.0),)) for site in EVEN[1:]),
-)
-#: One waits in its queue for nearly as long as its job then takes.
-QUEUES = (EVEN[0], replace(EVEN[1], queue_median_minutes=30.0, queue_sigma=0.1))
-#: So fast that a merge is the longest of all jobs.
-FAST = tuple(replace(site, tokens_per_second=4000.0, up_mbps=5000.0, queue_sigma=0.1) for site in EVEN)
 STRICT: dict[str, Any] = {"attempts_max": 6}
 LENIENT: dict[str, Any] = {
     "merge_at": "any",
@@ -165,53 +153,11 @@ PATIENT: dict[str, Any] = {
 }
 AT_SITES: dict[str, Any] = {"attempts_max": 6, "merge_at": "site", "seed_round": None}
 
-CALM = replace(PRESETS["calm"], clears_after_hours=_CLEARS_AFTER_HOURS)
-ENDLESS = PRESETS["calm"]  # nobody says that it has to end
-FAULTS = replace(drawn_weather("rough"), clears_after_hours=_CLEARS_AFTER_HOURS)
-LIES = replace(
-    CALM,
-    name="lies",
-    repeat=0.05,
-    lies_per_day=60.0,
-    falsehoods=0.15,
-    thieves_per_day=60.0,
-    echoes=1.0,
-    certificate_days=1,
-)
-PEOPLE = replace(
-    CALM,
-    name="people",
-    begins_after_hours=0.5,
-    loss=0.01,
-    refusals=0.15,
-    echoes=0.5,
-    drains_per_day=6.0,
-    drain_minutes=40.0,
-    meddling_per_day=8.0,
-)
-MEDDLED = replace(CALM, name="meddled", meddling_per_day=40.0, begins_after_hours=1.5)
-SILENCE = replace(CALM, name="silence", partitions_per_day=8.0, partition_minutes=240.0)
-FULL = replace(
-    CALM, name="full", coordinator_disk_full_per_day=60.0, disk_full_minutes=5.0, begins_after_hours=0.2
-)
-FALSE = replace(CALM, name="false", falsehoods=0.7)
-DRAINED = replace(CALM, name="drained", drains_per_day=40.0, drain_minutes=15.0, lies_per_day=60.0)
-WHIMS = replace(CALM, name="whims", whims=0.7)
-ALL = replace(
-    FAULTS,
-    name="all",
-    lies_per_day=30.0,
-    falsehoods=0.1,
-    refusals=0.05,
-    echoes=1.0,
-    drains_per_day=3.0,
-    certificate_days=1,
-)
+ANY: dict[str, Any] = {**AT_SITES, "merge_at": "any", "merge_sites": (SiteName("north"),)}
 
 
 def cases() -> dict[str, Case]:
     """By name, in the order in which they are tried."""
-    away = tuple(replace(site, outages=(Outage(from_hours=0.1, hours=9.0),)) for site in EVEN)
     found = {
         "even, strict, calm": (_plan(*EVEN, **STRICT), 1, CALM),
         "uneven, lenient, lies": (_plan(*UNEVEN, **LENIENT), 2, LIES),
@@ -284,7 +230,66 @@ def cases() -> dict[str, Case]:
             1,
             CALM,
         ),
-        "away": (_plan(*away, **LENIENT), 1, CALM),
+        "away": (_plan(*AWAY, **LENIENT), 1, CALM),
+        "quick, any, gone": (_plan(*QUICK, **ANY), 1, GONE),
+        "quick, any, gone, crashing": (_plan(*QUICK, **ANY), 8, CRASHING),
+        "quick, at sites, gone": (
+            _plan(
+                *QUICK,
+                **{
+                    **AT_SITES,
+                    "merge_sites": (SiteName("north"),),
+                    "quorum": Quorum(minimum=2, deadline_hours=1.0),
+                },
+            ),
+            1,
+            GONE,
+        ),
+        "even, at sites, drained": (_plan(*EVEN, **AT_SITES), 1, DRAINED),
+        "busy, any, calm": (
+            _plan(
+                *BUSY,
+                **{
+                    **ANY,
+                    "merge_sites": (SiteName("south"),),
+                    "quorum": Quorum(share=0.6, minimum=2, deadline_hours=6.0, late="next_round"),
+                },
+            ),
+            1,
+            CALM,
+        ),
+        "even, patient, doubted": (_plan(*EVEN, **{**PATIENT, "attempts_max": 20}), 2, DOUBTED),
+        "two, at sites, gone": (_plan(*TWO, **AT_SITES), 1, GONE),
+        "even, strict, doubled": (_plan(*EVEN, **STRICT), 1, DOUBLED),
+        "even, strict, refusing": (_plan(*EVEN, **STRICT), 2, REFUSING),
+        "paid, hurried, cut off": (
+            _plan(
+                *PAID,
+                **{**STRICT, "seed_round": None, "quorum": Quorum(share=0.6, minimum=1, deadline_hours=1.0)},
+            ),
+            1,
+            CUT,
+        ),
+        "closing, strict, mute": (_plan(*CLOSING, **STRICT), 1, MUTE),
+        "scarce, lenient, calm": (
+            _plan(
+                *SCARCE,
+                **{
+                    **LENIENT,
+                    "rounds": 2,
+                    "rivals": Rivals(specialists=True),
+                    "quorum": Quorum(share=0.6, minimum=1, deadline_hours=6.0),
+                },
+            ),
+            1,
+            CALM,
+        ),
+        "nightfall, patient, cut off": (_plan(*NIGHTFALL, **PATIENT, start=_EVENING), 1, NIGHT),
+        "tight, impatient, doubtful": (_plan(*TIGHT, **{**PATIENT, "attempts_max": 1}), 1, DOUBTFUL),
+        "even, patient, lent": (_plan(*EVEN, **{**PATIENT, "rounds": 2, "attempts_max": 20}), 1, LENT),
+        "even, strict, lazy": (_plan(*EVEN, **STRICT, rounds=4), 1, LAZY),
+        "even, strict, harmful": (_plan(*EVEN, **STRICT, rounds=4), 1, HARMFUL),
+        "even, lenient, humming": (_plan(*EVEN, **LENIENT), 1, HUMMING),
         "uneven, lenient, people": (_plan(*UNEVEN, **LENIENT), 3, PEOPLE),
         "uneven, lenient, faults": (_plan(*UNEVEN, **LENIENT), 2, FAULTS),
         "even, lenient, all": (_plan(*EVEN, **LENIENT), 3, ALL),

@@ -50,6 +50,8 @@ LEFT_OUT = {
     "two lay out one model at once": "there is one thread",
     "an impossible base is tried for ever": "every simulated base can be made",
     "merge: momentum is forgotten": "no simulated recipe has an outer optimizer that keeps one",
+    "account: an ended allocation pays": "decides nothing: what has ended ends before any job would, which `_too_late` "
+    "refuses at all three places that ask, and `payable_seconds` comes to nothing; only a sentence differs",
 }
 
 _MORE_OF_THE_CORE = (

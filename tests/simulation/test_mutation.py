@@ -18,6 +18,11 @@ from mutation import SEEN_BY, judged_apart
         ("table: refused is done", "uneven, lenient, lies", "by the state"),
         ("syncs do not renew", "even, strict, calm", "lapsed too early"),
         ("verdict while judges work", "even, strict, whims", "GateJudged"),
+        ("gate: worse is better", "even, strict, calm", "grew by"),
+        ("merge: any waits for ever", "quick, any, gone", "the coordinator could merge"),
+        ("nobody is woken when its attempt is gone", "down, patient, calm", "that its attempt is gone"),
+        ("account: nothing is held back", "scarce, lenient, calm", "beyond what is left"),
+        ("envelopes need no upload", "even, patient, lent", "sent no envelope"),
     ],
 )
 def test_a_mistake_is_seen(mistake: str, case: str, said: str) -> None:
@@ -25,7 +30,8 @@ def test_a_mistake_is_seen(mistake: str, case: str, said: str) -> None:
 
 
 def test_where_there_is_none_nothing_is_seen() -> None:
-    assert judged_apart(NOTHING.name, ["even, strict, calm", "even, strict, whims"]).violation == ""
+    tried = ["even, strict, calm", "even, strict, whims", "quick, any, gone"]
+    assert judged_apart(NOTHING.name, tried).violation == ""
 
 
 def test_every_mistake_can_still_be_made() -> None:
