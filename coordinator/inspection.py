@@ -10,13 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from msgspec import UNSET
-
 from consortium.admission import inspect
 from consortium.blobs import Blobs
 from consortium.byte_level import misfit
 from consortium.canonical import decode, digest_of_fact
-from consortium.codecs.names import is_coded
 from consortium.errors import BadInput, Corrupt, Unavailable
 from consortium.flower.letters import ARRAYS, LETTER, LETTER_BYTES_MAX, check_parcel, read_letter
 from consortium.identity import identity_of
@@ -26,6 +23,7 @@ from consortium.manifests import Contribution, FileRef, Scores, VersionManifest
 from consortium.merging.operands import read_row_counts
 from consortium.signing import CONTRIBUTION, key_of_certificate, open_envelope
 from consortium.tensors import Checkpoint
+from coordinator.continuity import feedback, moments
 from coordinator.core.commands import ReportInspection
 from coordinator.core.events import ScoreSummary
 from coordinator.core.gate import NATS_MAX
@@ -75,7 +73,7 @@ def inspect_delivery(delivery: Delivery, store: Blobs) -> ReportInspection:
         match job.work:
             case Train():
                 reason = "signature, base, shapes and norms are as they should be"
-                reason += _feedback(contribution, job.work) + _moments(contribution, job.work)
+                reason += feedback(contribution, job.work) + moments(contribution, job.work)
                 measures = _delta(delivery, contribution, store)
                 if job.work.token_counts:
                     _token_counts(job.work, contribution, store)
@@ -273,37 +271,6 @@ def _reply(contribution: Contribution, store: Blobs, bytes_max: int) -> str:
     for parcel in letter.parcels:  # one that cannot be read would end the ServerApp, each time it is started
         check_parcel(store.path(parcel.digest))
     return f"a reply of {len(letter.records)} record(s) by {contribution.site}"
-
-
-def _feedback(contribution: Contribution, work: Train) -> str:
-    """What is to be said of the error feedback, once its chain is checked; the residuals stay at the site."""
-    before, after = contribution.residual_before, contribution.residual
-    if before not in (None, work.residual):
-        raise BadInput(
-            f"manifest's residual_before is {before}, the job's is {work.residual}; use that one, or none"
-        )
-    if is_coded(work.delta_dtype) != (after is not None):
-        fault = "is missing" if after is None else f"is {after}"
-        raise BadInput(
-            f"manifest's residual {fault}, the delta is {work.delta_dtype}; a residual comes with int8, int4 and topk"
-        )
-    return "; it began without the residual of its last delta" if work.residual != before else ""
-
-
-def _moments(contribution: Contribution, work: Train) -> str:
-    """What is to be said of the optimizer's moments, which stay at the site; one that leaves none is no fault of it."""
-    before, after = contribution.moments_before, contribution.moments
-    if before is not UNSET and before != work.moments:
-        named = "none" if work.moments is UNSET else work.moments
-        raise BadInput(f"manifest's moments_before is {before}, the job's is {named}; use that one, or none")
-    if work.optimizer.moments != "keep":
-        if after is not UNSET:
-            raise BadInput(f"manifest's moments is {after}, the job keeps none; leave it out")
-        return ""
-    said = (
-        "; its optimizer began anew, without the moments of its last delta" if before != work.moments else ""
-    )
-    return said + ("; it left no moments: its agent's release may not know of them" if after is UNSET else "")
 
 
 def _scores(
