@@ -27,10 +27,15 @@ class MergeOrder(Fact):
     out_dir: str
 
 
-def main() -> int:
+def die_with_parent() -> bool:
+    """Have this process killed once the one that began it is gone; False if it went before we asked."""
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
+    return os.getppid() == parent
+
+
+def main() -> int:
+    if not die_with_parent():
         return 1
     order = decode(sys.stdin.buffer.read(), MergeOrder, "merge order")
     try:

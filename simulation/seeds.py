@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from consortium.canonical import Fact
+from coordinator.merging_process import die_with_parent
 from simulation.drawn import drawn_plan, drawn_weather
 from simulation.run import simulate
 
@@ -65,7 +66,13 @@ def crew(processes: int, aside: bool = False) -> ProcessPoolExecutor:
 
 
 def step_aside() -> None:
-    """Let everybody else go first: by priority, and by a session of its own, which Linux may weigh first (sched(7))."""
+    """Let everybody else go first: by priority, and by a session of its own, which Linux may weigh first (sched(7)).
+
+    No signal for a terminal's processes reaches it there, so it ends with who began it.
+    """
+    began = parent_process()
+    if not die_with_parent() or began is None or began.pid != os.getppid():
+        os._exit(1)  # it has gone already
     os.setsid()
     os.nice(_ASIDE)
     with contextlib.suppress(OSError):

@@ -23,8 +23,11 @@ SEEDS = int(os.environ.get("SPRACHBUND_SEEDS", "2000"))
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[ProcessPoolExecutor]:
-    with crew(2, aside=True) as processes:
+    processes = crew(2, aside=True)
+    try:
         yield processes
+    finally:
+        processes.shutdown(cancel_futures=True)  # whoever breaks off does not wait for what is given out
 
 
 @pytest.mark.slow
