@@ -48,7 +48,7 @@ schemas: $(VENV)/dev-installed  ## write policies/schemas/*.json anew
 chaos: $(VENV)/dev-installed  ## kill the demo's processes at ten random moments; the same model must come out (about an hour)
 	$(BIN)/python tests/chaos/kill_anything.py --kills 10
 
-storm: $(VENV)/dev-installed  ## a thousand faults of eighteen kinds on real processes, as root for the small disks (an hour): LEDGER=postgres, SEED=...
+storm: $(VENV)/dev-installed  ## a thousand faults of every kind on real processes, as root for the small disks (an hour): LEDGER=postgres, SEED=...
 	$(BIN)/python tests/chaos/storm.py --faults $(or $(FAULTS),1000) --ledger $(or $(LEDGER),sqlite) --seed $(SEED)
 
 stutter: $(VENV)/dev-installed  ## tests whose processes stand still at random moments, to find races: TESTS=tests/agent SEED=1
