@@ -25,7 +25,8 @@ class _FewAtOnce(ThreadingHTTPServer):
     """Hangs up on those who come when so many are being answered."""
 
     daemon_threads = True
-    request_queue_size = 64  # with fewer, who comes in a crowd is not even hung up on, and tries again for seconds
+    # with fewer, who comes in a crowd is not even hung up on, and tries again for seconds
+    request_queue_size = 64
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._places = threading.BoundedSemaphore(_AT_ONCE)

@@ -31,7 +31,9 @@ SETUP = Setup(sequences=8, sequences_at_once=8, sequence_tokens=128)
 def test_a_plan_is_within_a_fifth_of_the_measured_peak(job: tuple[str, ...]) -> None:
     """One of weights and moments, one of activations and logits, one of a loss in parts and bf16 weights."""
     command = [sys.executable, str(Path(__file__).with_name("peak_of_a_step.py")), *job]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # where pytest finds what tests share
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path)
+    }  # where pytest finds what tests share
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found = json.loads(done.stdout)
     assert found["planned"] == pytest.approx(found["measured"], rel=0.2), found["lines"]
