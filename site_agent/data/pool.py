@@ -4,12 +4,12 @@ The one that was called plans and hands out; workers answer on pipes. A worker w
 so nothing is left behind when the caller dies. What is done is told by the segments' files alone.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -130,7 +130,8 @@ class _Process:
         self._child.wait()
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # a task that it did not live to read
+                    pipe.close()
 
     def _send(self, line: bytes) -> None:
         assert self._child.stdin is not None
@@ -219,7 +220,7 @@ def _raise_for(errors: Sequence[SprachbundError]) -> None:
         raise type(ordered[0])("; ".join(str(error) for error in ordered[:_NAMED]) + more) from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _workers(
     plans: Sequence[Plan],
     processes: int,

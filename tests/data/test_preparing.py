@@ -23,7 +23,8 @@ from consortium.errors import BadInput, Corrupt, Unavailable
 from site_agent.config import load_site_config
 from site_agent.data import contents
 from site_agent.data.contents import Survey, plan_of, remembered, remembered_surveys
-from site_agent.data.pool import Progress, work_through
+from site_agent.data.pool import Orders, Progress, _Process, work_through
+from site_agent.data.schedule import Task
 from site_agent.data.segments import Words
 from site_agent.data.words import encoder, words_alone
 from site_agent.holdings import by_language
@@ -219,6 +220,16 @@ def test_a_helper_that_is_killed_is_told_and_nothing_is_lost(
         prepare_all(plans, 2, tokenizer=tokenizer_json, tell=kill)
     prepare_all(plans, 2, tokenizer=tokenizer_json)
     assert files_below(tmp_path) == expected
+
+
+def test_a_helper_that_died_before_its_task_came_is_told_and_closed() -> None:
+    worker = _Process(Orders(plans=(), tokenizer=None))
+    worker._child.kill()
+    worker._child.wait()
+    with pytest.raises(Unavailable, match="killed for its memory"):
+        worker.do(Task(plan=0, unit=0, number=0))
+    worker.close()
+    assert worker._child.stdin.closed and worker._child.stdout.closed  # type: ignore[union-attr]
 
 
 def test_the_split_is_what_its_rules_say(site_yaml: Path, tokenizer_json: Path, tmp_path: Path) -> None:
