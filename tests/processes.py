@@ -7,6 +7,7 @@ charged to some other test.
 import contextlib
 import os
 import select
+import signal
 import subprocess
 from collections.abc import Iterable, Iterator
 from typing import AnyStr
@@ -26,6 +27,16 @@ def reaped(process: "subprocess.Popen[AnyStr]") -> Iterator["subprocess.Popen[An
             if pipe is not None:
                 with contextlib.suppress(OSError):  # what was not yet written to it
                     pipe.close()
+
+
+def code_of(process: "subprocess.Popen[str]") -> int:
+    """Its exit code. If it does not end, AssertionError: with its stacks, if PYTHONFAULTHANDLER=1 is set there."""
+    try:
+        return process.wait(PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        said = process.communicate()[1]
+        raise AssertionError(f"process {process.pid} does not end; it stood here:\n{said}") from None
 
 
 def wait_until_gone(pids: Iterable[int]) -> None:

@@ -9,6 +9,7 @@ agents) is started again after a random pause. Every run must promote the versio
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -27,6 +28,7 @@ import yaml
 
 from console.demo import CAMPAIGN, consortium_at, prepare, start, views
 from console.local import LocalConsortium
+from consortium.errors import Unavailable
 from consortium.views import ConsortiumView
 
 
@@ -98,16 +100,19 @@ def run(
     began = time.monotonic()
     what = [UNDISTURBED]
     strike: threading.Thread | None = None
+    over = threading.Event()
     try:
         start(here, campaign)
         if blow is not None:
-            strike = threading.Thread(target=_strike, args=(here, blow, began + after, what), daemon=True)
+            told = (here, blow, began + after, over, what)
+            strike = threading.Thread(target=_strike, args=told, daemon=True)
             strike.start()
         view = _last(here, strike)
     finally:
+        over.set()
         here.stop()
         if strike is not None:
-            strike.join(30)
+            strike.join()
             here.stop()  # what the blow started again meanwhile
     return outcome_of(view, time.monotonic() - began, what[0])
 
@@ -138,18 +143,23 @@ def _last(here: LocalConsortium, strike: threading.Thread | None) -> ConsortiumV
             time.sleep(0.5)
 
 
-def _strike(here: LocalConsortium, blow: Blow, at: float, what: list[str]) -> None:
-    time.sleep(max(0.0, at - time.monotonic()))
-    victim = _victim(here, blow)
+def _strike(here: LocalConsortium, blow: Blow, at: float, over: threading.Event, what: list[str]) -> None:
+    is_too_late = over.wait(max(0.0, at - time.monotonic()))
+    victim = None if is_too_late else _victim(here, blow)
     if victim is None:
         return
     name, pid, restart = victim
+    process = here.processes.get(name)
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has ended a moment ago: nothing was hit
+        return
     what[0] = f"{name} (pid {pid}) killed at {blow.share:.0%}, back after {blow.pause:.1f} s"
-    os.kill(pid, signal.SIGKILL)
-    if restart is not None:
-        here.processes[name].wait()
+    if restart is not None and process is not None:
+        process.wait()
         time.sleep(blow.pause)
-        restart()
+        with contextlib.suppress(Unavailable):  # whoever waits for its answers will say so
+            restart()
 
 
 def _victim(here: LocalConsortium, blow: Blow) -> tuple[str, int, Callable[[], None] | None] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from processes import reaped
+from processes import code_of, reaped
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
@@ -34,6 +34,7 @@ class Desk:
         self.environment = {
             **{key: value for key, value in os.environ.items() if key != "COLUMNS"},
             "SPRACHBUND_ADMIN": str(place / "home" / "admin"),
+            "PYTHONFAULTHANDLER": "1",
         }
         self.process: subprocess.Popen[str] | None = None
         self.begun = contextlib.ExitStack()  #: what ``begin`` began, and did not end before
@@ -147,7 +148,7 @@ def given(desk: Desk) -> str:
         if any(one["head"] for one in json.loads(line)["campaigns"]):
             break
     watch.send_signal(signal.SIGINT)
-    assert watch.wait() == 0
+    assert code_of(watch) == 0
     assert watch.stderr.read() == ""
     watch.stdout.close()
     watch.stderr.close()
@@ -279,7 +280,7 @@ def test_the_live_view_leaves_the_terminal_as_it_was(desk: Desk, given: str) -> 
     except OSError:  # how Linux says that nobody holds the other end any more
         pass
     os.close(ours)
-    assert watch.wait() == 0
+    assert code_of(watch) == 0
     assert watch.stderr is not None
     watch.stderr.close()
     assert b"\x1b[?1049h" in seen
