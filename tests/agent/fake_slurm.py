@@ -349,11 +349,18 @@ def _scontrol(root: Path, arguments: list[str], mood: dict[str, Any]) -> tuple[s
 
 
 def _srun(root: Path, arguments: list[str], mood: dict[str, Any]) -> tuple[str, int]:
-    """All tasks of a step on this machine."""
+    """All tasks of a step on this machine, which is not theirs alone as the nodes of a cluster are.
+
+    The batch script takes a port by the job's number, and every fake cluster, and the real one, begins with 1.
+    """
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from free_ports import free_port
+
+    shared = {**os.environ, "MASTER_PORT": str(free_port())}
     tasks = int(_option(arguments, "--ntasks"))
     command = arguments[arguments.index("bash") :]
     children = [
-        subprocess.Popen(command, env={**os.environ, "SLURM_NODEID": str(node), "SLURM_PROCID": str(node)})
+        subprocess.Popen(command, env={**shared, "SLURM_NODEID": str(node), "SLURM_PROCID": str(node)})
         for node in range(tasks)
     ]
     return "", max(child.wait() for child in children)
