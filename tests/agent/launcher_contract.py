@@ -18,8 +18,9 @@ WAIT_SECONDS = 120.0  #: for what takes a tenth of a second here, and ten on a b
 JOB = """
 import os, pathlib, sys, time
 directory = pathlib.Path(sys.argv[1])
-(directory / "environment.new").write_text("\\n".join(sorted(os.environ)))
-(directory / "environment.new").rename(directory / "environment")
+new = directory / f"environment.{os.getpid()}"  # each rank does so
+new.write_text("\\n".join(sorted(os.environ)))
+new.rename(directory / "environment")
 print("hello from", os.getpid(), flush=True)
 with open(directory / "began", "a") as file:  # last of all: who sees it may look for the rest, or end this
     file.write(f"{os.getpid()}\\n")
