@@ -20,9 +20,8 @@ from coordinator.merging_process import die_with_parent
 from simulation.drawn import drawn_plan, drawn_weather
 from simulation.run import simulate
 
-_ASIDE = (
-    15  # niceness: a thirtieth of what another process gets; at 19 a share of seeds could take half an hour
-)
+#: niceness: a thirtieth of what another process gets; at 19 a share of seeds could take half an hour
+_ASIDE = 15
 _AHEAD = 20  # seeds that are given out: one may take as long as ten others
 
 

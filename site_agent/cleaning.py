@@ -222,11 +222,9 @@ def _folder(
     kind: Kind, root: Path, path: Path, campaign: CampaignId | None = None, is_unsent: bool = False
 ) -> Found:
     bytes_, inodes, used_at = 0, 0, path.stat().st_mtime
+    # os.walk passes over what another cleaning takes away meanwhile
     below = (os.path.join(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))
-    for inner in (
-        str(path),
-        *below,
-    ):  # by os.walk, which passes over what another cleaning takes away meanwhile
+    for inner in (str(path), *below):
         with contextlib.suppress(FileNotFoundError):
             found = os.lstat(inner)
             bytes_ += _on_disk(found) if found.st_nlink == 1 or stat.S_ISDIR(found.st_mode) else 0

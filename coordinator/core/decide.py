@@ -14,7 +14,7 @@ from coordinator.core.able import coordinator_merges
 from coordinator.core.accounting import spending
 from coordinator.core.budgets import BUDGETS, DESCRIBED, RENEWED, again_seconds, allows
 from coordinator.core.keeping import due, in_words
-from coordinator.core.known import enrolled_site, find_version, names_of, open_campaign
+from coordinator.core.known import enrolled_site, find_version, listed, open_campaign
 from coordinator.core.moment import Moment
 from coordinator.core.reports import reported
 from coordinator.core.state import CampaignState, RoundState, State, Version
@@ -197,12 +197,12 @@ def _(command: cm.StopCampaign, state: State, moment: Moment) -> list[ev.AnyEven
 def _(command: cm.MoveHead, state: State, moment: Moment) -> list[ev.AnyEvent]:
     campaign = state.campaigns.get(command.campaign)
     if campaign is None:
-        raise Refused(f"there is no campaign {command.campaign!r}; known: {names_of(state.campaigns)}")
+        raise Refused(f"there is no campaign {command.campaign!r}; known: {listed(state.campaigns)}")
     version = find_version(campaign, command.version)
     if version is None:
         known = [v.name for v in campaign.versions.values()]
         raise Refused(
-            f"campaign {command.campaign} has no version {command.version!r}; known: {names_of(known)}"
+            f"campaign {command.campaign} has no version {command.version!r}; known: {listed(known)}"
         )
     _still_has(version, command.verb)
     if command.verb == "promote":

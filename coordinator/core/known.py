@@ -18,7 +18,7 @@ def enrolled_site(state: State, name: str) -> Site:
     for site in state.sites.values():
         if site.name == name:
             return site
-    raise Refused(f"site {name!r} is not enrolled; known: {names_of(state.sites)}")
+    raise Refused(f"site {name!r} is not enrolled; known: {listed(state.sites)}")
 
 
 def open_campaign(state: State, name: str) -> CampaignState:
@@ -27,8 +27,8 @@ def open_campaign(state: State, name: str) -> CampaignState:
             if campaign.status != "open":
                 raise Refused(f"campaign {name} is {campaign.status}: {campaign.reason}")
             return campaign
-    raise BadInput(f"there is no campaign {name!r}; known: {names_of(state.campaigns)}")
+    raise BadInput(f"there is no campaign {name!r}; known: {listed(state.campaigns)}")
 
 
-def names_of(things: object) -> str:
+def listed(things: object) -> str:
     return ", ".join(sorted(map(str, things))) or "none"  # type: ignore[call-overload]

@@ -50,10 +50,8 @@ def ray_at_work(cpus: int) -> Iterator[None]:
     Raises Unavailable with the end of its words if it does not come. If it comes and does not answer, this process
     ends with exit code 1: nothing interrupts Ray's client while it connects.
     """
-    with (
-        _for_nobody_else(),
-        tempfile.TemporaryDirectory(prefix="ray-") as folder,
-    ):  # short: it holds Unix sockets
+    # a short name, for the folder holds Unix sockets
+    with _for_nobody_else(), tempfile.TemporaryDirectory(prefix="ray-") as folder:
         import ray  # it reads its environment then
 
         ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))

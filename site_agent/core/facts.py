@@ -47,9 +47,8 @@ Budget = Literal["described", "renewed", "returned", "other"]
 class UsedUp(Fact):
     """What the coordinator does not take down for a while, for the site caused too many entries of its ledger."""
 
-    budget: (
-        Budget  #: described: what the site says of itself; renewed: certificates; returned: jobs given back
-    )
+    #: described: what the site says of itself; renewed: certificates; returned: jobs given back
+    budget: Budget
     again_at: float  #: when one more is taken, epoch seconds by this machine's clock
     reason: str  #: the coordinator's, for people
 

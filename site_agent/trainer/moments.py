@@ -68,7 +68,7 @@ def begun(folder: JobFolder, work: Train, tensors: "Mapping[str, Tensor]", ranks
 def are_here(folder: JobFolder, work: Train, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether the moments that the order names are here, whole and of these shapes; why not, stands on stderr."""
     fault = _fault(folder.moments, work, shapes)
-    if fault and work.moments is not UNSET:
+    if fault:
         print(
             f"{folder.moments}: {fault}; the optimizer begins anew, and the manifest says so", file=sys.stderr
         )
