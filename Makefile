@@ -16,8 +16,8 @@ help:  ## what there is
 demo: $(VENV)/demo-installed  ## set up, then a whole consortium on this machine: WORKDIR=... SEED=1
 	$(BIN)/sprachbund demo $(if $(WORKDIR),--workdir $(WORKDIR)) --seed $(SEED)
 
-test: $(VENV)/dev-installed check  ## set up, then all checks and tests, by three processes that mostly wait (JOBS=2 ...), and seeds meanwhile
-	$(MAKE) --jobs 3 --keep-going --output-sync=line test-here test-on-slurm test-seeds
+test: $(VENV)/dev-installed  ## set up, then all checks and tests, by three processes that mostly wait (JOBS=2 ...), and seeds meanwhile
+	$(MAKE) --jobs 4 --keep-going --output-sync=line check test-here test-on-slurm test-seeds
 
 test-here: $(VENV)/dev-installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/slurm --ignore tests/ssh --ignore $(SEEDS)

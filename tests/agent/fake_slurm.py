@@ -68,6 +68,12 @@ class FakeSlurm:
         with _locked(self.root):
             return _load(self.root, id_)
 
+    def until_over(self, id_: str) -> dict[str, Any]:
+        """The job, once it has ended; the test's own limit ends the wait."""
+        while not _is_over(job := self.job(id_)):
+            time.sleep(0.05)
+        return job
+
     def change(self, id_: str, **fields: Any) -> None:
         with _locked(self.root):
             _save(self.root, {**_load(self.root, id_), **fields})
