@@ -89,11 +89,14 @@ clean:  ## remove the virtual environment, the demo and the benchmark's models
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo-installed: $(VENV)/bin/pip pyproject.toml setup.py $(wildcard consortium/*/*.c consortium/*/*/*.c) constraints.txt
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard consortium/*/*.c consortium/*/*/*.c)
+
+$(VENV)/demo-installed: $(VENV)/bin/pip $(SOURCES)
 	@echo "installing pinned dependencies into $(VENV) (a few minutes the first time)"
 	$(PIP_INSTALL) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/dev-installed: $(VENV)/demo-installed
-	$(PIP_INSTALL) --editable '.[dev]'
-	@touch $@
+$(VENV)/dev-installed: $(VENV)/bin/pip $(SOURCES)
+	@echo "installing pinned dependencies into $(VENV) (a few minutes the first time)"
+	$(PIP_INSTALL) --editable '.[dev]'  # which has all that the demo needs
+	@touch $(VENV)/demo-installed $@
