@@ -37,11 +37,11 @@ from flower_transfers import FlowerMoved
 from flower_transfers import measure as measure_flower
 from sprachbund.v1 import artifact_pb2_grpc
 
+from consortium.allocator import keep_freed_memory
 from consortium.canonical import Fact, encode
 from consortium.channels import (
     CHUNK_BYTES,
     SERVER_OPTIONS,
-    keep_freed_memory,
     open_channel,
     peer_identity,
     server_credentials,

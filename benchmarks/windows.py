@@ -23,6 +23,7 @@ import transfers
 from transfers import Keys, make_keys, our_client, our_server, prepare
 
 from consortium import channels
+from consortium.allocator import keep_freed_memory
 from consortium.canonical import Fact, encode
 from consortium.store import ref_of
 
@@ -51,14 +52,14 @@ def hold(window: int) -> None:
 
 def serve(window: int, folder: Path, keys: Keys, file: Path, pipe: Connection) -> None:
     hold(window)
-    channels.keep_freed_memory()
+    keep_freed_memory()
     asyncio.run(our_server(folder, keys, file, pipe.send))
 
 
 def call(window: int, folder: Path, keys: Keys, file: Path, ports: tuple[int, int], pipe: Connection) -> None:
     """Carry out transfers as they are ordered; tells their seconds. ``ports``: the server's, and the line to it."""
     hold(window)
-    channels.keep_freed_memory()
+    keep_freed_memory()
     digest = ref_of(file).digest
 
     async def one(way: str) -> float:

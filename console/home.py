@@ -105,7 +105,7 @@ def run(config: Config, log_level: LogLevel = "info") -> None:
     import os
     import sys
 
-    from consortium.channels import keep_freed_memory
+    from consortium.allocator import keep_freed_memory
     from consortium.logs import log_json
     from coordinator.config import load_coordinator_config
     from coordinator.daemon import serve

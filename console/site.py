@@ -78,7 +78,7 @@ def run(
     import os
     import sys
 
-    from consortium.channels import keep_freed_memory
+    from consortium.allocator import keep_freed_memory
     from consortium.files import make_private_folder
     from consortium.logs import log_json
     from site_agent.config import load_site_config

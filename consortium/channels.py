@@ -4,7 +4,6 @@ TLS 1.2 is the least that gRPC speaks. The port with ``server_credentials`` dema
 the consortium's authority; only the enrolment port answers a caller without one.
 """
 
-import ctypes
 import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -126,16 +125,3 @@ def peer_identity(auth_context: Mapping[str, Sequence[bytes]], consortium: str, 
 
 #: A site shows the same certificate at each of its calls; reading one costs 0.2 ms.
 _read = functools.lru_cache(maxsize=4096)(identity_of)
-
-
-def keep_freed_memory() -> bool:
-    """Let malloc keep what is freed: each chunk received is a fresh megabyte, and returning it costs page faults.
-
-    Call once when a program that moves blobs starts. Saves about a quarter of the CPU of an upload (measured). Two
-    arenas, for what is freed in one is not there for the others: else each thread keeps chunks of its own.
-    Returns whether it took effect: only glibc has these options (mallopt(3)).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    trim_threshold, top_pad, mmap_threshold, arena_max = -1, -2, -3, -8
-    wishes = ((mmap_threshold, 256 << 20), (trim_threshold, 1 << 30), (top_pad, 64 << 20), (arena_max, 2))
-    return mallopt is not None and all(mallopt(option, value) for option, value in wishes)

@@ -90,7 +90,7 @@ def test_both_programs_write_for_themselves_alone(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("coordinator.daemon.serve", lambda config: None)
     monkeypatch.setattr("asyncio.run", began)
     monkeypatch.setattr("site_agent.running.run_agent", began)
-    for place in ("consortium.logs.log_json", "consortium.channels.keep_freed_memory"):
+    for place in ("consortium.logs.log_json", "consortium.allocator.keep_freed_memory"):
         monkeypatch.setattr(place, lambda *nothing: None)
     (tmp_path / "coordinator.yaml").write_text("consortium: balkan\nhome: home\n")
     site = f"site: sofia\nhome: {tmp_path}/site\ncoordinator: a:1\nenrolment: a:2\nlauncher: local\n"

@@ -1,7 +1,6 @@
 """Nobody speaks to the coordinator without a valid certificate of this consortium, nor the other way round."""
 
 import asyncio
-import ctypes
 import time
 
 import grpc
@@ -9,7 +8,7 @@ import pytest
 from artifact_bench import AUTHORITY, SERVER, Coordinator, site_credentials
 from sprachbund.v1 import artifact_pb2
 
-from consortium.channels import enrolment_credentials, keep_freed_memory, server_credentials
+from consortium.channels import enrolment_credentials, server_credentials
 from consortium.errors import Unavailable
 from consortium.identity import DAY_SECONDS, Authority, Credentials
 from consortium.ids import digest_of
@@ -79,7 +78,3 @@ async def test_plain_text_is_not_spoken(coordinator: Coordinator) -> None:
         await writer.drain()
         assert b"grpc" not in await reader.read()
         writer.close()
-
-
-def test_the_allocator_takes_the_hint_where_it_can() -> None:
-    assert keep_freed_memory() is hasattr(ctypes.CDLL(None), "mallopt")
