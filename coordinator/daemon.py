@@ -46,6 +46,7 @@ from coordinator.founding import PORTS_FILE, Keys, tell_people
 from coordinator.guard import Guard, caller
 from coordinator.health import Health
 from coordinator.leading import Listen, WhileLeading, take_the_lead, until_lost
+from coordinator.making import Interest
 from coordinator.room import notices
 from coordinator.services.admin import AdminService
 from coordinator.services.audit import AuditService, ReleaseService
@@ -158,7 +159,8 @@ async def _lead(
     scheduler.start()
     stopping = asyncio.create_task(stop.wait())
     losing = asyncio.create_task(until_lost(driver.still_leads))
-    worker = asyncio.create_task(Worker(driver, workshop).run())
+    work = Worker(driver, workshop)
+    worker = asyncio.create_task(work.run())
     try:
         driver.execute(Tick())
         await keep_to_the_rule()
@@ -166,11 +168,14 @@ async def _lead(
         tell_people(config)
         _log.info("coordinator of %s is ready", driver.state.consortium, extra={"ports": ports})
         await asyncio.wait({stopping, losing, worker}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():  # nobody asked for an end: who leads next goes on with what is being made
+            work.then = Interest.LEFT
         if worker.done():  # it never ends by itself; without it rounds would stand still, so fail aloud
             await worker
         if losing.done():  # quietly if another leads now, aloud if the ledger's file was replaced
             await losing
     except Unavailable:
+        work.then = Interest.LEFT
         if not losing.done() and _leads(driver):
             raise
     finally:

@@ -35,7 +35,7 @@ from coordinator.inspection import was_signed
 from coordinator.ledger_check import verify_chain
 from coordinator.ledgers import open_ledger, shown
 from coordinator.stores import open_store, places_of
-from coordinator.workshop import Workshop, initial_version, inspect_job, judge_round, merged_version
+from coordinator.workshop import Workshop, initial, inspect_job, judge_round, merged
 
 Progress = Callable[[str], None]
 
@@ -309,16 +309,15 @@ def _rebuild(
                 continue
 
         def same_again(version: Version = version) -> None:
-            folder = workshop.scratch(version.name.replace("/", "-"))
-            if version.role == "initial":
-                if version.manifest.initial is None or campaign.tokenizer is None:
-                    return  # given with the campaign: its bytes have been compared
-                made = initial_version(campaign.spec, campaign.tokenizer, workshop.store, folder)
+            if version.role != "initial":
+                again = merged(state, campaign, campaign.rounds[version.round], workshop)
+            elif version.manifest.initial is not None and campaign.tokenizer is not None:
+                again = initial(campaign.spec, campaign.tokenizer, workshop)
             else:
-                round_ = campaign.rounds[version.round]
-                made = merged_version(state, campaign, round_, workshop, folder)
-            if made != version.manifest:
-                raise Corrupt(_difference(made, version))
+                return  # given with the campaign: its bytes have been compared
+            with again as made:
+                if made.manifest != version.manifest:
+                    raise Corrupt(_difference(made.manifest, version))
             found.versions[version.name] = version.digest
 
         found.check("rebuild", version.name, same_again)

@@ -4,26 +4,26 @@ Each function takes what the ledger says, works on blobs, and returns the comman
 them can be repeated: the same state gives the same bytes, and a blob stored twice is one blob.
 """
 
+import contextlib
 import math
-import os
 import shutil
-import subprocess
-import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from consortium.blobs import Blobs
-from consortium.canonical import decode, digest_of_fact, encode, replace
-from consortium.errors import BadInput, Corrupt, Refused, Unavailable
-from consortium.files import make_folder, write_bytes_atomically
+from consortium.canonical import encode, replace
+from consortium.errors import BadInput, Refused, Unavailable
+from consortium.files import make_folder
 from consortium.ids import Digest, Language, SiteName
 from consortium.jobs import Evaluate, FlowerMessage, Purpose, Train
 from consortium.jobs import Merge as MergeWork
-from consortium.manifests import Initial, Scores, VersionManifest
+from consortium.manifests import Scores, VersionManifest
 from consortium.store import BlobStore
-from consortium.versions import lay_out, manifest_of
+from consortium.versions import lay_out
+from coordinator import making
 from coordinator.core import commands as cm
 from coordinator.core.gate import judge
 from coordinator.core.history import known_deltas, usual_norm
@@ -31,8 +31,9 @@ from coordinator.core.orders import merge_order, what_was_merged
 from coordinator.core.owed import Inspect, Judge, MakeBase, Merge, Owed
 from coordinator.core.state import CampaignState, Job, Round, State
 from coordinator.inspection import Delivery, inspect_delivery, load_scores
+from coordinator.making import Interest, Made, always
+from coordinator.making_process import Base, BaseOrder, MergeOrder
 from coordinator.merge_inspection import MergeCheck
-from coordinator.merging_process import MergeOrder
 from policies.campaign import Admission, Campaign
 
 
@@ -59,38 +60,48 @@ class Workshop:
         return place
 
     def scratch(self, name: str) -> Path:
-        """A folder that is not there yet, for work that may be cut off and begun again."""
+        """A folder that is not there yet, for an inspection that may be cut off and begun again."""
         place = self.folder / "scratch" / name
         make_folder(place.parent)
         _discard(place)
         return place
 
-    def keep(self, folder: Path, manifest: VersionManifest) -> None:
+    @property
+    def making(self) -> Path:
+        """Where versions are made: what is begun there may go on after this coordinator."""
+        return self.folder / "making"
+
+    def keep(self, made: Made) -> None:
         """Move a finished version into the store: files first, the manifest that names them last."""
-        for name, ref in sorted({**manifest.files, **manifest.outer_state}.items()):
-            kept = self.store.put_file(folder / name, link=True)
+        for name, ref in sorted({**made.manifest.files, **made.manifest.outer_state}.items()):
+            kept = self.store.put_file(made.folder / name, link=True)
             if kept != ref:
-                raise Unavailable(f"{folder / name}: changed while it was stored; the work will be repeated")
-        self.store.put_bytes(encode(manifest))
+                raise Unavailable(
+                    f"{made.folder / name}: changed while it was stored; the work will be repeated"
+                )
+        self.store.put_bytes(encode(made.manifest))
 
 
-def do(owed: Owed, state: State, workshop: Workshop) -> cm.Command:
+Asked = Callable[[], Interest]  #: whether somebody still waits for a version that is being made
+
+
+def do(owed: Owed, state: State, workshop: Workshop, interest: Asked = always) -> cm.Command:
     """Carry out one obligation. Raises Unavailable when trying again later can help."""
     match owed:
         case MakeBase():
-            return make_base(state.campaigns[owed.campaign], workshop)
+            return make_base(state.campaigns[owed.campaign], workshop, interest)
         case Inspect():
-            return inspect_job(state, state.jobs[owed.job], workshop)
+            return inspect_job(state, state.jobs[owed.job], workshop, interest=interest)
         case Merge():
             campaign = state.campaigns[owed.campaign]
-            return merge_round(state, campaign, campaign.rounds[owed.round], workshop)
+            return merge_round(state, campaign, campaign.rounds[owed.round], workshop, interest)
         case Judge():
             campaign = state.campaigns[owed.campaign]
             return judge_round(state, campaign, campaign.rounds[owed.round], workshop)
 
 
 def inspect_job(
-    state: State, job: Job, workshop: Workshop, repeat_merges: bool = True
+    state: State, job: Job, workshop: Workshop, repeat_merges: bool = True, interest: Asked = always
 ) -> cm.ReportInspection:
     """Inspect what was delivered for a job.
 
@@ -114,11 +125,8 @@ def inspect_job(
         round_ = campaign.rounds[job.round]
 
         def rebuild() -> VersionManifest:
-            folder = workshop.scratch(f"{name}-again")
-            try:
-                return merged_version(state, campaign, round_, workshop, folder)
-            finally:
-                _discard(folder)
+            with merged(state, campaign, round_, workshop, interest) as again:
+                return again.manifest
 
         merge_check = MergeCheck(
             what_was_merged(state, campaign, round_),
@@ -146,7 +154,7 @@ def inspect_job(
 # --- the base -----------------------------------------------------------------------------------------
 
 
-def make_base(campaign: CampaignState, workshop: Workshop) -> cm.ReportBase:
+def make_base(campaign: CampaignState, workshop: Workshop, interest: Asked = always) -> cm.ReportBase:
     """Version 0: the given files, or a model made from config and seed in a process of its own."""
     spec = campaign.spec
     if spec.model.files is not None:
@@ -156,32 +164,29 @@ def make_base(campaign: CampaignState, workshop: Workshop) -> cm.ReportBase:
         workshop.store.put_bytes(encode(manifest))
         return cm.ReportBase(campaign=spec.campaign, manifest=manifest)
     assert campaign.tokenizer is not None
-    folder = workshop.scratch(f"{spec.campaign}-base")
-    try:
-        manifest = initial_version(spec, campaign.tokenizer, workshop.store, folder)
-    except BadInput as error:
-        reason = f"no model can be made from the campaign's config: {error}"
-        return cm.ReportBase(campaign=spec.campaign, manifest=None, reason=reason)
-    workshop.keep(folder, manifest)
-    _discard(folder)
-    return cm.ReportBase(campaign=spec.campaign, manifest=manifest)
+    with contextlib.ExitStack() as held:
+        try:
+            base = held.enter_context(initial(spec, campaign.tokenizer, workshop, interest))
+        except BadInput as error:
+            reason = f"no model can be made from the campaign's config: {error}"
+            return cm.ReportBase(campaign=spec.campaign, manifest=None, reason=reason)
+        workshop.keep(base)
+    return cm.ReportBase(campaign=spec.campaign, manifest=base.manifest)
 
 
-def initial_version(spec: Campaign, tokenizer: Digest, store: Blobs, folder: Path) -> VersionManifest:
-    """Make the model in ``folder``. Torch is imported by a process of its own, never by the coordinator."""
+def initial(
+    spec: Campaign, tokenizer: Digest, workshop: Workshop, interest: Asked = always
+) -> AbstractContextManager[Made]:
+    """The model of a campaign's config and seed. Also how an auditor makes it again."""
     assert spec.model.config is not None
-    config = folder.with_name(folder.name + "-config.json")
-    write_bytes_atomically(config, encode(spec.model.config))
-    _run(
-        [
-            *("-m", "consortium.models", "--config", str(config), "--seed", str(spec.model.seed)),
-            *("--tokenizer", str(store.path(tokenizer)), "--out", str(folder)),
-            *("--shard-bytes", str(spec.merge.shard_bytes)),
-        ]
+    work = Base(
+        config=spec.model.config,
+        seed=spec.model.seed,
+        tokenizer=tokenizer,
+        shard_bytes=spec.merge.shard_bytes,
     )
-    config.unlink()
-    initial = Initial(config=digest_of_fact(spec.model.config), seed=spec.model.seed)
-    return manifest_of(folder, initial=initial)
+    order = BaseOrder(work=work, tokenizer_json=str(workshop.store.path(tokenizer)))
+    return making.made("coordinator.base_process", order, workshop.making, interest)
 
 
 def limits_of(spec: Campaign, purpose: Purpose) -> Admission:
@@ -199,33 +204,37 @@ def limits_of(spec: Campaign, purpose: Purpose) -> Admission:
 # --- merging ------------------------------------------------------------------------------------------
 
 
-def merge_round(state: State, campaign: CampaignState, round_: Round, workshop: Workshop) -> cm.ReportMerge:
+def merge_round(
+    state: State, campaign: CampaignState, round_: Round, workshop: Workshop, interest: Asked = always
+) -> cm.ReportMerge:
     """Merge the collected contributions of a round, in a process of its own."""
     name, number = campaign.spec.campaign, round_.number
-    folder = workshop.scratch(f"{name}-r{number}")
-    try:
-        manifest = merged_version(state, campaign, round_, workshop, folder)
-    except (BadInput, Refused) as refusal:
-        return cm.ReportMerge(campaign=name, round=number, manifest=None, reason=f"merge refused: {refusal}")
-    workshop.keep(folder, manifest)
-    _discard(folder)
+    with contextlib.ExitStack() as held:
+        try:
+            candidate = held.enter_context(merged(state, campaign, round_, workshop, interest))
+        except (BadInput, Refused) as refusal:
+            reason = f"merge refused: {refusal}"
+            return cm.ReportMerge(campaign=name, round=number, manifest=None, reason=reason)
+        workshop.keep(candidate)
     return cm.ReportMerge(
-        campaign=name, round=number, manifest=manifest, reason=what_was_merged(state, campaign, round_)
+        campaign=name,
+        round=number,
+        manifest=candidate.manifest,
+        reason=what_was_merged(state, campaign, round_),
     )
 
 
-def merged_version(
-    state: State, campaign: CampaignState, round_: Round, workshop: Workshop, folder: Path
-) -> VersionManifest:
-    """The candidate of a round, made in ``folder`` from the store. Also how an auditor makes it again."""
+def merged(
+    state: State, campaign: CampaignState, round_: Round, workshop: Workshop, interest: Asked = always
+) -> AbstractContextManager[Made]:
+    """The candidate of a round, from the store. Also how an auditor makes it again."""
     work = merge_order(state, campaign, round_)
     order = MergeOrder(
         work=work,
         base_dir=str(workshop.version_dir(work.base, campaign.versions[work.base].manifest)),
         blobs={ref.digest: str(workshop.store.path(ref.digest)) for ref in work.files},
-        out_dir=str(folder),
     )
-    return decode(_run(["-m", "coordinator.merging_process"], encode(order)), VersionManifest, "merge result")
+    return making.made("coordinator.merging_process", order, workshop.making, interest)
 
 
 # --- the gate -----------------------------------------------------------------------------------------
@@ -270,37 +279,3 @@ def gate_scores(state: State, campaign: CampaignState, round_: Round, store: Blo
 def _discard(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-
-
-# --- processes ----------------------------------------------------------------------------------------
-
-
-_children: set[subprocess.Popen[bytes]] = set()
-
-
-def stop() -> None:
-    """End the programs that are running; whoever waits for them gets Unavailable, and the work is repeated."""
-    for child in list(_children):
-        child.kill()
-
-
-def _run(arguments: Sequence[str], order: bytes = b"") -> bytes:
-    """Run a Python program of ours to its end; what it prints on stdout is the result."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    environment |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, env=environment
-    ) as child:
-        _children.add(child)
-        try:
-            result, errors = child.communicate(order)
-        finally:
-            _children.discard(child)
-    if child.returncode == 0:
-        return result
-    said = errors.decode(errors="replace").strip().splitlines()
-    sentence = said[-1] if said else "no message"
-    if child.returncode in (BadInput.exit_code, Corrupt.exit_code, Refused.exit_code):
-        raise BadInput(sentence)
-    raise Unavailable(f"{' '.join(arguments[:2])} ended with {child.returncode}: {sentence}")

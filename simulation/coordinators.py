@@ -6,20 +6,26 @@ append to the ledger.
 """
 
 import asyncio
+import contextlib
 import shutil
+import subprocess
+import sys
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from sprachbund.v1 import enrolment_pb2_grpc
 
-from consortium.canonical import decode, encode
+from consortium.canonical import digest_of_fact, encode
 from consortium.errors import BadInput, Refused, SprachbundError, Unavailable
-from consortium.files import disk_errors
+from consortium.files import disk_errors, make_folder, write_bytes_atomically
 from consortium.folders import fresh_folder
 from consortium.ids import Language
+from consortium.manifests import Initial, VersionManifest
 from consortium.merging.job import make_version
+from consortium.versions import manifest_of
 from coordinator import workshop as workshops
 from coordinator.config import CoordinatorConfig
 from coordinator.core.commands import Command, LetGo, Tick
@@ -33,7 +39,8 @@ from coordinator.driver import Driver
 from coordinator.errors_on_wire import ErrorsOnWire
 from coordinator.founding import Keys, found
 from coordinator.ledger import Ledger, Recorded
-from coordinator.merging_process import MergeOrder
+from coordinator.making import Interest, Made
+from coordinator.making_process import BaseOrder, MergeOrder
 from coordinator.services.admin import AdminService
 from coordinator.services.enrolment import EnrolmentService
 from coordinator.services.site import SiteService
@@ -55,35 +62,48 @@ _INSPECTION_SECONDS, _JUDGING_SECONDS, _BASE_SECONDS, _MERGE_SECONDS = 30.0, 20.
 _BYTES_PER_SECOND = 4e8
 
 
-_run_apart = workshops._run
-
-
-def run_here(languages: tuple[Language, ...] | None) -> Callable[..., bytes]:
+def made_here(languages: tuple[Language, ...] | None) -> Callable[..., AbstractContextManager[Made]]:
     """In place of the workshop's processes: a merge by the very function that they call, and a base of our size.
 
     languages  of the campaign; None: its base is the real one, made by a program of its own
     """
 
-    def run(arguments: Sequence[str], order: bytes = b"") -> bytes:
-        if arguments[1] == "consortium.models" and languages is None:
-            return _run_apart(arguments, order)
-        if arguments[1] == "consortium.models":
-            assert languages is not None
-            options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
-            with fresh_folder(Path(options["--out"])) as folder:
+    @contextlib.contextmanager
+    def made(
+        program: str, order: MergeOrder | BaseOrder, folder: Path, interest: Callable[[], Interest]
+    ) -> Iterator[Made]:
+        place = folder / digest_of_fact(order.work)
+        make_folder(folder)
+        shutil.rmtree(place, ignore_errors=True)
+        yield Made(place, _merged(order, place) if isinstance(order, MergeOrder) else _base(order, place))
+        shutil.rmtree(place)
+
+    def _base(order: BaseOrder, place: Path) -> VersionManifest:
+        config = place.with_suffix(".config")
+        write_bytes_atomically(config, encode(order.work.config))
+        if languages is not None:
+            with fresh_folder(place) as folder:
                 for name, data in base_files(languages).items():
                     (folder / name).write_bytes(data)
-                shutil.copyfile(options["--tokenizer"], folder / "tokenizer.json")
-            return b""
-        asked = decode(order, MergeOrder, "merge order")
-        base, out = Path(asked.base_dir), Path(asked.out_dir)
-        try:
-            made = make_version(asked.work, base, lambda digest: Path(asked.blobs[digest]), out, threads=1)
-        except Refused as error:
-            raise BadInput(str(error)) from error
-        return encode(made)
+                shutil.copyfile(order.tokenizer_json, folder / "tokenizer.json")
+        else:
+            options = ["--config", str(config), "--tokenizer", order.tokenizer_json, "--out", str(place)]
+            options += ["--seed", str(order.work.seed), "--shard-bytes", str(order.work.shard_bytes)]
+            subprocess.run([sys.executable, "-m", "consortium.models", *options], check=True)
+        config.unlink()
+        initial = Initial(config=digest_of_fact(order.work.config), seed=order.work.seed)
+        return manifest_of(place, initial=initial)
 
-    return run
+    return made
+
+
+def _merged(order: MergeOrder, place: Path) -> VersionManifest:
+    try:
+        return make_version(
+            order.work, Path(order.base_dir), lambda digest: Path(order.blobs[digest]), place, threads=1
+        )
+    except Refused as error:
+        raise BadInput(str(error)) from error
 
 
 class CoordinatorHost:

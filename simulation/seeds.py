@@ -6,8 +6,10 @@ Each seed is a consortium of its own (``simulation.drawn``) in bad weather. A fa
 
 import argparse
 import contextlib
+import ctypes
 import itertools
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -16,13 +18,13 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from consortium.canonical import Fact
-from coordinator.merging_process import die_with_parent
 from simulation.drawn import drawn_plan, drawn_weather
 from simulation.run import simulate
 
 #: niceness: a thirtieth of what another process gets; at 19 a share of seeds could take half an hour
 _ASIDE = 15
 _AHEAD = 20  # seeds that are given out: one may take as long as ten others
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Fate(Fact):
@@ -70,7 +72,8 @@ def step_aside() -> None:
     No signal for a terminal's processes reaches it there, so it ends with who began it.
     """
     began = parent_process()
-    if not die_with_parent() or began is None or began.pid != os.getppid():
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if began is None or began.pid != os.getppid():
         os._exit(1)  # it has gone already
     os.setsid()
     os.nice(_ASIDE)

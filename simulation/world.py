@@ -19,7 +19,7 @@ from policies.membership import Group, Membership
 from simulation.admins import Admins
 from simulation.checkers import Referee
 from simulation.cluster import Cluster
-from simulation.coordinators import CoordinatorHost, run_here
+from simulation.coordinators import CoordinatorHost, made_here
 from simulation.diary import Diary, endings, merged_tokens, versions_of
 from simulation.draws import lognormal
 from simulation.echoes import Echoes
@@ -102,10 +102,10 @@ class World:
         release = version("sprachbund")  # once: reading it costs as much as a Sync
         manifests = {str(site.name): manifest_of_site(site) for site in self.plan.sites}
         manifests |= {str(name): Describing(config).run() for name, config in sorted(self._real.items())}
-        run = run_here(None if self._real else self.plan.campaign.languages)
+        made = made_here(None if self._real else self.plan.campaign.languages)
         chunks = ("coordinator.artifacts", "consortium.transfer", "site_agent.carry")
         return [
-            ("coordinator.workshop", "_run", run),
+            ("coordinator.making", "made", made),
             *((module, "CHUNK_BYTES", CHUNK_BYTES if self._real else _CHUNK_BYTES) for module in chunks),
             ("coordinator.services.site", "_WAIT_SECONDS_MAX", 1e9),
             ("coordinator.worker", "_LOOK_SECONDS", 3600.0),

@@ -27,6 +27,7 @@ from console.corpora import LICENCES, write_corpora
 from console.local import HOST, LocalConsortium, LocalSite
 from consortium.ids import Language
 from coordinator.ledgers import open_ledger
+from coordinator.making import MARK
 
 HOME_BYTES = 96 << 20
 SITES = (
@@ -198,23 +199,11 @@ class Arena(LocalConsortium):
 
     def trainers_of(self, site: str) -> list[int]:
         """Process ids of the jobs of one site, sorted."""
-        mark = f"SPRACHBUND_LIFE={self.workdir}/sites/{site}/".encode()
-        found = []
-        for place in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if any(word.startswith(mark) for word in (place / "environ").read_bytes().split(b"\0")):
-                    found.append(int(place.name))
-        return sorted(found)
+        return _marked(f"SPRACHBUND_LIFE={self.workdir}/sites/{site}/")
 
-    def workers(self) -> list[int]:
-        """Process ids of what the coordinator has started, sorted: merging, making a base."""
-        parent = self.processes[COORDINATOR].pid
-        found = []
-        for place in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if int((place / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                    found.append(int(place.name))
-        return sorted(found)
+    def makers(self) -> list[int]:
+        """Process ids of what makes bases and merges, sorted, whichever life of the coordinator began it."""
+        return _marked(f"{MARK}={self.home}/")
 
     # --- the recorder ---------------------------------------------------------------------------------
 
@@ -241,6 +230,17 @@ class Arena(LocalConsortium):
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.5)
+
+
+def _marked(mark: str) -> list[int]:
+    """Process ids of those with a word in their environment that begins so, sorted."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (place / "environ").read_bytes().split(b"\0")
+            if any(word.startswith(mark.encode()) for word in words):
+                found.append(int(place.name))
+    return sorted(found)
 
 
 def sweep_faked(processes: Iterable[int]) -> None:

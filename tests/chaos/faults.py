@@ -71,7 +71,7 @@ def restart(arena: Arena, daemon: str, dice: random.Random) -> str:
 
 
 def kill_job(arena: Arena, daemon: str, dice: random.Random) -> str:
-    """A trainer of a site; at the coordinator a process that merges or makes a base."""
+    """A trainer of a site; at the coordinator a process that merges or makes a base, whichever life began it."""
     pids = _some_job(arena, daemon)
     os.kill(pid := dice.choice(pids), signal.SIGKILL)
     return f"SIGKILL of its job's process {pid}"
@@ -87,10 +87,14 @@ def _some_job(arena: Arena, daemon: str) -> list[int]:
     until = time.monotonic() + 5.0
     while time.monotonic() < until:
         with contextlib.suppress(KeyError):
-            if pids := arena.workers() if daemon == COORDINATOR else arena.trainers_of(site_of(daemon)):
+            if pids := _jobs(arena, daemon):
                 return pids
         time.sleep(0.1)
     raise Missed
+
+
+def _jobs(arena: Arena, daemon: str) -> list[int]:
+    return arena.makers() if daemon == COORDINATOR else arena.trainers_of(site_of(daemon))
 
 
 def _freeze(pids: list[int], seconds: float) -> None:
@@ -253,10 +257,8 @@ def _remount(home: Path, how: str) -> None:
 
 
 def _end_jobs(arena: Arena, daemon: str) -> None:
-    if daemon == COORDINATOR:
-        return  # its workers end with it, or a moment later
     until = time.monotonic() + 10.0
-    while (pids := arena.trainers_of(site_of(daemon))) and time.monotonic() < until:
+    while (pids := _jobs(arena, daemon)) and time.monotonic() < until:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -100,8 +100,8 @@ MUTANTS = (
         ("two lay out one model at once", "with self._laying_out:", "if True:"),
         (
             "an impossible base is tried for ever",
-            '    except BadInput as error:\n        reason = f"no model can',
-            '    except ZeroDivisionError as error:\n        reason = f"no model can',
+            '        except BadInput as error:\n            reason = f"no model can',
+            '        except ZeroDivisionError as error:\n            reason = f"no model can',
         ),
     ),
 )

@@ -10,7 +10,7 @@ from delivering_site import TRAIN, House
 from consortium.canonical import encode
 from consortium.errors import BadInput, Unavailable
 from consortium.manifests import FileRef, VersionManifest
-from coordinator import workshop as workshop_module
+from coordinator import making
 from coordinator.core import commands as cm
 from coordinator.core.state import CampaignState
 from coordinator.workshop import make_base
@@ -37,8 +37,9 @@ def test_a_config_that_makes_no_model_ends_the_campaign(
     def no(*arguments: object) -> VersionManifest:
         raise BadInput("model_type 'lama' is unknown")
 
-    monkeypatch.setattr(workshop_module, "initial_version", no)
-    state = CampaignState(spec=campaign(), opened_at=0.0, tokenizer=d("tokenizer"))
+    monkeypatch.setattr(making, "made", no)
+    tokenizer = training.store.put_bytes(b"a tokenizer").digest
+    state = CampaignState(spec=campaign(), opened_at=0.0, tokenizer=tokenizer)
     assert make_base(state, training.workshop) == cm.ReportBase(
         campaign=DEMO,
         manifest=None,

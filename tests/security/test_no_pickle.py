@@ -168,6 +168,7 @@ LOADERS = {
 REACH = {
     "coordinator.daemon": set[str](),
     "coordinator.merging_process": set[str](),
+    "coordinator.base_process": {"torch", "transformers", "tokenizers"},
     "site_agent.running": set[str](),
     "consortium.models": {"torch", "transformers", "tokenizers"},
     "site_agent.trainer.__main__": {"torch", "transformers", "tokenizers", "flwr", "triton"},

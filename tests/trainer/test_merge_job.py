@@ -20,7 +20,8 @@ from consortium.store import ref_of
 from consortium.tensor_writer import TensorWriter
 from consortium.tensors import Checkpoint
 from consortium.versions import OUTER_STATE, VERSION, model_file, verify_directory
-from coordinator.merging_process import MergeOrder
+from coordinator.making import made
+from coordinator.making_process import MergeOrder
 from site_agent.trainer.folder import CONTINUE_LATER, Failure, FailureReason, Site
 
 MOMENTUM = Recipe(outer=OuterStep())
@@ -76,12 +77,10 @@ def test_the_version_is_the_coordinators(base: Path, deltas: dict[str, Path], tm
             work=work,
             base_dir=str(base),
             blobs={digest: str(path) for digest, path in inputs.items()},
-            out_dir=str(tmp_path / f"out{number}"),
         )
-        command = [sys.executable, "-m", "coordinator.merging_process"]
-        told = subprocess.run(command, input=encode(order), capture_output=True, check=True).stdout
         version = version_in(folder)
-        assert version == decode(told, VersionManifest)
+        with made("coordinator.merging_process", order, tmp_path / "making") as by_the_coordinator:
+            assert version == by_the_coordinator.manifest
         assert version.ingredients == ingredients_of(work) and version.base == BASE
         model = folder / "result" / "model"
         verify_directory(version, model)

@@ -2,19 +2,23 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from real_coordinator import PATIENCE_SECONDS, SITES, Consortium, campaign
 from scripted_sites import ScriptedSite, at_work
+from slow_maker import PROGRAM, SlowOrder, Work
 
 from consortium.canonical import replace
 from consortium.errors import BadInput, Unavailable
-from coordinator import worker, workshop
+from coordinator import worker
 from coordinator.core.commands import Command, Tick
 from coordinator.core.machine import Decision
 from coordinator.driver import Driver
 from coordinator.ledger import Ledger
+from coordinator.making import Interest, made
+from coordinator.workshop import Workshop
 
 
 async def test_time_passes_on_the_thread_that_owns_the_state(
@@ -38,15 +42,17 @@ async def test_time_passes_on_the_thread_that_owns_the_state(
 
 
 async def test_a_stop_ends_the_work_in_hand_and_the_next_start_does_it_again(
-    consortium: Consortium, base: Path, monkeypatch: pytest.MonkeyPatch
+    consortium: Consortium, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A merge may take an hour; a coordinator that is asked to stop does not."""
-    loop, begun, ended = asyncio.get_running_loop(), asyncio.Event(), []
+    ended: list[str] = []
+    order = SlowOrder(work=Work(text="for ever"), yard=str(tmp_path))
+    monkeypatch.chdir(Path(__file__).parents[2])
 
-    def endless(*_: object) -> None:
-        loop.call_soon_threadsafe(begun.set)
+    def endless(_: object, __: object, workshop: Workshop, interest: Callable[[], Interest]) -> None:
         try:
-            workshop._run(["-c", "import time; time.sleep(600)"])
+            with made(PROGRAM, order, workshop.making, interest):
+                raise AssertionError("nobody said go")
         except Unavailable as error:
             ended.append(str(error))
             raise
@@ -55,8 +61,10 @@ async def test_a_stop_ends_the_work_in_hand_and_the_next_start_does_it_again(
         patched.setattr(worker, "do", endless)
         async with consortium.running(), consortium.admin() as admin:
             await admin.submit(campaign(base, rounds=1))
-            await begun.wait()
-    assert ended == ["-c import time; time.sleep(600) ended with -9: no message"]
+            while not (tmp_path / "begun").exists():
+                await asyncio.sleep(0.01)
+    assert ended == [f"{PROGRAM}: whoever waited for what it makes {Interest.NONE.value}"]
+    assert not list((consortium.home / "work" / "making").iterdir())
     assert not [t for t in threading.enumerate() if t.name.startswith("worker")]
     async with consortium.running(), consortium.admin() as admin:
         async with at_work(*(ScriptedSite(consortium, name) for name in SITES)):
