@@ -25,6 +25,7 @@ from coordinator.core.state import State
 from coordinator.core.story import sentence
 from coordinator.driver import replay
 from coordinator.ledgers import open_ledger
+from coordinator.making import forget, unclaimed
 from coordinator.stores import Places, open_store
 
 Progress = Callable[[int, int], None]  #: so many of so many
@@ -39,7 +40,9 @@ class Cleaned(Fact):
     removed: tuple[Digest, ...]  #: sorted
     removed_bytes: int
     partials: int  #: abandoned uploads
-    leftovers: int  #: files that a crash left half written, models laid out for campaigns that are over
+    leftovers: (
+        int  #: what crashes left half written or half made, models laid out for campaigns that are over
+    )
     dry_run: bool
     rule: str = ""  #: of keeping, in words
     let_go: int = 0  #: of those removed, blobs that the ledger once asked to keep
@@ -90,12 +93,15 @@ def clean(
                 gone_bytes += size if digest in gone else 0
         abandoned = [(digest, owner) for digest, owner, at in partials if at < before]
         leftovers = list(_left_behind(Path(places.home), state, before))
-        num_left = len(leftovers)
+        unfinished = unclaimed(Path(places.home) / "work" / "making", before)
+        num_left = len(leftovers) + len(unfinished)
         if not dry_run:
             for digest, owner in abandoned:
                 store.discard(digest, owner)
             for folder in leftovers:
                 _discard(folder)
+            for place in unfinished:
+                forget(place)
             num_left += store.sweep(before)
     return Cleaned(
         kept=len(listed) - len(removed),

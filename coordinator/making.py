@@ -197,6 +197,20 @@ def _call_off(place: Path) -> None:
     _reap()
 
 
+def unclaimed(folder: Path, before: float) -> list[Path]:
+    """What was being made below ``folder``, or was made, and taken by no coordinator: not touched since ``before``."""
+    places = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return sorted(path for path in places if path.stat().st_mtime < before)
+
+
+def forget(place: Path) -> None:
+    """Remove what nobody claimed, unless somebody is at it."""
+    with disk_errors(place):
+        if (lock := _lock(place)) is not None:
+            _discard(place)
+            os.close(lock)
+
+
 def _discard(place: Path) -> None:
     """Under its lock, which goes last."""
     shutil.rmtree(place)
