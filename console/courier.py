@@ -85,7 +85,12 @@ def import_(config: Config, bundle: In, as_json: Json = False) -> None:
         text = (
             f"Answer to bundle {fact.number}{again}: {len(fact.wanted)} attempt(s) wanted, "
             f"{len(fact.settled)} settled.\n"
-            f"Next: sprachbund site run {config}, or --once now and then; export when something is finished"
+            + (
+                f"No new certificate: {fact.not_renewed}; the next bundle asks again.\n"
+                if fact.not_renewed
+                else ""
+            )
+            + f"Next: sprachbund site run {config}, or --once now and then; export when something is finished"
         )
     answer(as_json, fact, text)
 

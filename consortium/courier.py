@@ -80,6 +80,7 @@ class Answered(Fact):
     answered: tuple[AttemptId, ...]  #: whom it spoke of
     response: bytes  #: sprachbund.v1.SyncResponse
     certificate: str = ""  #: PEM, if a renewal was asked for
+    not_renewed: str = ""  #: why there is none, though one was asked for; the next bundle asks again
     blobs: tuple[FileRef, ...] = ()  #: inputs of wanted attempts that the site did not have
 
 

@@ -33,7 +33,7 @@ from consortium.courier import (
     signed_by_its_key,
     statement_of,
 )
-from consortium.errors import BadInput, Refused
+from consortium.errors import BadInput, Refused, TooOften
 from consortium.files import write_bytes_atomically
 from consortium.identity import Identity, check_signing_request
 from consortium.ids import AttemptId, Digest, SiteName, digest_of
@@ -211,11 +211,14 @@ class Courier:
         return allowed or self._store.delivered(ref.digest, site)
 
     def _answer(self, statement: Said, request: site_pb2.SyncRequest, command: cm.SyncSite) -> bytes:
-        site, certificate = statement.site, ""
+        site, certificate, not_renewed = statement.site, "", ""
         if statement.signing_request:
-            if not self._is_certified(statement):
-                self._sites.renew(site, statement.signing_request.encode())
-            certificate = self._driver.state.sites[site].certificate
+            try:
+                if not self._is_certified(statement):
+                    self._sites.renew(site, statement.signing_request.encode())
+                certificate = self._driver.state.sites[site].certificate
+            except TooOften as error:  # over the network this call alone would be refused, and the Sync heard
+                not_renewed = str(error)
         response = self._sites.hear(site, request, command)
         inputs = {
             digest
@@ -230,6 +233,7 @@ class Courier:
             answered=tuple(AttemptId(line.attempt) for line in request.attempts),
             response=response.SerializeToString(deterministic=True),
             certificate=certificate,
+            not_renewed=not_renewed,
             blobs=tuple(
                 FileRef(digest=digest, size=self._store.size(digest))
                 for digest in sorted(inputs - set(statement.has))

@@ -30,6 +30,7 @@ class TakenIn(Fact):
     wanted: tuple[AttemptId, ...] = ()
     settled: tuple[AttemptId, ...] = ()
     certificate: bool = False  #: it brought one
+    not_renewed: str = ""  #: why it brought none that was asked for
     valid_days: float = 0.0  #: of the site's certificate, from now on
 
 
@@ -102,6 +103,7 @@ def _take_in(home: Path, bundle: Bundle, answer: Answered, begin: Begin) -> Take
         wanted=tuple(AttemptId(message.attempt) for message in response.wanted),
         settled=tuple(AttemptId(attempt) for attempt in response.settled),
         certificate=bool(answer.certificate),
+        not_renewed=answer.not_renewed,
         valid_days=_days(identity),
     )
 
