@@ -3,14 +3,15 @@
     python tests/stutter.py --longest 1.0 --seed 1 -- python -m pytest -x tests/agent
 
 Every few tenths of a second one process below the command is stopped (SIGSTOP) for up to so long, and goes on. The
-command itself is spared, and so is whatever --spare names (a word of its command line). It shows races that a loaded
-machine shows once in a hundred runs. A process that a test has stopped stays so, unless the test stopped it during
-a blow. Linux only.
+command itself is spared, and so is whatever --spare names (a word of its command line). Whoever loses its parent, as
+daemons and jobs do, stays below this process and is struck, too. It shows races that a loaded machine shows once in a
+hundred runs. A process that a test has stopped stays so, unless the test stopped it during a blow. Linux only.
 Exits as the command does.
 """
 
 import argparse
 import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -19,6 +20,23 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+
+
+def adopt() -> None:
+    """Become the parent of all descendants that lose theirs."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def bury(child: int) -> None:
+    """Let the adopted that have ended be gone; ``child`` is somebody else's to ask about."""
+    with contextlib.suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == child:
+                break
+            os.waitpid(ended.si_pid, 0)
 
 
 def below(pid: int) -> Iterator[int]:
@@ -41,10 +59,11 @@ def stands_still(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def strike(root: int, die: random.Random, longest: float, spare: list[str]) -> int:
-    """Let one process stand still; how many were struck, 0 or 1."""
+def strike(child: int, die: random.Random, longest: float, spare: list[str]) -> int:
+    """Let one process below this one, but not ``child``, stand still; how many were struck, 0 or 1."""
     with contextlib.suppress(OSError):
-        found = [pid for pid in sorted(below(root)) if not any(word in command_line(pid) for word in spare)]
+        found = sorted(set(below(os.getpid())) - {child})
+        found = [pid for pid in found if not any(word in command_line(pid) for word in spare)]
         if found and not stands_still(struck := die.choice(found)):
             os.kill(struck, signal.SIGSTOP)
             try:
@@ -66,11 +85,13 @@ def main() -> None:
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     die, blows = random.Random(options.seed), 0
+    adopt()
     running = subprocess.Popen(options.command)
     try:
         while running.poll() is None:
             time.sleep(die.expovariate(1 / options.pause))
             blows += strike(running.pid, die, options.longest, options.spare)
+            bury(running.pid)
     finally:
         if running.poll() is None:
             running.terminate()
