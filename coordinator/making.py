@@ -79,12 +79,14 @@ def made(
         _discard(place)
     finally:
         os.close(lock)
+        _reap()
 
 
 def _awaited(program: str, order: Order, place: Path, interest: Callable[[], Interest]) -> tuple[int, Result]:
     """The lock, and what was made: by a process that is begun here, unless one is at work."""
     begun: subprocess.Popen[bytes] | None = None
     renewed = 0.0
+    _reap()
     try:
         while (now := interest()) is Interest.WANTED:
             if (lock := _lock(place)) is not None:
@@ -153,7 +155,6 @@ def _begin(program: str, order: Order, place: Path, lock: int) -> subprocess.Pop
     (place / WANTED).touch()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     environment |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", MARK: str(place)}
-    _reap()
     with open(place / SAID, "wb") as said:
         begun = subprocess.Popen(
             [sys.executable, "-m", program, str(place)],

@@ -128,7 +128,7 @@ class Accounts:
             return
         for name, site in state.sites.items():
             mine = {allocation: used for (s, allocation), used in self.charges.items() if s == name}
-            assert math.isclose(site.spent.gpu_seconds, sum(mine.values()), abs_tol=1e-6, rel_tol=1e-9)
+            assert math.isclose(site.spent.gpu_seconds, math.fsum(mine.values()), abs_tol=1e-6, rel_tol=1e-9)
             for allocation, charged in site.charged.items():
                 assert math.isclose(charged, mine.get(allocation, 0.0), abs_tol=1e-6, rel_tol=1e-9)
 

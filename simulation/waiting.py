@@ -1,5 +1,6 @@
 """What each round of a simulated run waited for: its last training job, where that job's time went, and the gate."""
 
+import math
 import re
 from collections import defaultdict
 
@@ -85,7 +86,7 @@ def _wait(
         spent["sending" if part.kind in _SENDING else part.kind] += max(0.0, stretch) / 3600.0
     after = (end - trained_at) / 3600.0
     given_at = min(part.at for part in sites[site])
-    shut = sum(
+    shut = math.fsum(
         max(0.0, min(given_at, span.until or end) - max(begin, span.at))
         for span in closed
         if span.place == site

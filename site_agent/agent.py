@@ -8,6 +8,7 @@ the agent can be killed at any instruction and started again, and jobs never not
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import secrets
 import signal
@@ -311,7 +312,7 @@ class Agent:
             free_bytes=free_bytes(self._home),
             used_gpu_seconds=self._spending.gpu_hours * 3600.0,
             granted_gpu_seconds=allocation.gpu_hours * 3600.0 if allocation else None,
-            tokens_per_second=sum(progress.tokens_per_second for progress in running if progress),
+            tokens_per_second=math.fsum(progress.tokens_per_second for progress in running if progress),
             launched=self._deeds.launched,
         )
 

@@ -1,6 +1,7 @@
 """The screen of ``sprachbund plan``: a forecast in tables."""
 
 import datetime
+import math
 from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
@@ -38,7 +39,9 @@ def forecast_page(found: Forecast, width: int = 100) -> RenderableType:
 def _rounds(found: Forecast, width: int) -> RenderableType:
     grid = table(">Round", ">opens", ">closes", ">judged", ">GPU-hours", "Its end waits for…", width=width)
     for one in found.rounds:
-        cost = sum(job.gpu_hours for job in found.jobs if job.round == one.round and job.purpose != "rival")
+        cost = math.fsum(
+            job.gpu_hours for job in found.jobs if job.round == one.round and job.purpose != "rival"
+        )
         times = (one.opens_at, one.closes_at, one.ends_at)
         grid.add_row(str(one.round), *(_after(found, at) for at in times), f"{cost:.4g}", words(one.bound_by))
     return grid
@@ -114,7 +117,7 @@ def _allocations(found: Forecast, width: int) -> RenderableType:
 
 
 def _sum(jobs: Iterable[PlannedJob]) -> float:
-    return sum(job.gpu_hours for job in jobs)
+    return math.fsum(job.gpu_hours for job in jobs)
 
 
 def _after(found: Forecast, at: float) -> str:

@@ -1,5 +1,6 @@
 """The screen of ``sprachbund simulate``: how a run that never was ended, what it cost, what it waited for."""
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
@@ -108,11 +109,11 @@ def _together(bills: Sequence[SiteBill]) -> SiteBill:
     prices = [bill.price for bill in bills if bill.price is not None]
     return SiteBill(
         site=bills[0].site,
-        gpu_hours=sum(bill.gpu_hours for bill in bills),
-        queued_hours=sum(bill.queued_hours for bill in bills),
-        running_hours=sum(bill.running_hours for bill in bills),
-        kilowatt_hours=sum(bill.kilowatt_hours for bill in bills),
-        price=sum(prices) if prices else None,
+        gpu_hours=math.fsum(bill.gpu_hours for bill in bills),
+        queued_hours=math.fsum(bill.queued_hours for bill in bills),
+        running_hours=math.fsum(bill.running_hours for bill in bills),
+        kilowatt_hours=math.fsum(bill.kilowatt_hours for bill in bills),
+        price=math.fsum(prices) if prices else None,
         uploaded_bytes=sum(bill.uploaded_bytes for bill in bills),
         downloaded_bytes=sum(bill.downloaded_bytes for bill in bills),
         attempts=sum(bill.attempts for bill in bills),

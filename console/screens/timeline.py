@@ -4,6 +4,7 @@ A picture of an Outcome alone: the same Outcome gives the same bytes. Colours, h
 """
 
 import datetime
+import math
 from collections import defaultdict
 
 from console.screens.drawing import number, safe, shortened, text, width_of
@@ -269,7 +270,7 @@ def _title(found: Outcome) -> str:
 
 def _about(found: Outcome) -> list[str]:
     day = datetime.datetime.fromtimestamp(found.began_at, datetime.UTC)
-    spent = sum(cost.gpu_hours for cost in found.costs.values())
+    spent = math.fsum(cost.gpu_hours for cost in found.costs.values())
     lines = [f"Simulated, from {day:%Y-%m-%d %H:%M} UTC; {_grouped(spent)} GPU-hours"]
     for one in found.ended:
         rounds = f"{one.rounds} round{'' if one.rounds == 1 else 's'} closed, {one.promoted} promoted"

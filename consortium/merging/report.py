@@ -3,6 +3,7 @@
 All of it follows from the Gram matrices of the tensors, which one streamed pass gives.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -65,7 +66,7 @@ def inspect(
         gram_KK = np.zeros((len(contributions), len(contributions)))
         for tensor in tensors:
             gram_KK += grams[tensor]
-        square = None if base_squares is None else sum(base_squares[tensor] for tensor in tensors)
+        square = None if base_squares is None else math.fsum(base_squares[tensor] for tensor in tensors)
         count = sum(elements[tensor] for tensor in tensors)
         groups.append(_group(name, len(tensors), count, square, gram_KK))
     return Inspection(contributions=tuple(contributions), base=base, groups=tuple(groups))
@@ -111,7 +112,7 @@ def _group(name: str, tensors: int, count: int, base_square: float | None, gram_
         base_norm=None if base_square is None else float(np.sqrt(base_square)),
         norms=tuple(norms_K.tolist()),
         cosines=tuple(tuple(row) for row in cosines_KK),
-        mean_cosine=sum(pairs) / len(pairs) if pairs else None,
+        mean_cosine=math.fsum(pairs) / len(pairs) if pairs else None,
         conflict=max(0.0, 1.0 - float(np.sqrt(max(0.0, gram_KK.sum()))) / length) if length > 0 else None,
     )
 

@@ -94,7 +94,7 @@ def in_force(site: Site, now: float) -> tuple[Allocation, ...]:
 def held_back(state: State, site: Site, allocation: str) -> float:
     """GPU-seconds that attempts at the site may still use of an allocation: also such as nobody waits for any more."""
     tries = (state.jobs[job].tries[attempt] for attempt, job in sorted(site.held.items()))
-    return sum(
+    return math.fsum(  # `sum` rounds otherwise from Python 3.12 on, and a ledger's numbers are the same under each
         max(0.0, one.expected_gpu_seconds - one.gpu_seconds) for one in tries if one.allocation == allocation
     )
 

@@ -66,7 +66,7 @@ class _Foresight(Places):
             campaign=spec.campaign,
             now=self.now,
             ends_at=at,
-            gpu_hours=sum(job.gpu_hours for job in found.jobs),
+            gpu_hours=math.fsum(job.gpu_hours for job in found.jobs),
             rounds=tuple(found.rounds),
             jobs=tuple(found.jobs),
             allocations=tuple(

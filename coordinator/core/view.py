@@ -1,5 +1,6 @@
 """State and presence -> a frozen picture for people and scripts."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -277,7 +278,7 @@ def _model(
 ) -> vw.ModelView:
     results = _results(campaign, subject)
     complete = {r.language for r in results} >= set(campaign.spec.languages)
-    mean = sum(r.bits_per_byte for r in results) / len(results) if results and complete else None
+    mean = math.fsum(r.bits_per_byte for r in results) / len(results) if results and complete else None
     return vw.ModelView(name=name, role=role, version=version, delta=delta, results=results, mean=mean)
 
 
@@ -286,7 +287,7 @@ def _results(campaign: CampaignState, subject: str) -> tuple[vw.LanguageResult, 
         vw.LanguageResult(
             language=language,
             bits_per_byte=bits_per_byte(
-                sum(s.nats for _, s in sorted(sites.items())), sum(s.bytes for s in sites.values())
+                math.fsum(s.nats for _, s in sorted(sites.items())), sum(s.bytes for s in sites.values())
             ),
             documents=sum(s.documents for s in sites.values()),
         )

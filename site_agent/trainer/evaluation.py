@@ -4,6 +4,7 @@ A document's tokens are predicted after EOS. One longer than the window is read 
 each of its tokens is scored once, with at least half a window before it.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def evaluate(folder: JobFolder, work: Evaluate, ranks: Ranks, is_asked_to_stop: 
             assert model is not None
             found[language] = _score(model, subject, part, work.sequence_tokens, ranks, check)
             tokens += part.contents.heldout.tokens
-            loss = sum(found[language].nats) / part.contents.heldout.tokens
+            loss = math.fsum(found[language].nats) / part.contents.heldout.tokens
             done += 1
             progress.report(done, tokens, loss)
             if ranks.is_first:

@@ -5,6 +5,7 @@ known without the steps before it, resume is one integer, and the shares are exa
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,7 +29,7 @@ def unimax(available: Sequence[int], budget: int, epochs_max: float) -> list[flo
     for rank, index in enumerate(order):
         drawn[index] = min(left / (len(order) - rank), epochs_max * available[index])
         left -= drawn[index]
-    total = sum(drawn)
+    total = math.fsum(drawn)
     return [each / total for each in drawn] if total else drawn
 
 
@@ -43,7 +44,7 @@ def tempered(available: Sequence[int], budget: int, epochs_max: float, temperatu
     # Twelve digits: the last bit of a power differs between libraries of mathematics, and a sequence hangs on it.
     wanted = [float(f"{size ** (1 / temperature):.12g}") if size else 0.0 for size in available]
     drawn = [0.0] * len(available)
-    left, weight = float(budget), sum(wanted)
+    left, weight = float(budget), math.fsum(wanted)
     # from the language that its proportion would repeat most
     order = sorted(
         (index for index, size in enumerate(available) if size),
@@ -52,15 +53,16 @@ def tempered(available: Sequence[int], budget: int, epochs_max: float, temperatu
     for index in order:
         drawn[index] = min(left * wanted[index] / weight, epochs_max * available[index])
         left, weight = left - drawn[index], weight - wanted[index]
-    total = sum(drawn)
+    total = math.fsum(drawn)
     return [each / total for each in drawn] if total else drawn
 
 
 def apportion(shares: Sequence[float], total: int) -> list[int]:
     """Whole numbers in proportion to ``shares`` that sum to ``total``; by largest remainders."""
-    if not sum(shares):
+    whole = math.fsum(shares)
+    if not whole:
         return [0] * len(shares)
-    exact = [share / sum(shares) * total for share in shares]
+    exact = [share / whole * total for share in shares]
     counts = [int(each) for each in exact]
     by_remainder = sorted(range(len(shares)), key=lambda index: (counts[index] - exact[index], index))
     for index in by_remainder[: total - sum(counts)]:

@@ -1,5 +1,7 @@
 """Stories of money and time: what a site may spend, what it spent, when it may be asked, and who is told."""
 
+from types import SimpleNamespace as Namespace
+
 import pytest
 from consortium_in_facts import (
     DEMO,
@@ -20,7 +22,7 @@ from consortium.ids import SiteName
 from consortium.jobs import Outcome, Phase
 from coordinator.core import commands as cm
 from coordinator.core import events as ev
-from coordinator.core.accounting import left
+from coordinator.core.accounting import held_back, left
 from coordinator.core.estimates import START_SECONDS
 from coordinator.core.place import waiting
 from coordinator.core.transitions import JobState
@@ -76,6 +78,15 @@ def test_a_lease_names_its_allocation_and_holds_back_what_it_may_cost() -> None:
     assert job.tries[job.attempt].allocation == "p-17"
     assert left(coordinator.state, site(coordinator), GRANT) == pytest.approx(10 * HOUR - EXPECTED)
     assert "of allocation p-17 (assumed for " in job.reason
+
+
+def test_what_is_held_back_is_the_same_number_under_every_python() -> None:
+    """`sum` rounds after each addition, but from Python 3.12 on it does not."""
+    tries = {
+        f"{n}.a1": Namespace(expected_gpu_seconds=0.1, gpu_seconds=0.0, allocation="p-17") for n in range(10)
+    }
+    state = Namespace(jobs={"many": Namespace(tries=tries)})
+    assert held_back(state, Namespace(held=dict.fromkeys(tries, "many")), "p-17") == 1.0  # type: ignore[arg-type]
 
 
 def test_nothing_is_leased_beyond_what_is_left() -> None:

@@ -5,6 +5,7 @@ but it may be late, or not there. Its account is final when every row has an end
 a row. Where it does not become so, the records of the batch scripts stand in for the starts that it lacks.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -66,10 +67,12 @@ def usage_of(rows: Iterable[AccountRow], gpus: int) -> Usage | None:
         return None
     joules = [row.joules for row in started if row.elapsed > 0]
     return Usage(
-        gpu_seconds=sum((row.gpus or gpus) * row.elapsed for row in started),
-        seconds=sum(row.elapsed for row in started),
+        gpu_seconds=math.fsum((row.gpus or gpus) * row.elapsed for row in started),
+        seconds=math.fsum(row.elapsed for row in started),
         queued_seconds=_queued(started),
-        joules=sum(joule for joule in joules if joule is not None) if joules and None not in joules else None,
+        joules=math.fsum(joule for joule in joules if joule is not None)
+        if joules and None not in joules
+        else None,
         source="sacct",
     )
 
@@ -91,7 +94,7 @@ def usage_by_records(
     lacking = sorted(
         (end for end in ends if end.restart >= has_rows[end.id]), key=lambda end: (end.life, end.restart)
     )
-    seconds = sum(max(0.0, end.ended - end.began) for end in lacking)
+    seconds = math.fsum(max(0.0, end.ended - end.began) for end in lacking)
     gpu_seconds = counted.gpu_seconds + gpus * seconds
     seconds += counted.seconds
     source: Literal["sacct", "clock"] = "clock" if lacking or not has_rows else "sacct"
