@@ -5,6 +5,7 @@ its folder as the trainer does: progress, checkpoints, result.
 """
 
 import enum
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
