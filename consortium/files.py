@@ -71,14 +71,16 @@ def read_small(path: str | os.PathLike[str]) -> bytes:
         os.close(file)
 
 
-def write_bytes_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+def write_bytes_atomically(path: Path, data: bytes, mode: int = 0o644, makes_folders: bool = True) -> None:
     """Make ``path`` hold exactly ``data``, durably and all at once; folders are made as needed.
 
-    mode  permission bits from the first instant (0o600 for keys), less the umask.
+    mode           permission bits from the first instant (0o600 for keys), less the umask.
+    makes_folders  False: into a folder that somebody else may take away; without it nothing is written
     Raises DiskFull or Unavailable; then nothing has changed.
     """
     with disk_errors(path):
-        make_folder(path.parent)
+        if makes_folders:
+            make_folder(path.parent)
         temporary = temporary_beside(path)
         try:
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

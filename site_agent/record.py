@@ -100,7 +100,7 @@ def quiet_seconds(directory: Path, life: int, now: float | None = None) -> float
     if watch.mark == mark:
         return max(0.0, now - watch.since)
     if watch.mark.partition(":")[0] != str(life) or not 0 <= now - watch.since < _WATCH_SECONDS:
-        write_bytes_atomically(path, encode(_Watch(mark=mark, since=now)))
+        write_bytes_atomically(path, encode(_Watch(mark=mark, since=now)), makes_folders=False)
     return 0.0
 
 
@@ -111,4 +111,5 @@ def forget_quiet(directory: Path) -> None:
 
 
 def _write(directory: Path, launches: tuple[Launch, ...]) -> None:
-    write_bytes_atomically(directory / LIVES_FILE, b"".join(encode(launch) + b"\n" for launch in launches))
+    lines = b"".join(encode(launch) + b"\n" for launch in launches)
+    write_bytes_atomically(directory / LIVES_FILE, lines, makes_folders=False)

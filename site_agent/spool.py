@@ -21,7 +21,7 @@ from pathlib import Path
 
 from consortium import ids
 from consortium.canonical import decode, encode, replace
-from consortium.errors import BadInput
+from consortium.errors import BadInput, Unavailable
 from consortium.files import disk_errors, make_folder, move_into_place, read_small, write_bytes_atomically
 from consortium.folders import fresh_folder
 from consortium.ids import AttemptId
@@ -122,15 +122,20 @@ class Spool:
     def watch(self, files: AttemptFiles, seen: Seen) -> AttemptFiles:
         """The same with how long a running life has been quiet."""
         directory = self.directory(files.attempt)
-        with disk_errors(directory):
-            if seen is Seen.RUNNING:
-                return replace(files, quiet_seconds=record.quiet_seconds(directory, files.lives))
-            if seen is not Seen.UNKNOWN:
-                record.forget_quiet(directory)
+        try:
+            with disk_errors(directory):
+                if seen is Seen.RUNNING:
+                    return replace(files, quiet_seconds=record.quiet_seconds(directory, files.lives))
+                if seen is not Seen.UNKNOWN:
+                    record.forget_quiet(directory)
+        except Unavailable:
+            if os.path.lexists(directory):  # else another agent of this home has dropped it meanwhile
+                raise
         return files
 
     def end(self, attempt: AttemptId, ended: Ended) -> None:
-        write_bytes_atomically(self.directory(attempt) / "ended.json", encode(ended))
+        """Raises Unavailable, too, if another agent of this home has dropped it meanwhile."""
+        write_bytes_atomically(self.directory(attempt) / "ended.json", encode(ended), makes_folders=False)
 
     def drop(self, attempt: AttemptId) -> None:
         """Delete the directory. The log stays for people, in ``logs/<attempt>.txt``."""

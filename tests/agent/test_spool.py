@@ -6,11 +6,11 @@ import os
 import pytest
 
 from consortium.canonical import encode
-from consortium.errors import BadInput
+from consortium.errors import BadInput, Unavailable
 from consortium.ids import AttemptId, CampaignId, JobId, Language, SiteName
 from consortium.jobs import Assignment, Outcome, Purpose, Tokenizer
 from site_agent import spool as spool_module
-from site_agent.core.facts import AttemptFiles, Ended, Progress
+from site_agent.core.facts import AttemptFiles, Ended, Progress, Seen
 from site_agent.launchers.base import Life
 from site_agent.spool import Spool
 
@@ -169,6 +169,36 @@ def test_what_another_agent_drops_while_this_one_looks_is_passed_over(spool, mon
     monkeypatch.setattr(spool_module, moment, drops_meanwhile)
     assert [files.attempt for files in found(Spool(spool.root))] == [other]
     assert not (spool.root / "broken").exists()
+
+
+@pytest.mark.parametrize("seen", ["running", "gone"])
+def test_what_another_agent_drops_while_it_is_watched_is_passed_over(spool, seen):
+    [files] = found(spool)
+    Spool(spool.root).drop(A1)
+    assert spool.watch(files, Seen(seen)) == files
+    assert found(spool) == ()
+
+
+def test_what_another_agent_has_dropped_is_not_begun_anew(spool):
+    """One that stood still meanwhile: what it writes would make a directory that nobody can read."""
+    Spool(spool.root).drop(A1)
+    for act in (
+        lambda: spool.begin_life(A1, 1),
+        lambda: spool.end(A1, Ended(outcome=Outcome.FAILED, reason="no room")),
+    ):
+        with pytest.raises(Unavailable):
+            act()
+    assert found(spool) == ()
+
+
+def test_what_cannot_be_watched_is_told(spool, monkeypatch):
+    def hangs(*_):
+        raise OSError(5, "Input/output error")
+
+    [files] = found(spool)
+    monkeypatch.setattr(spool_module.record, "quiet_seconds", hangs)
+    with pytest.raises(Unavailable, match="Input/output error"):
+        spool.watch(files, Seen.RUNNING)
 
 
 def test_what_a_killed_agent_was_deleting_is_deleted_at_the_next_start(spool):
