@@ -23,7 +23,7 @@ from coordinator.errors_on_wire import ErrorsOnWire
 
 NORTH = SiteName("north")
 A1 = AttemptId("demo_r1-train-north.a1")
-PATIENCE_SECONDS = 120.0  #: for what takes a second here
+PATIENCE_SECONDS = 240.0  #: for what takes a second here
 
 # What a trainer does, less the training: it needs the base, leaves a result, and waits for `go` where `hold` is.
 PROGRAM = """

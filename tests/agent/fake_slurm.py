@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _FINAL = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY")
+_ALONE = "-S"  # without the packages that are installed: each look at a job runs two of these commands
 _COMMANDS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun")
 
 
@@ -35,7 +36,8 @@ class FakeSlurm:
         (root / "jobs").mkdir()
         for name in _COMMANDS:
             wrapper = root / "bin" / name
-            wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {root} {name} "$@"\n')
+            python = sys.executable if name == "srun" else f"{sys.executable} {_ALONE}"
+            wrapper.write_text(f'#!/bin/sh\nexec {python} {__file__} {root} {name} "$@"\n')
             wrapper.chmod(0o755)
         self.environment = {"PATH": f"{root / 'bin'}:{os.environ['PATH']}", "HOME": str(root)}
 
@@ -45,8 +47,7 @@ class FakeSlurm:
 
     @property
     def jobs(self) -> list[dict[str, Any]]:
-        with _locked(self.root):
-            return _jobs(self.root)
+        return _settled_jobs(self.root)
 
     @property
     def asked(self) -> list[str]:
@@ -125,6 +126,12 @@ def _jobs(root: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(FileNotFoundError):  # the controller is restarted, and forgets it just now
             found.append(json.loads(path.read_text()))
     return sorted(found, key=lambda job: int(job["id"]))
+
+
+def _settled_jobs(root: Path) -> list[dict[str, Any]]:
+    """None of them between two states: one whose script runs is RUNNING, however slow whoever started it is."""
+    with _locked(root):
+        return _jobs(root)
 
 
 def _load(root: Path, id_: str) -> dict[str, Any]:
@@ -237,7 +244,7 @@ def _sbatch(root: Path, arguments: list[str], mood: dict[str, Any]) -> tuple[str
         _save(root, job)
     with open(os.devnull, "r+b") as nothing:
         runner = subprocess.Popen(
-            [sys.executable, __file__, str(root), "run", id_],
+            [sys.executable, _ALONE, __file__, str(root), "run", id_],
             stdin=nothing,
             stdout=nothing,
             stderr=nothing,
@@ -261,7 +268,7 @@ def _squeue(root: Path, arguments: list[str], mood: dict[str, Any]) -> tuple[str
     assert "--me" in arguments and "-h" in arguments, arguments
     assert _option(arguments, "-o") == "%A|%T|%V|%S|%N|%j|%r", arguments
     lines = []
-    for job in _jobs(root):
+    for job in _settled_jobs(root):
         if mood.get("forget") and _is_over(job):
             continue
         reason = job.get("reason") or (
@@ -289,7 +296,7 @@ def _sacct(root: Path, arguments: list[str], mood: dict[str, Any]) -> tuple[str,
     names = _option(arguments, "--name").split(",")
     assert _option(arguments, "-S").startswith("now-"), arguments
     lines = []
-    for job in _jobs(root):
+    for job in _settled_jobs(root):
         rows = [*job["history"], job]
         for row in rows:
             if job["name"] not in names:
@@ -325,7 +332,7 @@ def _sacct(root: Path, arguments: list[str], mood: dict[str, Any]) -> tuple[str,
 
 def _scancel(root: Path, arguments: list[str], mood: dict[str, Any]) -> tuple[str, int]:
     assert _option(arguments, "--user") == str(os.getuid()), arguments
-    for job in _jobs(root):
+    for job in _settled_jobs(root):
         if job["name"] == _option(arguments, "--name"):
             _end(root, job["id"], f"CANCELLED by {os.getuid()}", False, signal.SIGKILL)
     return "", 0
@@ -342,10 +349,11 @@ def _scontrol(root: Path, arguments: list[str], mood: dict[str, Any]) -> tuple[s
         case ["show", "hostnames", nodes]:
             return f"{nodes}\n", 0
         case ["show", "job", "-o", id_]:
-            if not (root / "jobs" / f"{id_}.json").exists() or mood.get("forget") == "all":
+            known = {job["id"]: job for job in _settled_jobs(root)}
+            if id_ not in known or mood.get("forget") == "all":
                 print("slurm_load_jobs error: Invalid job id specified", file=sys.stderr)
                 return "", 1
-            job = _load(root, id_)
+            job = known[id_]
             return (
                 f"JobId={id_} JobName={job['name']} UserId=x(0) JobState={job['state'].split()[0]} Reason=None "
                 f"Dependency=(null) Requeue=1 Restarts={job['restart']} ExitCode={job['exit']} "

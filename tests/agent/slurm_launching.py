@@ -30,11 +30,17 @@ sys.exit(75)
 
 
 class Clock:
+    """The time of the day, so much ahead; ``stop`` it, and it moves by that alone, however slow the machine is."""
+
     def __init__(self):
         self.ahead = 0.0
+        self._stopped_at = None
+
+    def stop(self):
+        self._stopped_at = time.time()
 
     def __call__(self):
-        return time.time() + self.ahead
+        return (time.time() if self._stopped_at is None else self._stopped_at) + self.ahead
 
 
 def again(launcher, directory):

@@ -275,6 +275,7 @@ async def test_a_result_that_was_changed_is_not_sent(
         (forged / "contribution.json").write_text(json.dumps(fields))
         forged.rename(directory / "result")
         report = await coordinator.until_phase("ENDED")
+    hold.unlink()  # nobody else ends the job
     assert report.outcome == FAILED
     assert "has 1 bytes, 25 were announced" in report.reason
 

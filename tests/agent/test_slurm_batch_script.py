@@ -80,7 +80,7 @@ def test_a_preempted_job_is_started_again_by_slurm_and_stays_the_same_life(slurm
 
 
 def test_usage_is_the_sum_of_all_lives_and_of_their_restarts(slurm, launch, directory):
-    launcher = launch(gpus_per_node=2, gpu_type="cuda")
+    launcher = launch(gpus_per_node=2, gpu_type="cuda", ranks_per_node=1)  # no torchrun, which takes its time
     begin(launcher, directory)
     slurm.end("1", "NODE_FAIL")
     until(lambda: slurm.job("1")["state"] == "NODE_FAIL", "the end")

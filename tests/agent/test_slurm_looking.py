@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from launcher_contract import begin, is_gone, look, note_of, until, usage_of
+from launcher_contract import begin, is_gone, let_go, look, note_of, until, usage_of
 from slurm_launching import again, end_of
 
 from site_agent.core.facts import Cause, Seen
@@ -77,19 +77,20 @@ def test_without_accounting_the_controller_and_the_jobs_own_record_are_asked(slu
     assert look(launcher, directory).cause is Cause.OUT_OF_MEMORY
     begin(launcher, directory, life=2)
     slurm.mood(forget="all")
-    (directory / "go").write_text("4")
+    let_go(directory, 4)
     until(lambda: again(launcher, directory).seen is Seen.GONE, "the end")
     assert look(launcher, directory).detail == "exit code 4"
     assert usage_of(directory).source == "clock"
     assert sum(line.startswith("sacct") for line in slurm.asked) == 1  # it will not be there the next time
 
 
-def test_an_end_is_told_when_accounting_has_it_and_never_counted_anew(slurm, launch, directory):
+def test_an_end_is_told_when_accounting_has_it_and_never_counted_anew(slurm, launch, directory, clock):
     launcher = launch()
     begin(launcher, directory)
     slurm.mood(sacct="late")
-    (directory / "go").write_text("0")
+    let_go(directory, 0)
     until(lambda: slurm.job("1")["state"] == "COMPLETED", "the end")
+    clock.stop()  # else two minutes are over on a machine that is slow enough
     for _ in range(3):
         sighting = again(launcher, directory)
         assert sighting.seen is Seen.UNKNOWN
@@ -110,8 +111,9 @@ def test_an_account_that_stays_open_is_closed_by_the_jobs_own_record_after_two_m
     begin(launch(), directory)
     slurm.mood(sacct="late")
     slurm.change("1", start=time.time() - 1000.0)
-    (directory / "go").write_text("0")
+    let_go(directory, 0)
     until(lambda: slurm.job("1")["state"] == "COMPLETED", "the end")
+    clock.stop()
     assert look(launch(), directory).seen is Seen.UNKNOWN
     clock.ahead = 119.0
     assert look(launch(), directory).seen is Seen.UNKNOWN
@@ -147,6 +149,7 @@ def test_what_nobody_knows_is_lost_after_ten_minutes_and_a_new_agent_does_not_be
     slurm.end("1", "NODE_FAIL")
     until(lambda: slurm.job("1")["state"] == "NODE_FAIL", "the end")
     slurm.restart_controller()
+    clock.stop()
     for _ in range(3):
         assert look(launch(), directory).seen is Seen.UNKNOWN
         clock.ahead += 190

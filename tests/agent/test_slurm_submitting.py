@@ -30,7 +30,7 @@ def test_a_submission_whose_answer_is_lost_is_found_by_its_name(slurm, launch, d
 
 def test_a_controller_that_is_down_costs_no_life(slurm, launch, directory):
     slurm.mood(sbatch="down")
-    launcher = launch(poll_seconds=0.2)
+    launcher = launch(poll_seconds=1000.0)
     with pytest.raises(Unavailable, match="Unable to contact"):
         launcher.submit(directory, 1)
     assert not (directory / "life.json").exists()
@@ -45,7 +45,7 @@ def test_a_controller_that_is_down_costs_no_life(slurm, launch, directory):
 @pytest.mark.parametrize("silent", ["sbatch", "squeue"])
 def test_a_controller_that_is_silent_is_spared_too(launch, directory, silent, monkeypatch):
     """A timeout of 90 s a job and a look would keep the agent from everything else."""
-    launcher = launch(poll_seconds=5.0)
+    launcher = launch(poll_seconds=1000.0)
     run, asked = launcher._commands.run, []
 
     def hangs(argv, **more):
@@ -66,11 +66,11 @@ def test_a_controller_that_is_silent_is_spared_too(launch, directory, silent, mo
 
 def test_before_a_second_sbatch_the_name_is_looked_for(slurm, launch, directory):
     """The first one said that it could not reach the controller, and had reached it."""
-    slurm.mood(sbatch="lose")
+    slurm.mood(sbatch="lose", hold="Priority")  # it must not begin before it is taken back
     with pytest.raises(Unavailable):
         launch().submit(directory, 1)
     (directory / "life.json").unlink()  # as after an answer that was surely none
-    slurm.mood(sbatch=None, squeue="down")
+    slurm.mood(sbatch=None, hold=None, squeue="down")
     with pytest.raises(Unavailable, match="squeue"):  # not to know is no reason to submit
         launch().submit(directory, 1)
     slurm.mood(squeue=None, forget=True)
@@ -106,7 +106,7 @@ def test_an_answer_of_sbatch_that_nobody_foresaw_is_borne_for_a_day(slurm, launc
         with pytest.raises(Unavailable, match="not before noon"):
             launch().submit(directory, 1)
         clock.ahead += 8 * 3600.0 - 60.0
-    patient, other = launch(poll_seconds=10.0), directory.parent / "job.a2"
+    patient, other = launch(poll_seconds=1000.0), directory.parent / "job.a2"
     other.mkdir()
     with pytest.raises(Unavailable, match="not before noon"):
         patient.submit(directory, 1)
