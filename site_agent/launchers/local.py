@@ -31,7 +31,9 @@ TRAINER = (sys.executable, "-P", *_MODULE)  # -P: nothing in the job directory i
 
 _MARK = b"SPRACHBUND_LIFE="
 _START_ONCE = 'mkdir "$0" 2>/dev/null && exec "$@"'
-_EXEC_SECONDS = 0.05  # a process within execve shows an empty environment for some microseconds
+_EXEC_SECONDS = (
+    5.0  # a process within execve shows no environment for microseconds, on a busy machine for longer
+)
 _KEPT = (  # of the agent's environment; everything else may be a secret
     "PATH",
     "HOME",
@@ -103,13 +105,14 @@ class LocalLauncher:
 
     def poll(self, directories: Sequence[Path]) -> dict[Path, Sighting]:
         lives = {path: _read_life(path.resolve()) for path in directories}
-        exits = {path: self._reap(path.resolve()) for path in directories}
         doubtful = [
             path.resolve()
             for path, life in lives.items()
             if self._is_here(life) and not _is_running(life.native_id)
         ]
         marked = self._marked(doubtful)
+        # last, so that of whoever was gone a moment ago it is known how
+        exits = {path: self._reap(path.resolve()) for path in directories}
         found = {path: self._look(path.resolve(), life, exits[path], marked) for path, life in lives.items()}
         for path, sighting in found.items():
             self._account(path.resolve(), lives[path].number, sighting.seen)
@@ -172,8 +175,9 @@ class LocalLauncher:
         if not pids and not life.native_id:
             if _claim(directory, life.number):
                 return Sighting(seen=Seen.GONE, detail="it was never started")
-            time.sleep(_EXEC_SECONDS)
-            pids = self._marked([directory])[directory]
+            pids = self._marked([directory])[directory]  # it began after the look
+        if not pids and directory in self._children:  # all but dead: its exit code is not there yet
+            return Sighting(seen=Seen.RUNNING)
         if not pids:
             return _gone(directory, exit_code)
         if not life.native_id:
@@ -248,11 +252,25 @@ def _is_running(native_id: str) -> bool:
 
 
 def _environment(process: str) -> list[bytes]:
-    """Of one's own process; of others', and of zombies, nothing can be read."""
+    """Of one's own process; of others', and of zombies, nothing can be read.
+
+    Waits for one that is becoming another program: whoever believes that it has none takes its life for gone.
+    """
+    deadline = time.monotonic() + _EXEC_SECONDS
     try:
-        return Path(process, "environ").read_bytes().split(b"\0")
+        while not (found := Path(process, "environ").read_bytes()):
+            if not _is_within_execve(process) or time.monotonic() > deadline:
+                break
+            time.sleep(0.001)
     except OSError:
         return []
+    return found.split(b"\0")
+
+
+def _is_within_execve(process: str) -> bool:
+    """It has a program, which a zombie and a thread of the kernel have not, and no arguments yet."""
+    os.readlink(f"{process}/exe")
+    return not Path(process, "cmdline").read_bytes()
 
 
 def _kill(pid: int) -> None:

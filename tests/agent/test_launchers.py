@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_slurm import FakeSlurm
@@ -15,6 +16,7 @@ from launcher_contract import begin, look, starts, until
 from consortium.canonical import decode, encode, replace
 from policies.site_profile import SiteProfile
 from site_agent.core.facts import Seen
+from site_agent.launchers import local
 from site_agent.launchers.base import Life
 from site_agent.launchers.local import LocalLauncher
 from site_agent.launchers.slurm.commands import LocalCommands, LocalFiles
@@ -52,6 +54,69 @@ def test_a_pid_used_again_is_not_taken_for_the_life(program, directory):
     until(lambda: look(launcher, directory).seen is Seen.GONE, "the end")
     (directory / "life.json").write_bytes(encode(replace(life, native_id=f"{os.getpid()}:1")))
     assert look(launcher, directory).seen is Seen.GONE
+
+
+@alone
+def test_of_who_ends_while_it_is_looked_at_it_is_known_how(program, directory, monkeypatch):
+    launcher, is_running = LocalLauncher(program), local._is_running
+    begin(launcher, directory)
+
+    def ends_first(native_id: str) -> bool:
+        os.kill(pid := int(native_id.partition(":")[0]), signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # nobody has asked for its exit code
+        return is_running(native_id)
+
+    monkeypatch.setattr(local, "_is_running", ends_first)
+    found = look(launcher, directory)
+    assert (found.seen, found.detail) == (Seen.GONE, "killed by SIGKILL")
+
+
+@alone
+def test_a_child_whose_exit_code_is_not_there_yet_runs(program, directory, monkeypatch):
+    """Its first thread is dead, another of it not yet: /proc calls it a zombie, and nobody can ask how it ended."""
+    launcher = LocalLauncher(program)
+    begin(launcher, directory)
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "_is_running", lambda native_id: False)
+        patch.setattr(launcher, "_marked", lambda paths: {path: [] for path in paths})
+        assert look(launcher, directory).seen is Seen.RUNNING
+    launcher.cancel(directory)
+    until(lambda: look(launcher, directory).seen is Seen.GONE, "the end")
+    assert look(launcher, directory).detail == "killed by SIGKILL"
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A process in /proc that has neither an environment nor arguments."""
+    place = tmp_path / "4711"
+    place.mkdir()
+    for name in ("environ", "cmdline"):
+        (place / name).touch()
+    (place / "exe").symlink_to("/bin/sh")
+    return place
+
+
+def test_a_process_that_becomes_another_program_is_waited_for(bare, monkeypatch):
+    moments = iter([False, False, True])
+
+    def passes(seconds: float) -> None:
+        if next(moments):
+            (bare / "environ").write_bytes(b"SPRACHBUND_LIFE=x\0")
+
+    monkeypatch.setattr(local, "time", SimpleNamespace(sleep=passes, monotonic=lambda: 0.0))
+    assert b"SPRACHBUND_LIFE=x" in local._environment(str(bare))
+
+
+@pytest.mark.parametrize("kind", ["zombie", "no environment", "never ready"])
+def test_a_process_that_has_no_environment_holds_nobody_up(bare, monkeypatch, kind):
+    seconds = iter(range(1000))
+    monkeypatch.setattr(local, "time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: next(seconds)))
+    if kind == "zombie":  # or a thread of the kernel
+        (bare / "exe").unlink()
+    if kind == "no environment":
+        (bare / "cmdline").write_bytes(b"sh\0")
+    assert not any(local._environment(str(bare)))
+    assert next(seconds) < 10
 
 
 @alone
