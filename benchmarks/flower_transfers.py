@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from consortium.canonical import Fact
+from consortium.ports import free_port
 
 _BIN = Path(sys.executable).parent
 _PATIENCE_SECONDS = 120.0
@@ -124,7 +125,7 @@ def measure(folder: Path, megabytes: int, runs: int) -> list[FlowerMoved]:
     (app / "LICENSE").write_text("Apache-2.0\n")
     (app / "transfers" / "__init__.py").write_text("")
     (app / "transfers" / "apps.py").write_text(_APPS)
-    link, node = _free_ports(2)
+    link, node = free_port(), free_port()
     home = folder / "flwr"
     home.mkdir()
     (home / "config.toml").write_text(
@@ -213,12 +214,6 @@ def _await(port: int) -> None:
             if time.monotonic() > until:
                 raise
             time.sleep(0.2)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in found]
 
 
 def _peak_mib(pid: int) -> float:

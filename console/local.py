@@ -27,12 +27,13 @@ import yaml
 from consortium.errors import Unavailable
 from consortium.files import make_folder, write_bytes_atomically
 from consortium.ids import Language
+from consortium.ports import free_port
 from site_agent.config import load_site_config
 from site_agent.launchers.base import LIFE_FILE
 from site_agent.launching import make_launcher
 
 HOST = "127.0.0.1"
-_START_SECONDS = 60.0
+_START_SECONDS = 300.0  #: a busy machine's imports alone may take a minute; who ends is noticed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class LocalConsortium:
 
     def write_files(self, licences: Mapping[str, str]) -> None:
         """The config files that operators would write; ``licences`` by access."""
-        port, enrolment_port = _free_ports(2)
+        port, enrolment_port = free_port(), free_port()  # the same when the coordinator is restarted
         make_folder(self.workdir / "sites")
         make_folder(self.workdir / "logs")
         _write_yaml(
@@ -229,12 +230,3 @@ _SPRACHBUND = (sys.executable, "-m", "console.main")
 
 def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     write_bytes_atomically(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True).encode())
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now; they stay the same when the coordinator is restarted."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [int(one.getsockname()[1]) for one in sockets]

@@ -13,7 +13,6 @@ Mac, and to ask everybody for a token.
 import contextlib
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from consortium.errors import Unavailable
 from consortium.files import write_bytes_atomically
+from consortium.ports import free_port
 
 _LISTENS = "--dashboard-agent-listen-port"
 _PORTS = (
@@ -54,7 +54,7 @@ def ray_at_work(cpus: int) -> Iterator[None]:
     with _for_nobody_else(), tempfile.TemporaryDirectory(prefix="ray-") as folder:
         import ray  # it reads its environment then
 
-        ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        ports = {option: free_port() for option in _PORTS}
         said = Path(folder) / "said"
         with open(said, "wb") as out:
             process = subprocess.Popen(
@@ -149,11 +149,3 @@ def _write_down(home: Path, listens: int) -> None:
         place = known.with_name(f"dashboard_agent_listen_port_{node}")
         if not place.exists():
             write_bytes_atomically(place, str(listens).encode())
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((_HOST, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
