@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 
 #: No answer is waited for longer: the server has ended such a session long ago, and whoever waits must stand by.
 HUNG_SECONDS = 30.0
+_CLOSE_SECONDS = 5.0  # of an answer that is still to come, when this ends
 _PAGE = 500  # rows that the server sends at once
 _ROWS = 500  # that one statement inserts
 
@@ -75,9 +76,20 @@ class PostgresLedger(TableLedger):
         return self._place
 
     def close(self) -> None:
+        """Give up the lead: when this returns another may have it at once, unless the database says nothing."""
         self._closed.set()
-        with self._lock:
-            self._db.close()
+        given_up = threading.Timer(_CLOSE_SECONDS, break_off, (self._db,))
+        given_up.daemon = True
+        given_up.start()
+        try:
+            with self._lock:
+                if self.epoch and self._lost is None:
+                    # Left to the server, the lock is there until it has heard of the end of the session.
+                    with contextlib.suppress(Unavailable), postgres_errors(self._place):
+                        self._db.execute("SELECT pg_advisory_unlock_all()")
+                self._db.close()
+        finally:
+            given_up.cancel()
 
     def still_mine(self) -> None:
         """Raise Unavailable if another leads by now, or may: the session is gone, or was silent for too long."""

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from hostile_wire import Wire, wire
 from postgres_server import Server, server
-from processes import reaped
+from processes import PATIENCE_SECONDS, reaped
 
 from consortium.errors import SprachbundError, Unavailable
 from coordinator import ledger_postgres, postgres
@@ -37,7 +37,7 @@ def write(ledger: PostgresLedger, word: str) -> int:
     return ledger.append([{"kind": "Happened", "epoch": ledger.epoch, "word": word}], at=1.0)[-1].seq
 
 
-def leads(address: str, patience_seconds: float = 120.0) -> PostgresLedger:
+def leads(address: str, patience_seconds: float = PATIENCE_SECONDS) -> PostgresLedger:
     """The next leader, as soon as the database lets it."""
     deadline = time.monotonic() + patience_seconds
     while True:
@@ -93,7 +93,7 @@ def on_its_way(old: PostgresLedger, line: Wire, message: bytes) -> Iterator[list
         yield came
     finally:
         line.goes_on.set()
-        thread.join(60)
+        thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive()
 
 
@@ -146,7 +146,7 @@ def test_an_answer_that_is_lost_leaves_an_event_that_the_next_leader_knows(addre
             line.loses_answers = True
             with on_its_way(old, line, b"COMMIT") as came:
                 line.goes_on.set()
-                assert line.has_lost.wait(60)
+                assert line.has_lost.wait(PATIENCE_SECONDS)
                 line.cut()
             assert came == ["Unavailable"]
             with pytest.raises(Unavailable):
@@ -163,7 +163,7 @@ def test_a_line_that_is_cut_without_a_word_does_not_hold_the_old_leader_for_ever
     """The other end still takes every byte, as a proxy does: without us, nothing would ever end the wait."""
     monkeypatch.setattr(ledger_postgres, "HUNG_SECONDS", 1.0)
     monkeypatch.setattr(ledger_postgres, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(postgres, "SILENCE_SECONDS", 3.0)
+    monkeypatch.setattr(postgres, "SILENCE_SECONDS", PATIENCE_SECONDS)  # so that the server is not the first
     with wire(address) as line:
         with leads(line.address) as old:
             with on_its_way(old, line, message) as came:
@@ -173,9 +173,24 @@ def test_a_line_that_is_cut_without_a_word_does_not_hold_the_old_leader_for_ever
             with pytest.raises(Unavailable, match="the session was given up"):
                 old.still_mine()
             monkeypatch.undo()
+            end_sessions(address)
             with leads(address) as new:
                 acknowledged, epoch = {"second": write(new, "second")}, new.epoch
     assert epoch > old.epoch and assert_nobody_came_late(address, acknowledged) == [(epoch, "second")]
+
+
+def test_who_wants_to_end_does_not_wait_for_an_answer_for_ever(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An append is under way, and the line silent."""
+    monkeypatch.setattr(ledger_postgres, "_CLOSE_SECONDS", 0.1)
+    with wire(address) as line:
+        old = leads(line.address)
+        with on_its_way(old, line, b"COMMIT") as came:
+            line.is_silent.set()
+            line.goes_on.set()
+            old.close()
+        assert came == ["Unavailable"]
 
 
 def test_a_cancelled_statement_costs_its_append_and_not_the_lead(
@@ -196,7 +211,7 @@ def test_a_cancelled_statement_costs_its_append_and_not_the_lead(
             while not other.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone():
                 time.sleep(0.01)
             end_sessions(address, "pg_cancel_backend")
-            thread.join(60)
+            thread.join(PATIENCE_SECONDS)
         assert refused == [Unavailable] and old.head == old.last() == head
         old.still_mine()
         assert write(old, "kept") == 1
@@ -257,7 +272,7 @@ def test_a_leader_that_is_stopped_while_its_commit_is_under_way_comes_too_late(a
             line.holds = b"COMMIT"  # of a beat, or of the append: both are under way in the old epoch
             old.stdin.write("on its way\n")
             old.stdin.flush()
-            assert line.held.wait(60)
+            assert line.held.wait(PATIENCE_SECONDS)
             os.kill(old.pid, signal.SIGSTOP)
             with leads(address) as new:
                 acknowledged = {"second": write(new, "second")}
@@ -294,7 +309,7 @@ class Leader:
 
     def end(self) -> None:
         self._ends.set()
-        self._thread.join(60)
+        self._thread.join(PATIENCE_SECONDS)
         assert not self._thread.is_alive()
         self.ledger.close()
 
@@ -310,7 +325,7 @@ def test_leaders_that_never_give_up_under_all_of_it(monkeypatch: pytest.MonkeyPa
             line = lines.enter_context(wire(address))
             leader = Leader(leads(line.address), acknowledged)
             leaders.append(leader)
-            assert leader.wrote.wait(60)
+            assert leader.wrote.wait(PATIENCE_SECONDS)
             match attack:
                 case "terminate" | "terminate, twice":
                     for _ in range(attack.count("t") - 1):
@@ -326,7 +341,7 @@ def test_leaders_that_never_give_up_under_all_of_it(monkeypatch: pytest.MonkeyPa
                 case "answers lost":
                     line.holds, line.loses_answers = b"COMMIT", True
                     line.goes_on.set()
-                    assert line.has_lost.wait(60)
+                    assert line.has_lost.wait(PATIENCE_SECONDS)
                     line.cut()
         with leads(address) as last:
             acknowledged["last"] = write(last, "last")

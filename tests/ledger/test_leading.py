@@ -12,10 +12,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hostile_wire import wire
 from ledger_engines import InPostgres
 from ledger_samples import KEY, happened
 from postgres_server import Server, server
-from processes import reaped
+from processes import PATIENCE_SECONDS, reaped
 
 from consortium.errors import BadInput, Refused, Unavailable
 from consortium.signing import sign_checkpoint
@@ -54,6 +55,17 @@ def test_each_leader_has_an_epoch_of_its_own(address: str) -> None:
         with PostgresLedger(address) as ledger:
             epochs.append(ledger.epoch)
     assert epochs == [1, 2, 3]
+
+
+def test_whoever_comes_next_leads_at_once_though_the_server_hears_late_that_the_session_is_over(
+    address: str,
+) -> None:
+    with wire(address) as line:
+        old = PostgresLedger(line.address)
+        line.holds = b"X\x00\x00\x00\x04"  # the last message of a session: Terminate
+        old.close()
+        assert line.held.wait(PATIENCE_SECONDS)
+        PostgresLedger(address).close()
 
 
 def test_who_was_replaced_cannot_write_even_with_its_session_alive(address: str) -> None:
@@ -134,7 +146,7 @@ def test_a_leader_that_was_stopped_loses_the_lead_and_can_never_append_again(add
 
 
 def waited_for(address: str) -> PostgresLedger:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return PostgresLedger(address)

@@ -6,7 +6,7 @@ import sys
 import time
 
 from ledger_engines import Place
-from processes import reaped
+from processes import PATIENCE_SECONDS, reaped
 
 from consortium.errors import Unavailable
 from coordinator.chain import AnyLedger
@@ -44,7 +44,7 @@ def test_sigkill_during_append_loses_nothing_acknowledged(place: Place) -> None:
 
 def opened(place: Place) -> AnyLedger:
     """Once the database has noticed that the other process is gone."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return place.open()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from processes import PATIENCE_SECONDS
 
 from consortium import failover
 from consortium.errors import Refused, Unavailable
@@ -51,7 +52,7 @@ class Coordinator(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 @pytest.fixture
 async def three(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Coordinator]]:
-    monkeypatch.setattr(failover, "_ASK_SECONDS", 60.0)  # nobody here is silent, but may be slow
+    monkeypatch.setattr(failover, "_ASK_SECONDS", PATIENCE_SECONDS)  # nobody here is silent, but may be slow
     made = [Coordinator(name) for name in (b"first", b"second", b"third")]
     for one in made:
         await one.lead(False)
@@ -69,7 +70,7 @@ async def until_answered(call: grpc.aio.UnaryUnaryMultiCallable, tries: int = 10
     """As an agent does: what fails is tried again."""
     for _ in range(tries):
         with contextlib.suppress(grpc.aio.AioRpcError):
-            return bytes(await call(b"", timeout=60.0))
+            return bytes(await call(b"", timeout=PATIENCE_SECONDS))
     raise AssertionError("nobody answered")
 
 

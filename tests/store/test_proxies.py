@@ -6,6 +6,7 @@ import time
 
 import grpc
 import pytest
+from processes import PATIENCE_SECONDS
 
 from consortium.channels import SERVER_OPTIONS, open_channel, program_of, server_credentials, user_agent
 from consortium.errors import BadInput
@@ -147,7 +148,7 @@ async def test_a_real_proxy_is_gone_through(monkeypatch, how):
             monkeypatch.setenv(how, url)
         setting = url if how == "setting" else None
         async with open_channel(f"localhost:{port}", authority.pem, own, proxy=setting) as channel:
-            assert await channel.unary_unary("/test.Echo/Say")(b"ping", timeout=30) == b"ping"
+            assert await channel.unary_unary("/test.Echo/Say")(b"ping", timeout=PATIENCE_SECONDS) == b"ping"
     assert proxy.asked == [f"localhost:{port}"]
 
 
@@ -162,5 +163,5 @@ async def test_without_a_proxy_nobody_else_is_asked(monkeypatch):
     async with echo_server(authority) as port, proxy.running():
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
         async with open_channel(f"localhost:{port}", authority.pem, own, proxy="") as channel:
-            assert await channel.unary_unary("/test.Echo/Say")(b"ping", timeout=30) == b"ping"
+            assert await channel.unary_unary("/test.Echo/Say")(b"ping", timeout=PATIENCE_SECONDS) == b"ping"
     assert proxy.asked == []

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from artifact_bench import QUICK, Coordinator, CountingStore, Wire, bytes_of, site_credentials
+from processes import PATIENCE_SECONDS
 from sprachbund.v1 import artifact_pb2, artifact_pb2_grpc
 
 from consortium.channels import CHUNK_BYTES, UPLOAD_ACCEPTED
@@ -303,7 +304,7 @@ async def test_no_more_uploads_of_one_owner_are_under_way_than_partials_are_kept
         waiting = asyncio.ensure_future(one_more.initial_metadata())
         assert not (await asyncio.wait([waiting], timeout=0.2))[0]
         calls[0].cancel()
-        assert UPLOAD_ACCEPTED in await asyncio.wait_for(waiting, 60.0)
+        assert UPLOAD_ACCEPTED in await asyncio.wait_for(waiting, PATIENCE_SECONDS)
         for call in (*calls, one_more):
             call.cancel()
 
