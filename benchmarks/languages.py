@@ -24,11 +24,12 @@ from languages_runs import Result, Run
 from languages_variants import VARIANTS, Variant, every_setting_once
 from languages_world import SHORT, Scale, Words, World
 
-from consortium.canonical import decode, digest_of_fact, encode
+from consortium.canonical import decode, digest_of_fact, encode, replace
 from consortium.files import write_bytes_atomically
 from consortium.ids import digest_of
 from site_agent.trainer.ranks import Ranks, joined
 
+Worlds = dict[tuple[Words, int], World]  #: by kind of public text and width of the model
 READING = "## Reading it\n"  #: from here on a page is written by hand, and kept
 
 
@@ -98,7 +99,7 @@ def run_all(
     wanted: Sequence[tuple[Variant, int]],
     ranks: Ranks,
 ) -> None:
-    worlds: dict[Words, World] = {}
+    worlds: Worlds = {}
     began = time.monotonic()
     for number, (variant, seed) in enumerate(wanted, 1):
         with claimed(workdir / "claims", f"{digest_of_fact(scale)}/{variant.name}/{seed}") as is_mine:
@@ -109,15 +110,18 @@ def run_all(
             print(f"  {number} of {len(wanted)}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
 
 
-def _run_one(
-    workdir: Path, scale: Scale, variant: Variant, seed: int, worlds: dict[Words, World], ranks: Ranks
-) -> None:
+def _run_one(workdir: Path, scale: Scale, variant: Variant, seed: int, worlds: Worlds, ranks: Ranks) -> None:
+    own = replace(scale, hidden=scale.hidden * variant.width)
+    which = variant.text, variant.width
     with locked(workdir):  # what several processes need is made by one of them
-        if variant.text not in worlds:
-            worlds[variant.text] = World(workdir, variant.text, scale, ranks)
-        worlds[variant.text].base(seed)
-    kept = workdir / f"shared-{variant.text}-{digest_of_fact(scale)[:8]}"
-    result = Run(worlds[variant.text], variant, seed, workdir / f"scratch-{os.getpid()}", kept).result()
+        if which not in worlds:
+            worlds[which] = World(workdir, variant.text, own, ranks)
+        worlds[which].base(seed)
+    kept = workdir / f"shared-{variant.text}-{digest_of_fact(own)[:8]}"
+    result = Run(worlds[which], variant, seed, workdir / f"scratch-{os.getpid()}", kept).result()
+    result = replace(
+        result, scale=digest_of_fact(scale)
+    )  # of the experiment, however wide the variant's model
     with open(workdir / "results.jsonl", "ab") as file:
         file.write(encode(result) + b"\n")  # one write: two processes' lines do not mix
     mean = sum(result.bits_per_byte.values()) / len(result.bits_per_byte)

@@ -14,6 +14,7 @@ from languages_runs import Result
 from languages_variants import STANDARD, VARIANTS, Variant
 from languages_world import LOW, SITES, Scale
 
+from consortium.canonical import replace
 from consortium.ids import Language
 
 # Two-sided 95 % quantiles of Student's t, by degrees of freedom; beyond the last the normal's is near enough.
@@ -30,8 +31,8 @@ Every variant trains on {tokens} tokens, from a base that was trained on {seed_t
 {sites}.
 Model: {model}.
 Text is that of the [demo](demo-results.md), from django and gramps where pip put them; {low}.
-Private and public text are of one kind unless a table says otherwise. Trainer, codecs, merges, admission, gate and
-scores are the product's, called in one process of one thread.
+Private and public text are of one kind, and the model is this one, unless a table says otherwise. Trainer, codecs,
+merges, admission, gate and scores are the product's, called in one process of one thread.
 
 **Bits per byte** of held-out text; lower is better. *mean* is over the languages, *worst* the highest of them.
 *gain* says how much lower than the base's the mean is. *against FedAvg* is the difference of means to {standard} from
@@ -97,18 +98,21 @@ def gain(result: Result, base: Result) -> float:
 
 
 def base_of(variant: Variant) -> Variant:
-    return next(one for one in VARIANTS if one.kind == "base" and one.text == variant.text)
-
-
-def standard_of(variant: Variant) -> Variant:
-    """What a variant is compared with: the same text, all else as in the standard one."""
-    if variant.text == "alike":
-        return STANDARD
     return next(
         one
         for one in VARIANTS
-        if one.text == variant.text and one.kind == "rounds" and one.replay_share == STANDARD.replay_share
+        if one.kind == "base" and (one.text, one.width) == (variant.text, variant.width)
     )
+
+
+def standard_of(variant: Variant) -> Variant:
+    """What a variant is compared with: the same text and width, all else as in the standard one."""
+    wanted = _nameless(replace(STANDARD, text=variant.text, width=variant.width))
+    return next(one for one in VARIANTS if _nameless(one) == wanted)
+
+
+def _nameless(variant: Variant) -> Variant:
+    return replace(variant, name="", group="", tier=1)
 
 
 def page(results: Sequence[Result], scale: Scale) -> str:

@@ -31,14 +31,14 @@ from consortium.deltas import write_delta
 from consortium.errors import Refused
 from consortium.files import write_bytes_atomically
 from consortium.ids import Digest, Language, SiteName, digest_of
-from consortium.jobs import Train
+from consortium.jobs import Lora, Train
 from consortium.manifests import LanguageScore, Scores
 from consortium.store import ref_of
 from consortium.tensors import Checkpoint
 from coordinator.core.gate import judge
 from coordinator.core.late import weights
 from coordinator.core.pace import Runner, share_out
-from policies.campaign import Admission, Quorum
+from policies.campaign import Admission
 from policies.reading import load_admission, load_gate
 
 SLOW = SiteName("west")  # it alone has Irish
@@ -223,7 +223,7 @@ class Run:
             if not come:
                 continue
             counts = [(delta.tokens, behind) for delta, behind in come]
-            weighed = weights(counts, Quorum().stale_percent)
+            weighed = weights(counts, variant.stale_percent)
             pairs = [(delta, weight) for (delta, _), weight in zip(come, weighed, strict=True)]
             try:
                 candidate = self._merged(model, pairs)
@@ -326,6 +326,8 @@ class Run:
                 "seed": int(digest_of(f"{self._seed}/{stream}".encode())[:12], 16),
                 "replay_share": variant.replay_share,
                 "delta_dtype": variant.encoding,
+                "delta_density": variant.density,
+                "lora": Lora(rank=variant.lora_rank) if variant.lora_rank else None,
                 "unseen_rows": variant.unseen_rows,
                 "proximal": variant.proximal,
                 **changes,

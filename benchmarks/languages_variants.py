@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from consortium.canonical import Fact, replace
-from consortium.codecs.names import EncodingName
+from consortium.codecs.names import DENSITY, EncodingName
 from consortium.merging.recipe import PLAIN_STEP, Guards, OuterStep, Recipe, Setting
+from policies.campaign import Quorum
 from policies.reading import load_recipe
 
 AVERAGE = load_recipe("average")
@@ -30,6 +31,7 @@ class Variant(Fact):
     name: str
     group: str
     text: Literal["alike", "unlike"] = "alike"  #: whether public text is of the private text's kind
+    width: int = 1  #: of the model, in those of the scale
     kind: Literal["base", "rounds", "alone", "pooled", "public"] = "rounds"
     big_batch: bool = False
     round_steps: int = 30  #: H: steps of a site between merges; 0: all of them, one merge
@@ -38,12 +40,15 @@ class Variant(Fact):
     recipe: Recipe = AVERAGE
     replay_share: float = 0.5
     encoding: EncodingName = "bf16"
+    density: float = DENSITY  #: share of the elements that top-k keeps
+    lora_rank: int = 0  #: of adapters; 0: all weights are trained
     unseen_rows: Literal["move", "keep"] = "move"
     proximal: float = 0.0
     optimizer: dict[str, float] = {}  #: what of the sites' AdamW and its schedule is not as in the campaign
     moments: Literal["fresh", "keep"] = "fresh"  #: of the sites' optimizer, in rounds
     #: what becomes of a slow site
     slow: Literal["no", "partial", "refuse", "next_round", "finish_together"] = "no"
+    stale_percent: int = Quorum().stale_percent  #: weight of a delta that is merged a round later
     attack: Literal["no", "flipped", "nonsense"] = "no"
     #: admission's presets, and the gate in every round
     defence: Literal["none", "standard", "strict"] = "none"
@@ -52,7 +57,7 @@ class Variant(Fact):
 
 #: the fields of a variant that have a few values each
 SWITCHES = (
-    *("text", "kind", "big_batch", "starts_anew", "encoding"),
+    *("text", "width", "kind", "big_batch", "starts_anew", "encoding"),
     *("unseen_rows", "moments", "slow", "attack", "defence"),
 )
 STANDARD = Variant(name="FedAvg, H 30", group="rounds", tier=1)
@@ -65,8 +70,10 @@ _ENCODING = "encoding of deltas"
 _SLOW = "a site at half speed"
 _POISON = "a poisoned site"
 _PRICE = "what a defence costs without an attack"
+_OUTER = "other outer steps"
 _MORE = "other settings"
 _UNLIKE = "public text of another kind"
+_WIDE = "a model twice as wide"
 
 
 def _parameters(**values: bool | float) -> dict[str, tuple[Setting, ...]]:
@@ -88,7 +95,9 @@ def _outer(rate: float, momentum: float) -> Recipe:
     return replace(DILOCO, outer=OuterStep(learning_rate=rate, momentum=momentum, nesterov=momentum > 0))
 
 
-_DEMO = _outer(0.9, 0.5)
+_FEDADAM = load_recipe("fedadam")
+#: the same with steps of the size of these deltas' elements: at this learning rate they are ten times the preset's
+_FEDADAM_LARGE = replace(_FEDADAM, outer=replace(_FEDADAM.outer, learning_rate=0.01, tau=0.001))
 
 
 def _who() -> list[Variant]:
@@ -140,18 +149,39 @@ def _rounds() -> list[Variant]:
     for steps in (10, 30, 100):
         found.append(replace(STANDARD, name=f"FedAvg, H {steps}", round_steps=steps))
         found.append(replace(STANDARD, name=f"DiLoCo 0.7/0.9, H {steps}", round_steps=steps, recipe=DILOCO))
-    outer = replace(STANDARD, tier=2)
-    return [
-        *found,
-        replace(outer, name="outer 0.9/0.5, H 30", recipe=_DEMO),
-        replace(outer, name="outer 0.9/0.5, H 100", recipe=_DEMO, round_steps=100),
-        replace(outer, name="outer 0.7/0.5, H 30", recipe=_outer(0.7, 0.5)),
-        replace(outer, name="outer 0.5/0.5, H 30", recipe=_outer(0.5, 0.5)),
-        replace(outer, name="outer 0.7/0, H 30", recipe=_outer(0.7, 0.0)),
-        replace(outer, name="outer 1.3/0, H 30", recipe=_outer(1.3, 0.0)),
-        replace(outer, name="FedAdam, H 30", recipe=load_recipe("fedadam"), tier=3),
-        replace(outer, name="norm-preserving, H 30", recipe=load_recipe("norm-preserving"), tier=3),
+    return found
+
+
+def _outer_steps() -> list[Variant]:
+    """Rates and momenta between FedAvg's 1 and 0 and DiLoCo's 0.7 and 0.9, and beyond; FedAdam."""
+    some = replace(STANDARD, group=_OUTER, tier=2)
+    kept = replace(some, moments="keep")
+    pairs = ((0.7, 0.5), (0.9, 0.5), (0.5, 0.9), (1.0, 0.9), (0.7, 0.0), (1.3, 0.0))
+    found = [
+        *(replace(some, name=f"outer {_pair(one)}, H 30", recipe=_outer(*one)) for one in pairs),
+        *(
+            replace(kept, name=f"outer {_pair(one)}, H 30, moments kept", recipe=_outer(*one))
+            for one in pairs
+        ),
+        replace(some, name="FedAdam 0.001, H 30", recipe=_FEDADAM),
+        replace(some, name="FedAdam 0.01, H 30", recipe=_FEDADAM_LARGE),
+        replace(kept, name="FedAdam 0.01, H 30, moments kept", recipe=_FEDADAM_LARGE),
+        replace(some, name="norm-preserving, H 30", recipe=load_recipe("norm-preserving"), tier=3),
     ]
+    tiny, long = replace(kept, round_steps=10), replace(some, round_steps=100)
+    found.append(replace(tiny, name="DiLoCo 0.7/0.9, H 10, moments kept", recipe=DILOCO))
+    for one in pairs[:4]:
+        found.append(replace(long, name=f"outer {_pair(one)}, H 100", recipe=_outer(*one)))
+    for one in (*pairs[:2], (0.7, 0.9)):
+        recipe = _outer(*one)
+        found.append(
+            replace(long, name=f"outer {_pair(one)}, H 100, moments kept", recipe=recipe, moments="keep")
+        )
+    return found
+
+
+def _pair(rate_and_momentum: tuple[float, float]) -> str:
+    return "/".join(f"{one:g}" for one in rate_and_momentum)
 
 
 def _short() -> list[Variant]:
@@ -200,7 +230,11 @@ def _details() -> list[Variant]:
         replace(coded, name="int8", encoding="int8"),
         replace(coded, name="int4", encoding="int4"),
         replace(coded, name="topk 1/64", encoding="topk", tier=3),
+        replace(coded, name="topk 1/16", encoding="topk", density=1 / 16, tier=3),
         replace(more, name="FedProx, mu 0.01", proximal=0.01),
+        replace(more, name="FedProx, mu 0.1", proximal=0.1),
+        replace(more, name="FedProx, mu 0.1, moments kept", proximal=0.1, moments="keep"),
+        replace(more, name="LoRA, rank 16", lora_rank=16),
     ]
 
 
@@ -210,6 +244,16 @@ def _slow() -> list[Variant]:
         replace(slow, name="its partial deltas are merged", slow="partial"),
         replace(slow, name="left out", slow="refuse"),
         replace(slow, name="merged a round later at half weight", slow="next_round", tier=2),
+        replace(
+            slow, name="merged a round later at full weight", slow="next_round", stale_percent=100, tier=2
+        ),
+        replace(
+            slow,
+            name="merged a round later at half weight, moments kept",
+            slow="next_round",
+            moments="keep",
+            tier=2,
+        ),
         replace(slow, name="fewer steps there, more elsewhere", slow="finish_together", tier=2),
     ]
 
@@ -245,15 +289,33 @@ def _unlike() -> list[Variant]:
         replace(other, name="FedAvg H 30, replay 0.5"),
         replace(other, name="FedAvg H 30, replay 0.25", replay_share=0.25),
         replace(other, name="FedAvg H 30, replay 0", replay_share=0.0),
+        replace(other, name="FedAvg H 30, replay 0.5, moments kept", moments="keep"),
+        replace(other, name="FedAvg H 30, replay 0.25, moments kept", moments="keep", replay_share=0.25),
+        replace(other, name="one merge, replay 0.5", round_steps=0),
+        replace(other, name="specialists, each for its languages", kind="alone"),
     ]
 
 
-VARIANTS = tuple(
-    sorted(
-        [*_who(), *_once(), *_rounds(), *_short(), *_details(), *_slow(), *_poisoned(), *_unlike()],
-        key=lambda variant: variant.tier,
-    )
+def _wide() -> list[Variant]:
+    wide = replace(STANDARD, group=_WIDE, width=2, tier=2)
+    return [
+        replace(wide, name="base, twice as wide", kind="base"),
+        replace(wide, name="one merge, twice as wide", round_steps=0),
+        replace(wide, name="FedAvg H 30, twice as wide"),
+        replace(wide, name="FedAvg H 30, twice as wide, moments kept", moments="keep"),
+        replace(wide, name="FedAvg H 10, twice as wide, moments kept", moments="keep", round_steps=10),
+        replace(wide, name="FedAvg H 100, twice as wide", round_steps=100),
+        replace(wide, name="FedAvg H 100, twice as wide, moments kept", moments="keep", round_steps=100),
+        replace(wide, name="DiLoCo 0.7/0.9 H 30, twice as wide, moments kept", moments="keep", recipe=DILOCO),
+        replace(wide, name="public only, all steps, twice as wide", kind="public"),
+    ]
+
+
+_ALL = (
+    *(*_who(), *_once(), *_rounds(), *_outer_steps(), *_short()),
+    *(*_details(), *_slow(), *_poisoned(), *_unlike(), *_wide()),
 )
+VARIANTS = tuple(sorted(_ALL, key=lambda variant: variant.tier))
 assert len({variant.name for variant in VARIANTS}) == len(VARIANTS)
 
 
@@ -276,6 +338,7 @@ def _settings(variant: Variant) -> Iterator[tuple[str, object]]:
         yield field, getattr(variant, field)
     yield "one merge", not variant.round_steps
     yield "proximal", variant.proximal > 0
+    yield "lora", variant.lora_rank > 0
     yield "outer", (recipe.outer.optimizer, recipe.outer.momentum > 0)
     yield "method", recipe.method
     yield "guards", recipe.guards != Guards()

@@ -2,17 +2,29 @@
 
 import json
 import math
+import shutil
+import statistics
 import subprocess
 import sys
 import xml.etree.ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+
+from consortium.canonical import replace
+from site_agent.trainer.llama import Llama
+from site_agent.trainer.ranks import Ranks
+from site_agent.trainer.shape import Shape, shape_of
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "languages.py"
+FEW = ("base", "FedAvg, H 30", "flipped x3, no defence", "flipped x3, shipped defaults")
+FEW_STEPS = {"learning_rate": 0.02, "batch_sequences": 4, "steps": 9, "seed_steps": 9, "round_share": 0.1}
+ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 
 
 @pytest.fixture(name="scripts")
@@ -27,6 +39,111 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def result(scripts: ModuleType, variant: str, seed: int, bits: dict[str, float], **more: Any) -> Any:
     return scripts.Result(variant=variant, seed=seed, scale="", bits_per_byte=bits, **more)
+
+
+def of_seed_1(scripts: ModuleType, names: tuple[str, ...]) -> list[tuple[Any, int]]:
+    return [(one, 1) for one in scripts.VARIANTS if one.name in names]
+
+
+def lines_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is written of every run, by variant."""
+    lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    return {one["variant"]: one for one in map(json.loads, lines)}
+
+
+def mean(line: dict[str, Any]) -> float:
+    return statistics.fmean(line["bits_per_byte"].values())
+
+
+def drawn(world: Any, seed: int) -> Path:
+    """New weights without the program that draws them, of which six seconds in seven are transformers' import."""
+    from safetensors.torch import save_file
+
+    config = {
+        **world.scale.config,
+        "vocab_size": world.scale.vocabulary,
+        "eos_token_id": 0,
+        "rms_norm_eps": 1e-6,
+    }
+    shape = shape_of(config)
+    assert isinstance(shape, Shape), shape
+    dice = torch.Generator().manual_seed(seed)
+    weights = {
+        name: torch.ones_like(tensor)
+        if tensor.ndim == 1
+        else 0.02 * torch.randn(tensor.shape, generator=dice)
+        for name, tensor in Llama(shape).state_dict().items()
+    }
+    place: Path = world._folder / f"new-weights-{seed}"
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    return place
+
+
+@pytest.fixture(name="few", scope="module")
+def _few(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ModuleType, Path]]:
+    """Four variants, really run, of few steps that are large enough to tell: the program and its folder."""
+    folder = tmp_path_factory.mktemp("experiment")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        import languages
+        import languages_world
+
+        patch.setattr(languages_world.World, "_drawn", drawn)
+        patch.setattr(languages, "SHORT", replace(languages.SHORT, **FEW_STEPS))
+        torch.set_num_threads(1)
+        languages.run_all(folder, languages.SHORT, of_seed_1(languages, FEW), ALONE)
+        yield languages, folder
+
+
+def test_rounds_teach_and_poison_harms_where_nothing_defends(few: tuple[ModuleType, Path]) -> None:
+    _, folder = few
+    found = lines_of(folder)
+    assert sorted(found) == sorted(FEW)
+    base, honest, poisoned, defended = (found[name] for name in FEW)
+    assert mean(honest) < mean(base)
+    assert mean(poisoned) > mean(honest)
+    assert mean(defended) < mean(poisoned)
+    assert defended["promoted"] < defended["rounds"]
+    assert poisoned["bad_let_in"] == poisoned["bad_offered"] == poisoned["rounds"] > 0
+    assert honest["let_in"] == honest["offered"] == 4 * honest["rounds"]
+    assert honest["tokens"] == poisoned["tokens"] == defended["tokens"] > base["tokens"] == 0
+
+
+def test_the_same_seed_gives_the_same_bits_per_byte(few: tuple[ModuleType, Path], tmp_path: Path) -> None:
+    scripts, folder = few
+    text_and_base = shutil.ignore_patterns("results.jsonl", "shared-*", "claims", "cache")
+    shutil.copytree(folder, tmp_path / "again", symlinks=True, ignore=text_and_base)
+    scripts.run_all(tmp_path / "again", scripts.SHORT, of_seed_1(scripts, FEW[1:2]), ALONE)
+    once, again = lines_of(folder)[FEW[1]], lines_of(tmp_path / "again")[FEW[1]]
+    assert {**again, "cpu_seconds": 0} == {**once, "cpu_seconds": 0}
+
+
+def test_the_page_holds_what_was_measured(
+    few: tuple[ModuleType, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts, folder = few
+    page = tmp_path / "page.md"
+    page.write_text("# Old\n\n## Reading it\n\nBy hand.\n", encoding="utf-8")
+    words = ["--short", "--only-page", "--workdir", str(folder), "--seeds", "1", "--page", str(page)]
+    monkeypatch.setattr(sys, "argv", ["languages.py", *words])
+    assert scripts.main() == 0
+    told = page.read_text(encoding="utf-8")
+    assert "# Old" not in told and told.endswith("## Reading it\n\nBy hand.\n")
+    circles = (tmp_path / "pictures" / "languages.svg").read_text(encoding="utf-8").count("<circle")
+    found = lines_of(folder)
+    assert circles == len(found) - 1  # the base has no gain over itself
+    base = mean(found["base"])
+    for name, line in found.items():
+        rows = [row.split(" | ") for row in told.splitlines() if row.startswith(f"| {name} | ")]
+        (of_means, of_languages) = rows
+        worst = max(line["bits_per_byte"].values())
+        assert of_means[1:3] == [f"{mean(line):.3f}", f"{worst:.3f}"]
+        if name != "base":
+            assert of_means[3] == f"{100 * (1 - mean(line) / base):+.2f} %"
+        figures = [f"{bits:.3f}" for _, bits in sorted(line["bits_per_byte"].items())]
+        assert [cell.strip(" |") for cell in of_languages[1:]] == figures
 
 
 @pytest.mark.soak
