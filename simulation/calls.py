@@ -173,9 +173,9 @@ def parsed(handler: Any, data: bytes) -> Any:
 
 
 class Unary(Call):
-    def __init__(self, channel: "Channel", method: str, deserialize: Any) -> None:
+    def __init__(self, channel: "Channel", method: str, deserialize: Any, asked: Any) -> None:
         super().__init__(channel, method)
-        self._deserialize = deserialize
+        self._deserialize, self._asked = deserialize, asked
         self._future: asyncio.Future[Any] = self.network.loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._request = b""
@@ -231,7 +231,9 @@ class Unary(Call):
 
     def _succeed(self, data: bytes) -> None:
         if not self._future.done():
-            self._future.set_result(self._deserialize(data))
+            answer = self._deserialize(data)
+            self.network.reached(self.channel, self.method, self._asked, answer)
+            self._future.set_result(answer)
 
     def fail(self, end: Ended) -> None:
         if not self._future.done():

@@ -42,6 +42,7 @@ class Referee:
         """``clock``: the coordinator's, seconds since the epoch; ``time``: seconds that nobody's clock bends."""
         self.violations: list[str] = []
         self.events: list[Callable[[ev.AnyEvent, float], None]] = []
+        self.blamed: Callable[[], None] = lambda: None  #: called when something did not hold
         self._step, self._clock, self._time = step, clock, time
         self._rules = Rules()
         self._said = Said()
@@ -75,6 +76,7 @@ class Referee:
     def blame(self, what: str) -> None:
         if len(self.violations) < _VIOLATIONS_MAX:
             self.violations.append(f"step {self._step()}: {what}")
+            self.blamed()
 
     # ---- 1, 3, 6: by event
 

@@ -15,6 +15,7 @@ from consortium.canonical import encode, replace
 from consortium.errors import BadInput, SprachbundError, Unavailable
 from consortium.files import make_folder, write_bytes_atomically
 from consortium.jobs import Evaluate, Merge, Tokenizer, Train, Work
+from simulation.conduct import Conduct
 from simulation.draws import gap_seconds, lognormal
 from simulation.learning import Trainer, size_of_order
 from simulation.liars import falsify
@@ -70,7 +71,10 @@ class Cluster:
         pupil: Trainer,
         model_bytes: int,
         happened: Callable[[Happening], None],
+        conduct: Conduct,
     ) -> None:
+        self.conduct = conduct
+        conduct.spent = self._spent
         self.plan, self.weather, self.host, self.loop, self.pupil = plan, weather, host, loop, pupil
         self.stirred: Callable[[], None] = lambda: None
         self.blame: Callable[[str], None] = lambda sentence: None
@@ -101,6 +105,7 @@ class Cluster:
         if known is not None:
             job.step_before, job.used_before = known.step_before, known.used_before
         self._jobs[directory] = job
+        self.conduct.lives(directory.name, life)
         dice = stream(self.seed, "queue", self.plan.name, directory.name, life)
         waits = lognormal(dice, self.plan.queue_median_minutes * 60.0, self.plan.queue_sigma)
         self._next(job, waits, self._begin, job)
@@ -128,6 +133,7 @@ class Cluster:
     def cancel(self, directory: Path) -> None:
         job = self._jobs.get(directory)
         if job is not None and job.state is not _State.GONE:
+            self.conduct.wished(directory.name, "cancel")
             self._end(job, Cause.CANCELLED, "CANCELLED")
 
     # ---- what happens by itself
@@ -195,7 +201,8 @@ class Cluster:
             gap = gap_seconds(dice, per_day * weather.site_faults)
             if gap is not None and self.falls(detail.lower(), job.directory.name, job.life, gap):
                 ways.append((gap, self._lose, (job, cause, detail)))
-        unlucky = bool(weather.loss) and dice.random() < weather.loss / 2.0
+        share = weather.loss / 2.0 + weather.failures
+        unlucky = share > 0.0 and dice.random() < share
         if unlucky and self.falls("trainer error", job.directory.name, job.life):
             after = dice.random() * ways[0][0]
             ways.append(
@@ -276,6 +283,7 @@ class Cluster:
 
     def _fail(self, job: _Job, reason: FailureReason, sentence: str) -> None:
         write_failure(job.directory, Failure(reason=reason, sentence=sentence))
+        self.conduct.failed(job.directory.name)
         self._moment(job, "job failed", sentence)
         self._end(job, Cause.FINISHED, "exit code 1")
 
@@ -287,6 +295,7 @@ class Cluster:
             self._next(job, 0.0, self._end, job, Cause.FINISHED, "its folder is gone")
         elif job.asked != STOP and os.path.exists(f"{job.directory}/{STOP}"):
             job.asked = STOP
+            self.conduct.wished(job.directory.name, STOP)
             self._next(job, _HEEDED_SECONDS, self._stop, job)
         elif (
             isinstance(job.order.job.work, Train)
@@ -294,6 +303,7 @@ class Cluster:
             and os.path.exists(f"{job.directory}/{FINISH}")
         ):
             job.asked = FINISH
+            self.conduct.wished(job.directory.name, FINISH)
             if self._step(job) > 0:
                 self._next(job, _HEEDED_SECONDS, lambda: self._deliver(job, self._step(job)))
 
@@ -322,6 +332,7 @@ class Cluster:
         self._account(job)
         job.used_before = self._usage(job)
         job.state, job.cause, job.detail, job.ended_at = _State.GONE, cause, detail, self.loop.time()
+        self.conduct.is_gone(job.directory.name, cause, job.used_before)
         self._stir()
 
     def _usage(self, job: _Job) -> Usage:
@@ -343,6 +354,10 @@ class Cluster:
             queued_seconds=waited,
             source="sacct",
         )
+
+    def _spent(self) -> float:
+        """GPU-seconds of all lives."""
+        return math.fsum(self._usage(job).gpu_seconds for job in self._jobs.values())
 
     def _account(self, job: _Job) -> None:
         if job.state is _State.RUNNING and os.path.isdir(job.directory):

@@ -34,8 +34,10 @@ class SimulatedLauncher:
         return min(60.0, self._look_seconds) if self._is_urgent else self._look_seconds
 
     def submit(self, directory: Path, life: int) -> None:
-        path = directory / LIFE_FILE
+        path, conduct = directory / LIFE_FILE, self._cluster.conduct
+        conduct.asks(directory.name, life)
         if life == 1 and self._cluster.refuses(directory):
+            conduct.refused(directory.name)
             raise Refused(
                 "sbatch: error: Batch job submission failed: Job violates accounting policy (simulated)"
             )
@@ -69,4 +71,7 @@ class SimulatedLauncher:
         if not loss or self._dice.random() >= loss:
             return False
         self._cluster.silences += 1
-        return self._cluster.falls("silence", self._cluster.plan.name, self._cluster.silences)
+        if not self._cluster.falls("silence", self._cluster.plan.name, self._cluster.silences):
+            return False
+        self._cluster.conduct.is_silent()
+        return True

@@ -35,6 +35,7 @@ class Host:
         self.skew = skew_seconds
         self.dice = stream(seed, "host", name)
         self.disk_is_full = False
+        self.refused_at = float("-inf")  #: when its full disk last took no more, by the loop's clock
         self.writes = 0  #: that its disk was asked for so far
         self._began_at = began_at
 
@@ -79,6 +80,7 @@ class Machine:
         host: Host = process.host
         host.writes += 1
         if host.disk_is_full:
+            host.refused_at = asyncio.get_running_loop().time()
             raise OSError(errno.ENOSPC, "No space left on device (simulated)")
         self.moment(torn)
 

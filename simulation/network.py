@@ -74,6 +74,7 @@ class Network:
 
     heard  is told of every answer as it leaves: (place, method, request, response); requests of streams are empty
     lent   which channel an upload takes in place of its own
+    spoke, reached  are told what a program asks, before any liar, and of the answer that has come back to it
     """
 
     def __init__(self, loop: VirtualLoop) -> None:
@@ -83,6 +84,8 @@ class Network:
         self.server: Process | None = None
         self.heard: Callable[[str, str, bytes, bytes], None] = lambda place, method, request, response: None
         self.served: Callable[[str, str, Any], None] = lambda place, method, request: None
+        self.spoke: Callable[[Channel, str, Any], None] = lambda channel, method, request: None
+        self.reached: Callable[[Channel, str, Any, Any], None] = lambda channel, method, request, answer: None
         self.said: Callable[[str, str, bytes], bytes] = lambda place, method, request: request
         self.lent: Callable[[Channel], Channel] = lambda channel: channel
         self.gave: Callable[[str, str], None] = lambda place, digest: None
@@ -162,8 +165,9 @@ class Channel:
 
     def unary_unary(self, method: str, request_serializer: Any, response_deserializer: Any, **_: Any) -> Any:
         def call(request: Any, timeout: float | None = None) -> asyncio.Future[Any]:
+            self.network.spoke(self, method, request)
             data = self.network.said(self.wire.place, method, request_serializer(request))
-            return Unary(self, method, response_deserializer).ask(data, timeout)
+            return Unary(self, method, response_deserializer, request).ask(data, timeout)
 
         return call
 

@@ -45,6 +45,7 @@ _RATES = (
         "lies_per_day",
         "falsehoods",
         "refusals",
+        "failures",
         "echoes",
         "whims",
         "harms",
@@ -103,6 +104,7 @@ def _watched(case: Case, folder: Path) -> Ran:
             raise _Seen
 
     world.referee.events.append(heard)
+    world.referee.blamed = world.give_up
     with contextlib.suppress(_Seen):
         world.run(True, moved)
     fallen = [*world.faults.fallen]

@@ -122,6 +122,7 @@ class SiteHost:
         self.process = process = Process(f"agent of {self.plan.name}", self.host)
         self._processes = [*(one for one in self._processes if one.alive), process]
         process.on_death = lambda: self._died(process)
+        self.cluster.conduct.starts(process)
         process.spawn(self._run(process))
 
     def stop(self) -> None:

@@ -60,6 +60,7 @@ class Weather(Fact):
     thieves_per_day: NotNegative = (
         0.0  #: messages by who stole a site's certificate, beside those of bad weather
     )
+    failures: Share = 0.0  #: of lives: their trainer says that it cannot go on, beside those of bad weather
     refusals: Share = 0.0  #: of attempts: a site's batch system will not take them, for reasons of its own
     echoes: Share = 0.0  #: of the reports of the coordinator's worker: they come again, late
     whims: Share = 0.0  #: of rounds in which an admin drains all sites, or moves the head, before the verdict
@@ -140,6 +141,7 @@ _SHARES = (
     "reorder",
     "falsehoods",
     "refusals",
+    "failures",
     "echoes",
     "whims",
     "harms",

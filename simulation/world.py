@@ -17,8 +17,9 @@ from coordinator.core.moment import Moment
 from coordinator.core.waits import waits
 from policies.membership import Group, Membership
 from simulation.admins import Admins
-from simulation.checkers import Referee
+from simulation.checkers import SYNC, Referee
 from simulation.cluster import Cluster
+from simulation.conduct import Conduct
 from simulation.coordinators import CoordinatorHost, made_here
 from simulation.diary import Diary, endings, merged_tokens, versions_of
 from simulation.draws import lognormal
@@ -31,7 +32,7 @@ from simulation.lenders import Lenders
 from simulation.liars import Liar
 from simulation.loop import VirtualLoop
 from simulation.machine import Host, Machine, inhabited
-from simulation.network import Network
+from simulation.network import Channel, Network
 from simulation.outcome import Cost, Happening, Outcome
 from simulation.plan import Plan, SitePlan
 from simulation.real import RealTrainer, at_work
@@ -71,6 +72,7 @@ class World:
         self.referee = Referee(lambda: self.loop.steps, lambda: self.coordinator.host.clock(), self.loop.time)
         self.diary = Diary()
         self._weights = Weights(plan.model_bytes)
+        self._conducts: dict[str, Conduct] = {}
         self._over = False
         self._ended = asyncio.Event()
 
@@ -164,6 +166,8 @@ class World:
         )
         self.referee.look_into(self.coordinator.workshop.store)
         self.network.heard = self._heard
+        self.network.spoke = self._spoke
+        self.network.reached = self._reached
         self.network.served = self._served
         self.network.gave = self._gave
         self.network.took = self._took
@@ -181,8 +185,19 @@ class World:
         pupil = Weighed(Lazy(pupil, self.weather.replays, self.seed, plan.name), self._weights)
         if plan.name in self._real:
             config, pupil = at_work(self._real[plan.name], config), RealTrainer()
+        conduct = self._conducts[plan.name] = Conduct(
+            plan, Path(config.home), sync_seconds, host, self.loop.time, self.referee.blame
+        )
         cluster = Cluster(
-            plan, self.weather, self.seed, host, self.loop, pupil, self.plan.model_bytes, self.diary.note
+            plan,
+            self.weather,
+            self.seed,
+            host,
+            self.loop,
+            pupil,
+            self.plan.model_bytes,
+            self.diary.note,
+            conduct,
         )
         rests = stream(self.seed, "rests", plan.name)
         return SiteHost(
@@ -217,7 +232,7 @@ class World:
             liar,
             self.diary.note,
         )
-        admins.begin(self.sites, self.plan.campaign, self._give_up)
+        admins.begin(self.sites, self.plan.campaign, self.give_up)
         clears = self.weather.clears_after_hours
         if clears is not None:
             self.loop.call_later(clears * 3600.0, self._clear_up, context=self.loop.outside)
@@ -233,7 +248,8 @@ class World:
             site.set_mode("work")
             site.cluster.weather = PRESETS["calm"]
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """There is nothing more to wait for."""
         self._over = True
         self._ended.set()
 
@@ -262,13 +278,21 @@ class World:
                 self._weights.version(event.manifest)
             case ev.CampaignEnded():
                 if all(campaign.status != "open" for campaign in self.referee.state.campaigns.values()):
-                    self._give_up()
+                    self.give_up()
             case _:
                 pass
 
     def _heard(self, place: str, method: str, request: bytes, response: bytes) -> None:
         if place != "admin":
             self.referee.answered(place, method, request, response)
+
+    def _spoke(self, channel: Channel, method: str, request: Any) -> None:
+        if method == SYNC and (conduct := self._conducts.get(channel.wire.place)) is not None:
+            conduct.speaks(channel.process, request)
+
+    def _reached(self, channel: Channel, method: str, request: Any, answer: Any) -> None:
+        if method == SYNC and (conduct := self._conducts.get(channel.wire.place)) is not None:
+            conduct.hears(channel.process, request, answer)
 
     def _served(self, place: str, method: str, request: Any) -> None:
         self.referee.served(place, method, request)

@@ -219,6 +219,8 @@ _MORE_OF_THE_CORE = (
     ),
 )
 
+# Not among them: that what one answer settles is not begun (``or attempt in observed.settled``). It decides nothing:
+# an answer settles only what it does not want. tests/agent has it, for a coordinator that contradicts itself.
 _OF_THE_SHELLS = (
     Mistake(
         "driver: events are told and not written",
@@ -323,10 +325,10 @@ _OF_THE_SHELLS = (
         "if action is None:",
     ),
     Mistake(
-        "agent: what is settled is begun again",
+        "agent: what is settled is dropped while it lives",
         "site_agent.core.reconcile",
-        "if attempt in held or attempt in observed.settled:",
-        "if attempt in held:",
+        "        if leaving := _leave(files, sighting, limits, why):\n",
+        "        if False and (leaving := _leave(files, sighting, limits, why)):\n",
     ),
     Mistake(
         "agent: a life is enough",
@@ -345,6 +347,12 @@ _OF_THE_SHELLS = (
         "site_agent.core.lives",
         'return None if observed.waits else _launch(files, "its inputs are here")',
         'return _launch(files, "its inputs are here")',
+    ),
+    Mistake(
+        "agent: a second life is launched in closed windows",
+        "site_agent.core.lives",
+        'return None if observed.waits else _launch(files, f"{how}; it goes on where it was")',
+        'return _launch(files, f"{how}; it goes on where it was")',
     ),
     Mistake(
         "agent: a spent allocation is no reason to end",

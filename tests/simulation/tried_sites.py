@@ -101,5 +101,20 @@ NIGHTFALL = (
 )
 #: So fast that a merge is the longest of all jobs.
 FAST = tuple(replace(site, tokens_per_second=4000.0, up_mbps=5000.0, queue_sigma=0.1) for site in EVEN)
+#: Agents are killed all the time, and a job needs two lives.
+KILLED = tuple(replace(site, agent_kill_per_day=60.0, walltime_minutes=25.0) for site in EVEN)
+#: One is not done with a job when others are with three.
+LEFT_BEHIND = (*EVEN[:2], replace(EVEN[2], tokens_per_second=24.0))
+#: The window of one closes while it fetches what its first job needs, and before its first life ends.
+SHUT = (
+    EVEN[0],
+    replace(
+        EVEN[1],
+        down_mbps=10.0,
+        windows=(OpenHours(cron="0 */2 * * *", hours=0.6),),
+        walltime_minutes=25.0,
+    ),
+    EVEN[2],
+)
 #: Nobody works for nine hours.
 AWAY = tuple(replace(site, outages=(Outage(from_hours=0.1, hours=9.0),)) for site in EVEN)

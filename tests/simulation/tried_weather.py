@@ -44,6 +44,8 @@ CUT = replace(CALM, name="cut off", partitions_per_day=24.0, partition_minutes=9
 GONE = replace(CALM, name="gone", cuts=(Cut(site=SiteName("north"), from_hours=0.85, hours=6.0),))
 CRASHING = replace(GONE, name="gone, crashing", crashes_per_day=48.0, restart_minutes=50.0)
 NIGHT = replace(CALM, name="night", cuts=(Cut(site=SiteName("west"), from_hours=1.1, hours=3.0),))
+FAILING = replace(CALM, name="failing", failures=0.4)
+BEHIND = replace(CALM, name="left behind", cuts=(Cut(site=SiteName("west"), from_hours=0.8, hours=1.5),))
 REFUSING = replace(CALM, name="refusing", refusals=0.5)
 MUTE = replace(
     CALM,
