@@ -28,7 +28,7 @@ class Watcher(contextlib.AbstractContextManager["Watcher"]):
         self._live: Live | None = None
 
     def __enter__(self) -> "Watcher":
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the terminal keeps our screen
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # until ``follow`` hears it
         if self._console.is_terminal and not self._as_json:
             self._live = Live(console=self._console, auto_refresh=False, screen=True)
         return self
@@ -43,7 +43,22 @@ class Watcher(contextlib.AbstractContextManager["Watcher"]):
         return kind is KeyboardInterrupt
 
     async def follow(self, coordinator: Coordinator, seconds: float) -> None:
-        """For ever. Raises Unavailable only if the coordinator has not answered once."""
+        """Until SIGTERM. Raises Unavailable only if the coordinator has not answered once."""
+        # heard between two pictures: an exception in the midst of one may leave the terminal with half of it
+        asked_to_end = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked_to_end.set)
+        looking = asyncio.ensure_future(self._look(coordinator, seconds))
+        ending = asyncio.ensure_future(asked_to_end.wait())
+        try:
+            await asyncio.wait({looking, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if looking.done():
+                await looking
+        finally:
+            looking.cancel()
+            ending.cancel()
+            await asyncio.gather(looking, ending, return_exceptions=True)
+
+    async def _look(self, coordinator: Coordinator, seconds: float) -> None:
         while True:
             try:
                 async for view in coordinator.views(seconds):
