@@ -4,6 +4,7 @@ Write beside the final name, fsync, rename, fsync the folder: after the function
 a power cut; before it returns, a reader sees what was there before.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -52,7 +53,7 @@ def disk_errors(path: Path) -> DiskErrors:
 
 def temporary_beside(path: Path) -> Path:
     """A fresh hidden name in the folder of ``path``: a rename from there stays on one file system."""
-    return path.with_name(f".{path.name[:64]}.{secrets.token_hex(6)}.tmp")
+    return path.with_name(_hidden(path.name))
 
 
 def read_small(path: str | os.PathLike[str]) -> bytes:
@@ -79,9 +80,10 @@ def write_bytes_atomically(path: Path, data: bytes, mode: int = 0o644, makes_fol
     Raises DiskFull or Unavailable; then nothing has changed.
     """
     with disk_errors(path):
-        if makes_folders:
+        folder, name = os.path.split(path)  # plain strings: a Path costs as much as the disk
+        if makes_folders and not os.path.isdir(folder):
             make_folder(path.parent)
-        temporary = temporary_beside(path)
+        temporary = f"{folder}/{_hidden(name)}" if folder else _hidden(name)
         try:
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             try:
@@ -93,14 +95,15 @@ def write_bytes_atomically(path: Path, data: bytes, mode: int = 0o644, makes_fol
                 os.close(file)
             move_into_place(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
             raise
 
 
-def move_into_place(temporary: Path, path: Path) -> None:
+def move_into_place(temporary: str | Path, path: Path) -> None:
     """Rename a file or folder whose bytes are already fsynced, and make the new name durable."""
     os.replace(temporary, path)
-    sync_folder(path.parent)
+    sync_folder(os.path.dirname(path) or ".")
 
 
 def make_folder(path: Path) -> None:
@@ -144,10 +147,14 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_folder(path: Path) -> None:
+def sync_folder(path: str | Path) -> None:
     """fsync a folder, so that the names in it survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _hidden(name: str) -> str:
+    return f".{name[:64]}.{secrets.token_hex(6)}.tmp"

@@ -8,6 +8,7 @@ Source: https://github.com/secure-systems-lab/dsse/blob/master/protocol.md
 
 import base64
 import binascii
+import functools
 import hashlib
 from pathlib import Path
 
@@ -109,6 +110,12 @@ def sign(key: ed25519.Ed25519PrivateKey, payload_type: str, message: bytes) -> b
 
 def verify(public_key: bytes, payload_type: str, message: bytes, signature: bytes) -> None:
     """Check a raw Ed25519 signature made by ``sign``; raises Corrupt."""
+    _checked(public_key, payload_type, message, signature)
+
+
+@functools.lru_cache(maxsize=128)
+def _checked(public_key: bytes, payload_type: str, message: bytes, signature: bytes) -> None:
+    """The same bytes are shown again and again: an order in every Sync, a head to every site."""
     try:
         key = ed25519.Ed25519PublicKey.from_public_bytes(public_key)
     except ValueError as error:

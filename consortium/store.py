@@ -277,10 +277,12 @@ class BlobStore:
 def ref_of(path: Path) -> FileRef:
     """Digest and size of a file, read in pieces."""
     sha256, size = hashlib.sha256(), 0
-    buffer = bytearray(_READ_BYTES)
     with disk_errors(path), open(path, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
             raise BadInput(f"{path}: not a regular file; only files can be stored")
+        # most files are small, and a megabyte that nobody needs is zeroed page by page
+        buffer = bytearray(min(_READ_BYTES, found.st_size + 1))
         while count := file.readinto(buffer):
             sha256.update(memoryview(buffer)[:count])
             size += count

@@ -55,15 +55,24 @@ class Pace:
 
         size  bytes of its request, where it is one message
         """
+        counted = [who]
         if method in _LONG:
-            with self._one_of(f"{who} {method}", _LONG_AT_ONCE), self._call(who, size):
-                yield
-        else:
-            with self._call(who, size):
-                yield
+            counted.append(f"{who} {method}")
+            self._require_fewer(counted[-1], _LONG_AT_ONCE)
+        self._take(who, size)
+        self._require_fewer(who, _CALLS_AT_ONCE)
+        for key in counted:
+            self._at_once[key] = self._at_once.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            for key in counted:
+                self._at_once[key] -= 1
+                if not self._at_once[key]:
+                    del self._at_once[key]
 
-    @contextlib.contextmanager
-    def _call(self, who: str, size: int) -> Iterator[None]:
+    def _take(self, who: str, size: int) -> None:
+        """One call out of the bucket; what is refused empties it, too."""
         now = self._clock()
         left, before = self._left.pop(who, (self._burst, now))
         left = min(self._burst, left + (now - before) * self._per_second)
@@ -74,20 +83,10 @@ class Pace:
             raise Unavailable(
                 f"{who} calls more than {self._per_second:g} times a second; wait and call more slowly"
             )
-        with self._one_of(who, _CALLS_AT_ONCE):
-            yield
 
-    @contextlib.contextmanager
-    def _one_of(self, who: str, most: int) -> Iterator[None]:
-        if self._at_once.get(who, 0) >= most:
-            raise Unavailable(f"{who} has {most} calls under way; wait until some have ended")
-        self._at_once[who] = self._at_once.get(who, 0) + 1
-        try:
-            yield
-        finally:
-            self._at_once[who] -= 1
-            if not self._at_once[who]:
-                del self._at_once[who]
+    def _require_fewer(self, key: str, most: int) -> None:
+        if self._at_once.get(key, 0) >= most:
+            raise Unavailable(f"{key} has {most} calls under way; wait until some have ended")
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc carries no types

@@ -91,9 +91,13 @@ def verify(
     places = places_of(home)
     ledger, name = places.ledger, _name(places.ledger)
     progress("ledger: chain, checkpoints, snapshot")
-    for problem in verify_chain(ledger):
-        found.problems.append(f"ledger {name}, entry {problem.sequence}: {problem.what}")
     state = _replayed(ledger, found, seen)
+    key = (
+        bytes.fromhex(state.ledger_key) if state is not None else None
+    )  # unknown: whoever signed is taken for it
+    found.problems[:0] = [
+        f"ledger {name}, entry {fault.sequence}: {fault.what}" for fault in verify_chain(ledger, key)
+    ]
     if state is None:
         return _report(found)
     store = open_store(places)
@@ -175,10 +179,6 @@ def _replayed(ledger: str, found: _Findings, seen: Sequence[Seen]) -> State | No
     if seen:
         found.checked["witnessed head"] = witnesses.num_heads
         found.problems.extend(witnesses.problems(key))
-    for fault in verify_chain(ledger, key):
-        text = f"ledger {_name(ledger)}, entry {fault.sequence}: {fault.what}"
-        if text not in found.problems:
-            found.problems.append(text)
     return state
 
 

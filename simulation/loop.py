@@ -11,7 +11,7 @@ kept until the world ends, or the garbage collector would close them, which is a
 import asyncio
 import contextvars
 import heapq
-from asyncio import base_events, events
+from asyncio import base_events
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
 from typing import Any
@@ -66,13 +66,33 @@ def current() -> Process | None:
     return _PROCESS.get()
 
 
+class _Handle:
+    """asyncio.Handle, as far as asyncio asks: a world makes and runs seven thousand of them."""
+
+    __slots__ = ("args", "callback", "context", "is_cancelled", "owner")
+
+    def __init__(self, callback: Any, args: tuple[Any, ...], context: Context | None) -> None:
+        self.callback: Any = callback
+        self.args: Any = args
+        self.context = contextvars.copy_context() if context is None else context
+        self.owner: Process | None = self.context.get(_PROCESS)
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+        self.callback = self.args = None
+
+    def cancelled(self) -> bool:
+        return self.is_cancelled
+
+
 class VirtualLoop(base_events.BaseEventLoop):
     """To be used with ``run_until_complete``; ``time()`` begins at 0, in seconds."""
 
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
-        self._timers: list[tuple[float, int, events.TimerHandle]] = []
+        self._timers: list[tuple[float, int, _Handle]] = []
         self._sequence = 0
         self.steps = 0  #: callbacks run so far
         self.outside = Context()  #: of what no process does
@@ -89,64 +109,77 @@ class VirtualLoop(base_events.BaseEventLoop):
 
     def call_soon(  # type: ignore[override]
         self, callback: Any, *args: Any, context: Context | None = None
-    ) -> events.Handle:
-        handle = events.Handle(callback, args, self, context)
-        owner = handle._context.get(_PROCESS)  # type: ignore[attr-defined]
-        if owner is not None and not owner.alive:
+    ) -> Any:
+        handle = _Handle(callback, args, context)
+        if handle.owner is not None and not handle.owner.alive:
             self._graves.append(handle)
-            handle._cancelled = True
-            return handle
-        self._ready.append(handle)  # type: ignore[attr-defined]
+            handle.is_cancelled = True
+        else:
+            self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
 
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Any, *args: Any, context: Context | None = None
-    ) -> events.TimerHandle:
+    ) -> Any:
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Context | None = None
-    ) -> events.TimerHandle:
-        timer = events.TimerHandle(when, callback, args, self, context)
+    ) -> Any:
+        timer = _Handle(callback, args, context)
         self._sequence += 1
         heapq.heappush(self._timers, (when, self._sequence, timer))
-        return timer
-
-    def _timer_handle_cancelled(self, handle: events.TimerHandle) -> None:
-        pass  # it is passed over when its time comes
+        return timer  # one that is cancelled is passed over when its time comes
 
     def _run_once(self) -> None:
+        """Until the loop is to stop: nobody is waited for in between, so there is nothing to come back for."""
         ready: Any = self._ready  # type: ignore[attr-defined]
-        if not ready and not self._stopping:  # type: ignore[attr-defined]
-            timers = self._timers
-            while timers and timers[0][2]._cancelled:
-                heapq.heappop(timers)
-            if not timers:
-                raise RuntimeError("the simulated world stands still: nothing is going to happen any more")
-            self._now = max(self._now, timers[0][0])
-            while timers and timers[0][0] <= self._now:
-                handle = heapq.heappop(timers)[2]
-                if not handle._cancelled:
-                    ready.append(handle)
-        for _ in range(len(ready)):
-            handle = ready.popleft()
-            if handle._cancelled:
-                continue
-            owner = handle._context.get(_PROCESS)
-            if owner is not None:
-                if not owner.alive:
-                    self._graves.append(handle)
-                    continue
-                if owner.steps_left is not None:
-                    owner.steps_left -= 1
-                    if owner.steps_left <= 0:
-                        self._graves.append(handle)
-                        owner.kill()
-                        continue
-            self.steps += 1
-            handle._run()
+        while True:
+            if not ready and not self._stopping:  # type: ignore[attr-defined]
+                self._go_on_to_the_next_timer()
+            for _ in range(len(ready)):
+                handle = ready.popleft()
+                if not handle.is_cancelled and self._may_run(handle):
+                    self.steps += 1
+                    try:
+                        handle.context.run(handle.callback, *handle.args)
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as error:
+                        self._note(error)
+            if self._stopping:  # type: ignore[attr-defined]
+                return
+
+    def _go_on_to_the_next_timer(self) -> None:
+        ready, timers = self._ready, self._timers  # type: ignore[attr-defined]
+        while timers and timers[0][2].is_cancelled:
+            heapq.heappop(timers)
+        if not timers:
+            raise RuntimeError("the simulated world stands still: nothing is going to happen any more")
+        self._now = now = max(self._now, timers[0][0])
+        while timers and timers[0][0] <= now:
+            handle = heapq.heappop(timers)[2]
+            if not handle.is_cancelled:
+                ready.append(handle)
+
+    def _may_run(self, handle: _Handle) -> bool:
+        """Whether who began it lives; it may die at this very step."""
+        owner = handle.owner
+        if owner is None:
+            return True
+        if owner.alive:
+            if owner.steps_left is None:
+                return True
+            owner.steps_left -= 1
+            if owner.steps_left > 0:
+                return True
+            self._graves.append(handle)
+            owner.kill()
+            return False
+        self._graves.append(handle)
+        return False
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         """At once; what takes time by ``seconds_of_work`` is known only after it."""
@@ -174,7 +207,11 @@ class VirtualLoop(base_events.BaseEventLoop):
 
     def _note_trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if isinstance(error, BaseException) and not isinstance(error, Killed) and self.trouble is None:
+        if isinstance(error, BaseException):
+            self._note(error)
+
+    def _note(self, error: BaseException) -> None:
+        if not isinstance(error, Killed) and self.trouble is None:
             self.trouble = error
 
     # ---- what asyncio expects of a loop that has a system below it

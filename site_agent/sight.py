@@ -38,14 +38,17 @@ class Sight:
     def look(self) -> Seen:
         """Raises Unavailable if the spool cannot be read now."""
         self._take_back()
-        held, complaints = self._spool.look()
+        places = self._spool.places()
+        begun = {self._spool.directory(attempt): attempt for attempt in self._spool.begun(places)}
+        # before the look: a result that comes meanwhile counts, or a life that is gone would seem to have left none
+        polled = self._launcher.poll(list(begun)) if begun else {}
+        held, complaints = self._spool.look(places)
         for complaint in complaints:
             _log.error("%s", complaint)
-        begun = {self._spool.directory(files.attempt): files.attempt for files in held if files.lives}
-        polled = self._launcher.poll(list(begun)) if begun else {}
-        if polled:  # a result that came meanwhile counts, or a life that is gone would seem to have left none
-            held, _ = self._spool.look()
-        sightings = {begun[directory]: sighting for directory, sighting in polled.items()}
+        known = {files.attempt for files in held}
+        sightings = {
+            begun[directory]: sighting for directory, sighting in polled.items() if begun[directory] in known
+        }
         try:
             mode = read_mode(self._home)
         except BadInput as error:  # what the operator wants cannot be known: nothing new, then

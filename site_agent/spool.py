@@ -17,6 +17,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from consortium import ids
@@ -75,23 +76,39 @@ class Spool:
                 write_bytes_atomically(folder / "job.sig", signature)
         return directory
 
-    def look(self) -> tuple[tuple[AttemptFiles, ...], tuple[str, ...]]:
+    def places(self) -> tuple[str, ...]:
+        """Where attempts lie, sorted. Raises Unavailable if the file system does not answer."""
+        with disk_errors(self.root):
+            jobs = [job for job in _visible(str(self.root)) if not job.endswith(f"/{BROKEN}")]
+            return tuple(place for job in jobs for place in _attempts(job))
+
+    def begun(self, places: Sequence[str]) -> tuple[AttemptId, ...]:
+        """Of which of these a life was begun; of no other can a launcher know anything. Raises Unavailable."""
+        found = []
+        with disk_errors(self.root):
+            for place in places:
+                with contextlib.suppress(BadInput):  # the look that follows says so, and moves it aside
+                    attempt = self._attempt_at(place)
+                    if LIFE_FILE in _names(place) and _life(place).number:
+                        found.append(attempt)
+        return tuple(found)
+
+    def look(self, places: Sequence[str] | None = None) -> tuple[tuple[AttemptFiles, ...], tuple[str, ...]]:
         """Every attempt, sorted, and a sentence on each thing that was moved to ``spool/broken``.
 
+        places  where they lie, if that has been asked just now
         Raises Unavailable if the file system does not answer; then nothing is known, and nothing was changed.
         """
         found: list[AttemptFiles] = []
         complaints: list[str] = []
+        places = self.places() if places is None else places
         with disk_errors(self.root):
-            for job in _visible(str(self.root)):
-                if job.endswith(f"/{BROKEN}"):
-                    continue
-                for place in _attempts(job):
-                    try:
-                        found.append(self._look_at(place))
-                    except BadInput as error:
-                        if os.path.lexists(place):  # else another agent of this home has dropped it meanwhile
-                            complaints.append(f"{error}; moved to {self._set_aside(Path(place))}")
+            for place in places:
+                try:
+                    found.append(self._look_at(place))
+                except BadInput as error:
+                    if os.path.lexists(place):  # else another agent of this home has dropped it meanwhile
+                        complaints.append(f"{error}; moved to {self._set_aside(Path(place))}")
         return tuple(found), tuple(complaints)
 
     def ask_to_stop(self, attempt: AttemptId) -> None:
@@ -152,11 +169,17 @@ class Spool:
 
     # ---- inside
 
-    def _look_at(self, place: str) -> AttemptFiles:
-        """``place`` and all below it are plain strings: an agent looks often, and paths cost as much as the disk."""
+    def _attempt_at(self, place: str) -> AttemptId:
+        """Whose directory it is. Raises BadInput if it is nobody's, or holds another's assignment."""
         attempt = ids.attempt_id(place.rpartition("/")[2])
         if place != str(self.directory(attempt)):
             raise BadInput(f"{place}: is not where {attempt} belongs")
+        self.assignment(attempt)
+        return attempt
+
+    def _look_at(self, place: str) -> AttemptFiles:
+        """``place`` and all below it are plain strings: an agent looks often, and paths cost as much as the disk."""
+        attempt = self._attempt_at(place)
         work = self.assignment(attempt).work
         there = _names(place)  # one question to the file system, and then only for what is there
         life = _life(place) if LIFE_FILE in there else None
