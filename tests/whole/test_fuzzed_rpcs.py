@@ -167,12 +167,18 @@ class Target:
     def sequence(self) -> int:
         return int(self.run(self.admin.view()).sequence)
 
+    async def settle(self, who: str) -> None:
+        """Until the coordinator has begun with what came before on this line, late if the machine stood still."""
+        with contextlib.suppress(grpc.RpcError):
+            await self.channels[who].unary_unary("/grpc.health.v1.Health/Check")(b"")
+
     async def ask(self, who: str, method: str, data: list[bytes]) -> SprachbundError | None:
         call = self.channels[who].stream_stream(method)(iter(data), timeout=2.0)
         try:
             await call.read()
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                await self.settle(who)
                 return None  # it waits for news, as it was asked to
             code, ours = error.code(), from_rpc_error(error)
         else:

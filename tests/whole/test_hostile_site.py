@@ -183,7 +183,7 @@ class SignsWithAnExpiredCertificate(Hostile):
     """Its certificate of today is good for calling; it signs with that of last week."""
 
     refusals = (
-        "^signed with a certificate of plovdiv that had expired 5184[0-9]{2} s before delivery; "
+        "^signed with a certificate of plovdiv that had expired 518[4-9][0-9]{2} s before delivery; "
         "the site must renew it or enrol again$",
     )
 
