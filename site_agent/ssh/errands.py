@@ -3,8 +3,6 @@
 import threading
 from collections.abc import Callable, Hashable
 
-from consortium.errors import SprachbundError
-
 
 class Progress:
     """Bytes moved of bytes to move; told by the thread that moves them."""
@@ -25,7 +23,7 @@ class Progress:
 class _Errand:
     def __init__(self, work: Callable[[Progress], None]) -> None:
         self.progress = Progress()
-        self.error: SprachbundError | None = None
+        self.error: Exception | None = None
         self._work = work
         self.thread = threading.Thread(target=self._run, daemon=True)  # the end of the agent waits for none
         self.thread.start()
@@ -33,7 +31,7 @@ class _Errand:
     def _run(self) -> None:
         try:
             self._work(self.progress)
-        except SprachbundError as error:
+        except Exception as error:  # whoever asks next is told: not to know of one is not to have succeeded
             self.error = error
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from consortium.canonical import decode, encode
 from consortium.errors import BadInput, Refused, Unavailable
-from consortium.files import write_bytes_atomically
+from consortium.files import disk_errors, write_bytes_atomically
 from site_agent.ssh.session import SESSION
 from site_agent.ssh.settings import Ssh
 from site_agent.ssh.trouble import Trouble, trouble_of, wait_seconds, way_out
@@ -186,7 +186,9 @@ class Master:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Of all processes that share the socket, one logs in."""
-        lock = os.open(self.socket.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        name = self.socket.with_suffix(".lock")
+        with disk_errors(name):  # XDG_RUNTIME_DIR goes when its user logs out everywhere
+            lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -65,7 +65,12 @@ class Wire:
                 near.close()
                 continue
             with self._lock:
-                self._pairs.append((near, far))
+                if not (is_cut := self.is_down):
+                    self._pairs.append((near, far))
+            if is_cut:  # while it was dialled
+                near.close()
+                far.close()
+                continue
             for source, sink, way in ((near, far, "up"), (far, near, "down")):
                 threading.Thread(target=self._carry, args=(source, sink, way), daemon=True).start()
 

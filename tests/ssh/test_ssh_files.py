@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from site_agent.ssh import scripts
 from site_agent.ssh.files import SshFiles
 from site_agent.ssh.frames import frames
 
+LITTLE = 2 << 20  # goes by itself, all the same
+MODEL = b"\1" * 3000 + os.urandom(LITTLE)
 BIG = 16 << 20
-MODEL = b"\1" * 3000 + os.urandom(BIG)
+BIG_MODEL = MODEL + os.urandom(BIG - len(MODEL))  # for lines that break in the midst of it
 JOB = "0123-jobs/0123-jobs.a1"
 
 
@@ -36,8 +39,18 @@ def directory(spool):
 
 
 @pytest.fixture
+def big(spool):
+    return staged(spool / JOB, BIG_MODEL)
+
+
+@pytest.fixture
 def files(site, spool):
-    return SshFiles(site.connect(), spool, site.settings.root)
+    return files_of(site, spool)
+
+
+def files_of(site, spool, **more):
+    """Whose caller waits for all that is carried, however slow the machine is."""
+    return SshFiles(site.connect(), spool, site.settings.root, **{"wait_seconds": 300.0, **more})
 
 
 def staged(directory, model=MODEL):
@@ -58,7 +71,7 @@ def staged(directory, model=MODEL):
     return directory
 
 
-def result_of(there, size=BIG):
+def result_of(there, size=LITTLE):
     data = {"contribution.json": b"{}", "delta.safetensors": os.urandom(size), "model/a b.bin": b"x"}
     for name, content in data.items():
         path = there / "result" / name
@@ -101,36 +114,36 @@ def test_a_second_push_of_the_same_costs_one_question(site, files, directory):
 def test_a_big_input_is_sent_once_for_all_attempts(site, files, directory, spool, there):
     files.push(directory)
     sent = moved(site)[0]
-    assert BIG < sent < BIG + 200_000
+    assert len(MODEL) < sent < len(MODEL) + 200_000
     other = spool / "4567-jobs" / "4567-jobs.a1"
     shutil.copytree(directory, other)
-    SshFiles(site.connect(), spool, site.settings.root).push(other)  # by another agent, even
+    files_of(site, spool).push(other)  # by another agent, even
     assert moved(site)[0] - sent < 100_000
     name = "base/model-00001-of-00001.safetensors"
     assert (site.root / "jobs" / other.relative_to(spool) / name).samefile(there / name)
     assert (there / name).stat().st_mode & 0o222 == 0
 
 
-def test_a_push_goes_on_where_the_line_broke(site, files, directory, there):
+def test_a_push_goes_on_where_the_line_broke(site, files, big, there):
     site.connect().run("true")
     site.wire.cut_after("up", BIG // 2)
-    files.push(directory)
-    assert tree(there / "base") == tree(directory / "base")
+    files.push(big)
+    assert tree(there / "base") == tree(big / "base")
     again = moved(site)[0] - BIG
     print(f"bytes sent a second time, logins and questions included: {again}")
     assert again < 4 << 20  # what was under way in sockets and windows
 
 
-def test_a_push_that_was_given_up_goes_on_in_the_next_agent(site, spool, directory, there, monkeypatch):
+def test_a_push_that_was_given_up_goes_on_in_the_next_agent(site, spool, big, there, monkeypatch):
     monkeypatch.setattr("site_agent.ssh.moves._TRIES", 1)
     site.wire.cut_after("up", BIG // 2)
     with pytest.raises(Unavailable):
-        SshFiles(site.connect(), spool, site.settings.root).push(directory)
+        files_of(site, spool).push(big)
     assert not (there / "site.json").exists()
     part = next((site.root / "cache").glob("*.part")).stat().st_size
     assert part > BIG // 4
-    SshFiles(site.connect(), spool, site.settings.root).push(directory)
-    assert tree(there / "base") == tree(directory / "base")
+    files_of(site, spool).push(big)
+    assert tree(there / "base") == tree(big / "base")
     assert moved(site)[0] < BIG + (4 << 20)
 
 
@@ -139,7 +152,7 @@ def test_a_part_with_a_hole_is_found_out_and_sent_again(site, files, directory, 
     model = directory / "base" / "model-00001-of-00001.safetensors"
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     (site.root / "cache").mkdir(parents=True)
-    (site.root / "cache" / f"{digest}.part").write_bytes(bytes(BIG // 2))
+    (site.root / "cache" / f"{digest}.part").write_bytes(bytes(len(MODEL) // 2))
     files.push(directory)
     assert (there / "base" / model.name).read_bytes() == model.read_bytes()
 
@@ -149,12 +162,13 @@ def test_a_writer_that_lingers_does_no_harm(site, files, directory, there):
     model = directory / "base" / "model-00001-of-00001.safetensors"
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     from site_agent.ssh.scripts import BLOCK, SEND
+    from site_agent.ssh.session import write_all
 
     (site.root / "cache").mkdir(parents=True)
     with site.connect().session(SEND, [site.settings.root, digest, "0"]) as lingering:
-        lingering.stdin.write(model.read_bytes()[: 5 * BLOCK + 7])
+        write_all(lingering.stdin, model.read_bytes()[: 5 * BLOCK + 7])
         files.push(directory)
-        lingering.stdin.write(model.read_bytes()[5 * BLOCK + 7 : 9 * BLOCK])
+        write_all(lingering.stdin, model.read_bytes()[5 * BLOCK + 7 : 9 * BLOCK])
         lingering.stdin.close()
         lingering.process.wait(timeout=120)
     assert (there / "base" / model.name).read_bytes() == model.read_bytes()
@@ -169,26 +183,61 @@ def test_a_changed_input_and_one_that_was_purged_are_placed_again(files, directo
     assert (there / "tokenizer.json").read_bytes() == b"other words"
 
 
-def test_what_takes_long_goes_on_beside_the_agent(site, spool, directory, there):
-    files = SshFiles(site.connect(), spool, site.settings.root, wait_seconds=0.0)
+def test_what_takes_long_goes_on_beside_the_agent(site, spool, directory, there, monkeypatch):
+    files = files_of(site, spool, wait_seconds=0.0)
+    may_go_on = threading.Event()
+
+    def takes_long(work):
+        def waits(*given):
+            assert may_go_on.wait(300)
+            work(*given)
+
+        return waits
+
+    for name in ("_push", "_bring"):
+        monkeypatch.setattr(files, name, takes_long(getattr(files, name)))
     with pytest.raises(Unavailable, match="on their way"):
         files.push(directory)
-    patient = files
-    patient._wait_seconds = 60.0
-    patient.push(directory)
+    may_go_on.set()
+    files._wait_seconds = 300.0
+    files.push(directory)
     assert (there / "site.json").exists()
     result_of(there)
+    may_go_on.clear()
     files._wait_seconds = 0.0
     assert "on its way" in files.pull([directory])[directory]
     assert not (directory / "result").exists()
-    files._wait_seconds = 60.0
+    may_go_on.set()
+    files._wait_seconds = 300.0
     assert files.pull([directory]) == {}
     assert tree(directory / "result") == tree(there / "result")
 
 
+def test_an_error_that_nobody_foresaw_is_no_success(site, files, directory, monkeypatch):
+    """Else a job would be submitted without its inputs."""
+
+    def fails(*_):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(files, "_push", fails)
+    with pytest.raises(ValueError, match="a bug"):
+        files.push(directory)
+
+
+def test_a_folder_of_sockets_that_is_gone_is_said(files, directory, site, sockets):
+    for path in sockets.iterdir():
+        path.unlink()
+    sockets.rmdir()
+    try:
+        with pytest.raises(Unavailable, match="No such file or directory"):
+            files.push(directory)
+    finally:
+        sockets.mkdir(mode=0o700)
+
+
 def test_a_result_comes_whole_from_where_the_line_broke(site, files, directory, there):
     files.push(directory)
-    result_of(there)
+    result_of(there, BIG)
     before = moved(site)[1]
     site.wire.cut_after("down", BIG // 2)
     assert files.pull([directory]) == {}
@@ -201,14 +250,14 @@ def test_a_result_comes_whole_from_where_the_line_broke(site, files, directory, 
 
 def test_a_result_goes_on_in_the_next_agent(site, spool, directory, there, monkeypatch):
     monkeypatch.setattr("site_agent.ssh.moves._TRIES", 1)
-    files = SshFiles(site.connect(), spool, site.settings.root)
+    files = files_of(site, spool)
     files.push(directory)
-    result_of(there)
+    result_of(there, BIG)
     before = moved(site)[1]
     site.wire.cut_after("down", BIG // 2)
     assert "cannot be fetched yet" in files.pull([directory])[directory]
     assert not (directory / "result").exists()
-    assert SshFiles(site.connect(), spool, site.settings.root).pull([directory]) == {}
+    assert files_of(site, spool).pull([directory]) == {}
     assert tree(directory / "result") == tree(there / "result")
     assert moved(site)[1] - before < BIG + (4 << 20)
 
@@ -296,7 +345,7 @@ def test_a_note_that_was_cut_short_is_not_placed(site, files, directory, there):
 
 
 def test_a_site_that_is_away_changes_nothing_here(own_site, directory, spool):
-    files = SshFiles(own_site.connect(), spool, own_site.settings.root)
+    files = files_of(own_site, spool)
     files.push(directory)
     before = tree(directory)
     own_site.sshd.stop()
@@ -319,7 +368,7 @@ def test_an_agent_with_an_empty_spool_takes_back_what_runs(site, files, director
     half.mkdir(parents=True)
     (half / "job.json").write_text("{}")
     elsewhere = tmp_path / "new home" / "spool"
-    successor = SshFiles(site.connect(), elsewhere, site.settings.root)
+    successor = files_of(site, elsewhere)
     assert successor.take_back() == [elsewhere / JOB]
     taken = tree(elsewhere / JOB)
     assert set(taken) == {"job.json", "job.sig", "site.json", "life.json"}
@@ -386,9 +435,9 @@ def test_a_garbled_answer_is_not_believed(answer):
 
 def test_a_transfer_host_carries_the_big_files(site, spool, directory, there):
     second = site.another_line()
-    files = SshFiles(site.connect(), spool, site.settings.root, transfer=second.connect())
+    files = files_of(site, spool, transfer=second.connect())
     files.push(directory)
-    assert second.wire.carried["up"] > BIG > site.wire.carried["up"]
+    assert second.wire.carried["up"] > len(MODEL) > site.wire.carried["up"]
     assert tree(there / "base") == tree(directory / "base")
     second.connect().close()
     second.wire.close()
