@@ -122,6 +122,8 @@ class Replicas(Consortium):
         while time.monotonic() < deadline:
             found = await asyncio.gather(*(self.health(place) for place in range(len(self.ports))))
             serving = [place for place, word in enumerate(found) if word == "SERVING" and place != other_than]
+            if len(serving) > 1:  # one may have led until the other did; then it says so no more
+                serving = [place for place in serving if await self.health(place) == "SERVING"]
             assert len(serving) <= 1, found
             if serving:
                 return serving[0]
