@@ -1,6 +1,6 @@
 """How a base model is made from nothing: a config, a seed and a tokenizer give the same bytes every time.
 
-Run it in a process of its own, because it imports torch and transformers:
+Run it in a process of its own, because it imports torch, and transformers for all but a plain Llama:
 ``python -m consortium.models --config CONFIG.json --seed N --tokenizer tokenizer.json --out FOLDER``
 """
 
@@ -15,6 +15,7 @@ from consortium.byte_level import END_OF_TEXT, PADDING
 from consortium.errors import BadInput, SprachbundError
 from consortium.files import sync_file, write_bytes_atomically
 from consortium.folders import fresh_folder
+from consortium.plain_llama import configs_of, plain_llama, write_plain_llama
 
 # What given tokenizers call them, the likeliest first.
 _NAMES = {
@@ -39,11 +40,28 @@ def initialise(
     Raises BadInput if transformers cannot make the model, if tokenizer and config do not fit each other, and
     if ``out_dir`` exists.
     """
+    vocabulary = _vocabulary(tokenizer_json)
+    filled = _filled(config, vocabulary)
+    model = plain_llama(filled)
+    with fresh_folder(out_dir) as folder:
+        if model is not None and model.num_bytes <= shard_bytes:
+            configs, longest = configs_of(model), model.max_position_embeddings
+            write_plain_llama(model, seed, folder)
+        else:
+            configs, longest = _by_transformers(filled, seed, shard_bytes, folder)
+        for name, content in configs.items():
+            _write_json(folder / name, content)
+        write_bytes_atomically(folder / "tokenizer.json", tokenizer_json.read_bytes())
+        _write_json(folder / "tokenizer_config.json", _tokenizer_config(filled, vocabulary, longest))
+
+
+def _by_transformers(
+    filled: Mapping[str, Any], seed: int, shard_bytes: int, folder: Path
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Weights of any model in ``folder``, synced; its other files' content, and its longest sequence."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    vocabulary = _vocabulary(tokenizer_json)
-    filled = _filled(config, vocabulary)
     torch.set_num_threads(1)  # more would draw the random numbers in another order
     torch.manual_seed(seed)
     try:
@@ -51,16 +69,16 @@ def initialise(
         model = AutoModelForCausalLM.from_config(full, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # what it raises for a config that makes no sense is of any class
         raise BadInput(f"config of the model: transformers cannot make it: {error}") from error
-    with fresh_folder(out_dir) as folder:
-        model.save_pretrained(folder, max_shard_size=shard_bytes)
-        for path in sorted(folder.glob("*.safetensors*")):
-            sync_file(path)
-        for name in ("config.json", "generation_config.json"):
-            saved = json.loads((folder / name).read_bytes())
-            saved.pop("transformers_version", None)  # an update must not give the same weights another digest
-            _write_json(folder / name, saved)
-        write_bytes_atomically(folder / "tokenizer.json", tokenizer_json.read_bytes())
-        _write_json(folder / "tokenizer_config.json", _tokenizer_config(filled, vocabulary, full))
+    model.save_pretrained(folder, max_shard_size=shard_bytes)
+    for path in sorted(folder.glob("*.safetensors*")):
+        sync_file(path)
+    configs = {}
+    for name in ("config.json", "generation_config.json"):
+        configs[name] = json.loads((folder / name).read_bytes())
+        configs[name].pop(
+            "transformers_version", None
+        )  # an update must not give the same weights another digest
+    return configs, getattr(full, "max_position_embeddings", 1 << 30)
 
 
 def _vocabulary(tokenizer_json: Path) -> dict[str, int]:
@@ -102,14 +120,16 @@ def _filled(config: Mapping[str, Any], vocabulary: Mapping[str, int]) -> dict[st
     return filled
 
 
-def _tokenizer_config(filled: Mapping[str, Any], vocabulary: Mapping[str, int], full: Any) -> dict[str, Any]:
+def _tokenizer_config(
+    filled: Mapping[str, Any], vocabulary: Mapping[str, int], longest: int
+) -> dict[str, Any]:
     """What AutoTokenizer needs beside tokenizer.json."""
     spelling = {number: token for token, number in vocabulary.items()}
     specials = {kind: spelling.get(filled.get(f"{kind}_id", -1)) for kind in _NAMES}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "model_max_length": getattr(full, "max_position_embeddings", 1 << 30),
+        "model_max_length": longest,
         **{kind: token for kind, token in specials.items() if token is not None},
     }
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from trainer_samples import CONFIG, sha256
 
+from consortium import models
 from consortium.errors import BadInput
 from consortium.models import initialise, main
+from consortium.plain_llama import plain_llama
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -44,6 +46,63 @@ def test_the_bytes_depend_on_config_seed_and_tokenizer_alone(
     assert _digests(tmp_path / "4")["model.safetensors"] != _digests(base)["model.safetensors"]
     assert sha256(base / "tokenizer.json") == sha256(tokenizer_json)
     assert "transformers_version" not in (base / "config.json").read_text()
+
+
+PLAIN: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 24,
+    "intermediate_size": 31,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+SMALLEST = {"hidden_size": 2, "intermediate_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True, "num_key_value_heads": 1, "architectures": ["LlamaForCausalLM"]},
+        {
+            "rope_parameters": {"rope_theta": 500000.0},
+            "rms_norm_eps": 1e-05,
+            "vocab_size": 333,
+            "pad_token_id": 332,
+        },
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "initializer_range": 0.5,
+            "eos_token_id": 7,
+        },
+        SMALLEST | {"max_position_embeddings": 77, "bos_token_id": 3},
+    ],
+)
+def test_a_plain_llama_has_the_bytes_that_transformers_gives_it(
+    tmp_path: Path, tokenizer_json: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """More than one draw of less than 16 numbers, where PyTorch draws in pairs, among them."""
+    initialise(PLAIN | changes, 11, tokenizer_json, tmp_path / "drawn")
+    monkeypatch.setattr(models, "plain_llama", lambda config: None)
+    initialise(PLAIN | changes, 11, tokenizer_json, tmp_path / "by transformers")
+    assert _digests(tmp_path / "drawn") == _digests(tmp_path / "by transformers")
+
+
+def test_transformers_is_asked_for_what_is_not_plain() -> None:
+    filled = PLAIN | {"vocab_size": 320, "eos_token_id": 0, "bos_token_id": 0, "pad_token_id": 1}
+    assert plain_llama(filled) is not None
+    for change in (
+        {"model_type": "qwen3"},
+        {"attention_bias": True},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
+        {"rms_norm_eps": 1},
+        {"hidden_size": 25},
+        {"hidden_size": 26},
+        {"num_key_value_heads": 3},
+        {"pad_token_id": 320},
+        {"architectures": ["LlamaModel"]},
+        {"hidden_size": True},
+    ):
+        assert plain_llama(filled | change) is None, change
 
 
 def test_shards_hold_what_they_may(tmp_path: Path, tokenizer_json: Path) -> None:
