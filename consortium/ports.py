@@ -26,22 +26,43 @@ def free_port(owner: object = None) -> int:
 
     Raises Unavailable if there is none.
     """
+    return free_row(1, owner)
+
+
+def free_row(count: int, owner: object = None) -> int:
+    """The first of so many such ports in a row."""
     ours = _ours()
-    for port in random.SystemRandom().sample(ours, min(_FEWEST, len(ours))):
-        mark = socket.socket(socket.AF_UNIX)
-        try:
-            mark.bind(f"{_MARK}{port}")
-            with socket.socket() as probe:
-                probe.bind((_HOST, port))
-        except OSError:
-            mark.close()
+    firsts = ours[: len(ours) - count + 1]
+    for first in random.SystemRandom().sample(firsts, min(_FEWEST, len(firsts))):
+        marks = _marked(range(first, first + count))
+        if not marks:
             continue
         if owner is None:
-            _marks.append(mark)
+            _marks.extend(marks)
         else:
-            weakref.finalize(owner, mark.close)
-        return port
+            weakref.finalize(owner, _forget, marks)
+        return first
     raise Unavailable(f"{_HOST}: no port from {ours[0]} to {ours[-1]} is free; end what listens there")
+
+
+def _marked(ports: range) -> list[socket.socket]:
+    """The marks of all of them; none if one is taken."""
+    marks: list[socket.socket] = []
+    try:
+        for port in ports:
+            marks.append(socket.socket(socket.AF_UNIX))
+            marks[-1].bind(f"{_MARK}{port}")
+            with socket.socket() as probe:
+                probe.bind((_HOST, port))
+    except OSError:
+        _forget(marks)
+        return []
+    return marks
+
+
+def _forget(marks: list[socket.socket]) -> None:
+    for mark in marks:
+        mark.close()
 
 
 def _ours() -> Sequence[int]:

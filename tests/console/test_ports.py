@@ -7,7 +7,7 @@ import pytest
 
 from consortium import ports
 from consortium.errors import Unavailable
-from consortium.ports import free_port
+from consortium.ports import free_port, free_row
 
 
 class Owner:
@@ -28,6 +28,21 @@ def test_nobody_else_gets_a_port_until_its_owner_is_gone(monkeypatch: pytest.Mon
             free_port()
         owners.pop()
         assert free_port(owners[0]) == second
+
+
+def test_a_row_is_taken_as_a_whole_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = free_row(5, us := Owner())
+    monkeypatch.setattr(ports, "_MARK", "\0sprachbund-port-of-another-test-")
+    monkeypatch.setattr(ports, "_ours", lambda: range(first, first + 5))
+    middle = Owner()
+    monkeypatch.setattr(ports, "_FEWEST", 5)
+    one = free_port(middle)
+    with pytest.raises(Unavailable):
+        free_row(5, us)
+    del middle
+    assert free_row(5, us) == first <= one
+    with pytest.raises(Unavailable):
+        free_port()
 
 
 def test_the_kernel_gives_them_to_nobody() -> None:

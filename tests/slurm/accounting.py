@@ -4,7 +4,7 @@ import shutil
 import subprocess
 
 from cluster_settings import ACCOUNTS, SPENT, USERS, Settings
-from daemons import Daemons
+from daemons import PATIENCE_SECONDS, Daemons
 from proc_files import succeeds
 
 
@@ -15,7 +15,7 @@ def start_accounting(settings: Settings, daemons: Daemons) -> None:
     if not daemons.alive("slurmdbd"):
         daemons.start("slurmdbd", "slurmdbd", MYSQL_UNIX_PORT=str(settings.database_socket))
         command = ["sacctmgr", "-n", "show", "cluster"]
-        daemons.wait(60, "slurmdbd", lambda: succeeds(command, daemons.environment))
+        daemons.wait(PATIENCE_SECONDS, "slurmdbd", lambda: succeeds(command, daemons.environment))
 
 
 def make_accounts(settings: Settings, daemons: Daemons) -> None:
@@ -38,7 +38,7 @@ def make_accounts(settings: Settings, daemons: Daemons) -> None:
         argv = ["sbatch", "--test-only", "-t", "1", "--wrap", "true", "-A"]
         return all(succeeds([*argv, account], daemons.environment) for account in ACCOUNTS)
 
-    daemons.wait(15, "accounts in the controller", usable)
+    daemons.wait(PATIENCE_SECONDS, "accounts in the controller", usable)
 
 
 def _start_mariadb(settings: Settings, daemons: Daemons) -> None:
@@ -55,7 +55,7 @@ def _start_mariadb(settings: Settings, daemons: Daemons) -> None:
                 stdout=log,
                 stderr=log,
                 check=True,
-                timeout=120,
+                timeout=PATIENCE_SECONDS,
             )
         options = (
             f"--socket={socket} --pid-file={socket.parent}/mariadb.pid --skip-networking --skip-log-bin"
@@ -73,7 +73,7 @@ def _start_mariadb(settings: Settings, daemons: Daemons) -> None:
     child.returncode = 0  # it does not fork, and outlives this process
     (daemons.run_dir / "mariadbd.pid").write_text(str(child.pid))
     sql = ["mariadb", "--no-defaults", f"--socket={socket}", "-e"]
-    daemons.wait(60, "MariaDB", lambda: succeeds([*sql, "select 1"], daemons.environment))
+    daemons.wait(PATIENCE_SECONDS, "MariaDB", lambda: succeeds([*sql, "select 1"], daemons.environment))
     daemons.run(
         *sql,
         "CREATE DATABASE IF NOT EXISTS slurm_acct_db; "

@@ -34,8 +34,8 @@ from cluster_settings import (
     slurm_conf,
     slurmdbd_conf,
 )
-from daemons import PATH, ClusterFailed, Daemons
-from proc_files import descendants, kill, open_files, pids_named
+from daemons import PATH, PATIENCE_SECONDS, ClusterFailed, Daemons
+from proc_files import descendants, kill, open_files, pids_named, runs
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
 DATABASE_PROGRAMS = ("slurmdbd", "sacct", "sacctmgr", "mariadbd", "mariadb", "mariadb-install-db")
@@ -55,24 +55,6 @@ def what_is_missing(database: bool = True) -> str:
     programs = PROGRAMS + (DATABASE_PROGRAMS if database else ())
     absent = [program for program in programs if not shutil.which(program, path=PATH)]
     return f"not installed: {', '.join(absent)}" if absent else ""
-
-
-def free_ports() -> int:
-    """The first of 20 ports of 127.0.0.1 that nobody listens on, below those that the kernel gives to clients."""
-    for first in range(26817, 32000, 40):
-        if all(_is_free(first + offset) for offset in range(20)):
-            return first
-    raise RuntimeError("no 20 free ports between 26817 and 32000")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 class Cluster:
@@ -125,7 +107,9 @@ class Cluster:
         """It answers when this returns, and knows its nodes a little later."""
         if not self._daemons.alive("slurmctld"):
             self._daemons.start("slurmctld", "slurmctld", "-i")
-        self.wait(30, "the controller", lambda: "is UP" in self.run("scontrol", "ping", check=False))
+        self.wait(
+            PATIENCE_SECONDS, "the controller", lambda: "is UP" in self.run("scontrol", "ping", check=False)
+        )
 
     def start_node(self, node: str) -> None:
         if not self._daemons.alive(f"slurmd-{node}"):
@@ -197,7 +181,7 @@ class Cluster:
         except ClusterFailed:  # down since before; or claimed to be something else
             for node in self.settings.node_names:
                 self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
-            self.wait(60, "all nodes", self.nodes_ready)
+            self.wait(PATIENCE_SECONDS, "all nodes", self.nodes_ready)
 
     def _kill_steps(self, node: str) -> None:
         """The slurmstepds of a node, which hold sockets in its spool directory, and all below them."""
@@ -211,6 +195,7 @@ class Cluster:
         below = [pid for step in steps for pid in descendants(step)]
         for pid in [*steps, *below]:
             kill(pid, signal.SIGKILL)
+        self.wait(PATIENCE_SECONDS, "the end of its steps", lambda: not any(map(runs, [*steps, *below])))
 
     def _make_folders(self) -> None:
         for name in ("etc", "run", "log", "state", "dev", "spool"):

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 GPUS_PER_NODE = 4
+PORTS = 20  #: in a row that a cluster of up to ten nodes has, used or not
 ACCOUNTS = ("site", "north", "south")
 SPENT = "spent"  #: an account whose minutes are used up: its jobs pend for ever
 USERS = ("root", "nobody")
@@ -100,7 +101,7 @@ def slurm_conf(settings: Settings, host: str) -> str:
         "ReturnToService=2",  # a node that comes back is used again
         "JobRequeue=1",
         f"MinJobAge={settings.min_job_age}",
-        "KillWait=5",
+        "KillWait=2",
         f"SlurmdTimeout={settings.node_timeout}",
         "SlurmctldTimeout=30",
         "MessageTimeout=10",

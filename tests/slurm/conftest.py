@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, default_root, free_ports, what_is_missing
-from cluster_settings import Settings
+from cluster import Cluster, default_root, what_is_missing
+from cluster_settings import PORTS, Settings
+from free_ports import free_row
 
 sys.path.append(str(Path(__file__).parents[1] / "agent"))  # launcher_contract
 
@@ -35,7 +36,7 @@ def shared_cluster(slurm_here: None) -> Iterator[Cluster]:
     if recorded and Cluster(recorded).is_up():
         yield Cluster(recorded)
         return
-    cluster = Cluster(Settings(root=default_root(), port=free_ports()))
+    cluster = Cluster(Settings(root=default_root(), port=free_row(PORTS)))
     try:
         cluster.up()
         yield cluster
@@ -49,7 +50,7 @@ def own_cluster(slurm_here: None) -> Iterator[Cluster]:
     root = Path(tempfile.mkdtemp(prefix="slurm-"))
     root.chmod(0o755)
     cluster = Cluster(
-        Settings(root=root, nodes=2, port=free_ports(), min_job_age=5, node_timeout=10, cluster="own")
+        Settings(root=root, nodes=2, port=free_row(PORTS), min_job_age=5, node_timeout=10, cluster="own")
     )
     try:
         cluster.up()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from proc_files import kill
 
+PATIENCE_SECONDS = 240.0  #: for what takes seconds here
 PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
@@ -24,7 +25,7 @@ class Daemons:
         self.run_dir = root / "run"
         self.environment = environment
 
-    def run(self, *argv: str, check: bool = True, timeout: float = 60) -> str:
+    def run(self, *argv: str, check: bool = True) -> str:
         """A command's output. Raises ClusterFailed with its words if ``check`` and it failed."""
         done = subprocess.run(
             argv,
@@ -32,7 +33,7 @@ class Daemons:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=PATIENCE_SECONDS,
             cwd="/",
         )
         if check and done.returncode:
@@ -51,11 +52,11 @@ class Daemons:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                timeout=60,
+                timeout=PATIENCE_SECONDS,
             )
         if done.returncode:
             raise ClusterFailed(f"{name}: exit {done.returncode}; see {self.root}/log")
-        self.wait(30, f"{name}.pid", lambda: self.alive(name))
+        self.wait(PATIENCE_SECONDS, f"{name}.pid", lambda: self.alive(name))
 
     def pid(self, name: str) -> int:
         """Of the daemon that a pid file means, if it is that daemon still; 0 if not."""
@@ -72,14 +73,15 @@ class Daemons:
         return bool(self.pid(name))
 
     def stop(self, name: str, sign: signal.Signals = signal.SIGTERM) -> None:
-        """Gone when this returns, by KILL after 15 s; nothing if it is not there."""
+        """Gone when this returns, by KILL after a minute; nothing if it is not there."""
         pid = self.pid(name)
         if pid:
             kill(pid, sign)
             try:
-                self.wait(15, f"the end of {name}", lambda: not self.alive(name))
+                self.wait(60, f"the end of {name}", lambda: not self.alive(name))
             except ClusterFailed:
                 kill(pid, signal.SIGKILL)
+                self.wait(PATIENCE_SECONDS, f"the end of {name}", lambda: not self.alive(name))
         (self.run_dir / f"{name}.pid").unlink(missing_ok=True)
 
     def wait(self, seconds: float, what: str, so: Callable[[], bool]) -> None:

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path += [str(HERE), str(HERE.parent / "chaos")]
+sys.path += [str(HERE), str(HERE.parent), str(HERE.parent / "chaos")]
 
-from cluster import Cluster, free_ports, what_is_missing  # noqa: E402
-from cluster_settings import Settings  # noqa: E402
+from cluster import Cluster, what_is_missing  # noqa: E402
+from cluster_settings import PORTS, Settings  # noqa: E402
+from free_ports import free_row  # noqa: E402
 from kill_anything import Outcome, lay_out, outcome_of, run, without_rivals  # noqa: E402
 
 from console.demo import consortium_at, slurm_of_sites, start, views  # noqa: E402
@@ -215,7 +216,7 @@ def main() -> int:
         print(json.dumps({"run": "local", "version": wanted, "seconds": round(calm.seconds, 1)}), flush=True)
     place = Path(tempfile.mkdtemp(prefix="slurm-"))
     place.chmod(0o755)
-    cluster = Cluster(Settings(root=place, nodes=4, port=free_ports(), node_timeout=10, cluster="demo"))
+    cluster = Cluster(Settings(root=place, nodes=4, port=free_row(PORTS), node_timeout=10, cluster="demo"))
     try:
         cluster.up()
         outcome, story = through_slurm(

@@ -23,6 +23,14 @@ def kill(pid: int, sign: signal.Signals) -> None:
         pass
 
 
+def runs(pid: int) -> bool:
+    """Whether a process is there, and more than its zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def pids_named(comm: str) -> list[int]:
     """Processes whose short name is ``comm``."""
     found = []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster import Cluster
 
+from consortium.canonical import replace
 from policies.site_profile import SiteProfile
 from site_agent.core.facts import Seen, Sighting
 from site_agent.launchers.slurm.commands import COMMAND_SECONDS, Completed, LocalCommands, LocalFiles
@@ -18,14 +19,17 @@ JOB = """
 import os, pathlib, sys, time
 directory = pathlib.Path(sys.argv[1])
 life = os.environ["SPRACHBUND_LIFE"]
-with open(directory / "began", "a") as file:
-    file.write(f"{life} {os.getpid()}\\n")
-print("hello from", life, flush=True)
-(directory / "environment").write_text("\\n".join(sorted(os.environ)))
-while not (directory / "go").exists():
-    time.sleep(0.02)
+def beat():
     with open(directory / "beats", "a") as file:
         file.write(life + "\\n")
+print("hello from", life, flush=True)
+(directory / "environment").write_text("\\n".join(sorted(os.environ)))
+beat()
+with open(directory / "began", "a") as file:  # last of all: who sees it may look for the rest, or end this
+    file.write(f"{life} {os.getpid()}\\n")
+while not (directory / "go").exists():
+    time.sleep(0.02)
+    beat()
     if (directory / "STOP").exists() and not (directory / "deaf").exists():
         number = len(list(directory.glob("checkpoint/step-*"))) + 1
         (directory / "checkpoint" / f"step-{number:08}").mkdir(parents=True)
@@ -33,14 +37,10 @@ while not (directory / "go").exists():
         sys.exit(75)
 sys.exit(int((directory / "go").read_text() or 0))
 """
-PATIENCE = Patience(
-    answers=2,
-    requeue_seconds=30.0,
-    intent_seconds=3.0,
-    lost_seconds=6.0,
-    begin_seconds=60.0,
-    account_seconds=5.0,
-)
+PATIENCE = Patience(answers=2, requeue_seconds=30.0, intent_seconds=3.0, lost_seconds=6.0)
+#: where accounting is away, and nobody need wait for it
+WITHOUT_ACCOUNTS = replace(PATIENCE, account_seconds=5.0)
+_WAIT_SECONDS = 240.0  # for what takes seconds here
 
 
 class CountedCommands(LocalCommands):
@@ -78,7 +78,11 @@ class Jobs:
         return SiteProfile(**{**usual, **changes})  # type: ignore[arg-type]
 
     def launcher(
-        self, commands: LocalCommands | None = None, command: Sequence[str] = (), **changes: object
+        self,
+        commands: LocalCommands | None = None,
+        command: Sequence[str] = (),
+        patience: Patience = PATIENCE,
+        **changes: object,
     ) -> SlurmLauncher:
         """One with no memory of the others. ``changes``: of the profile."""
         return SlurmLauncher(
@@ -86,7 +90,7 @@ class Jobs:
             commands or LocalCommands(self.cluster.environment),
             LocalFiles(),
             command or (sys.executable, str(self.program)),
-            patience=PATIENCE,
+            patience=patience,
         )
 
     def directory(self, name: str = "job.a1") -> Path:
@@ -140,14 +144,14 @@ def look(launcher: SlurmLauncher, directory: Path) -> Sighting:
     return launcher.poll([directory])[directory]
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + _WAIT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
+        assert time.monotonic() < deadline, f"{what} did not happen within {_WAIT_SECONDS:g} s"
         time.sleep(0.05)
 
 
-def until_gone(launcher: SlurmLauncher, directory: Path, seconds: float = 30.0) -> Sighting:
+def until_gone(launcher: SlurmLauncher, directory: Path) -> Sighting:
     """The first sighting that says GONE."""
     last: list[Sighting] = []
 
@@ -155,5 +159,5 @@ def until_gone(launcher: SlurmLauncher, directory: Path, seconds: float = 30.0) 
         last.append(look(launcher, directory))
         return last[-1].seen is Seen.GONE
 
-    until(gone, "the end", seconds)
+    until(gone, "the end")
     return last[-1]

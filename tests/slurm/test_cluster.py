@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, main
 from cluster_settings import Settings, cgroup_conf, slurm_conf
-from daemons import ClusterFailed
+from daemons import PATIENCE_SECONDS, ClusterFailed
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def test_an_account_without_minutes_waits(shared_cluster: Cluster) -> None:
     job = shared_cluster.run("sbatch", "--parsable", "-A", "spent", "-t", "1", "--wrap", "true").strip()
     try:
         shared_cluster.wait(
-            20,
+            PATIENCE_SECONDS,
             "the reason",
             lambda: "AssocGrpCPUMinutesLimit" in shared_cluster.run("squeue", "-hj", job, "-o", "%r"),
         )
@@ -57,7 +57,7 @@ def test_a_killed_node_takes_its_processes_along(faulty_cluster: Cluster, tmp_pa
         *("sbatch", "--parsable", "-A", "site", "-w", "node1", "-t", "5", "--no-requeue", "-o", "/dev/null"),
         *("--wrap", f"while :; do echo >>{beats}; sleep 0.05; done"),
     ).strip()
-    faulty_cluster.wait(20, "the first beat", beats.exists)
+    faulty_cluster.wait(PATIENCE_SECONDS, "the first beat", beats.exists)
     faulty_cluster.kill_node("node1")
     size = beats.stat().st_size
     time.sleep(0.5)

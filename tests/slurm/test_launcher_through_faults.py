@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from slurm_jobs import PATIENCE, Jobs, let_go, look, starts, until, until_gone
+from slurm_jobs import WITHOUT_ACCOUNTS, Jobs, let_go, look, starts, until, until_gone
 
 from consortium.canonical import decode
 from consortium.errors import Unavailable
@@ -43,17 +43,18 @@ def test_nodes_that_die_or_are_cut_off_give_their_jobs_another_life(jobs: Jobs) 
         return all(look(agent, path).seen is Seen.PENDING for path in (dead, ghost))
 
     said = set()
-    until(lambda: said.add(look(agent, ghost).seen) or given_up(), "the controller's giving up", 90)
+    until(lambda: said.add(look(agent, ghost).seen) or given_up(), "the controller's giving up")
     assert len(beats(dead)) == stopped
     assert set(beats(ghost)) == {"1.0"}
     jobs.cluster.up()
     for path in (dead, ghost):
-        until(
-            lambda path=path: said.add(look(agent, path).seen) or "1.1" in starts(path), "the next life", 60
-        )
+        until(lambda path=path: said.add(look(agent, path).seen) or "1.1" in starts(path), "the next life")
         assert jobs.id_of(path) == ids[path]
         assert starts(path) == ["1.0", "1.1"]
-        assert jobs.accounted(ids[path]) == ["NODE_FAIL", "RUNNING"]
+        until(
+            lambda path=path: jobs.accounted(ids[path]) == ["NODE_FAIL", "RUNNING"],
+            "its being accounted for",
+        )
     assert Seen.GONE not in said
     for path in (dead, ghost):
         let_go(path)
@@ -79,7 +80,7 @@ def test_while_the_controller_is_down_nothing_is_known_and_nothing_is_lost(jobs:
     jobs.cluster.up()
     successor = jobs.launcher()
     assert look(successor, running).seen is Seen.RUNNING
-    gone = until_gone(successor, ending, 60)
+    gone = until_gone(successor, ending)
     assert (gone.cause, gone.detail) == (Cause.FINISHED, "exit code 3")
     jobs.begun(successor, next_one)
     assert (starts(running), jobs.id_of(running)) == (["1.0"], id_)
@@ -88,7 +89,7 @@ def test_while_the_controller_is_down_nothing_is_known_and_nothing_is_lost(jobs:
 
 def test_without_the_database_jobs_start_run_and_end(jobs: Jobs) -> None:
     jobs.cluster.stop_database()
-    launcher, directory = jobs.launcher(), jobs.directory()
+    launcher, directory = jobs.launcher(patience=WITHOUT_ACCOUNTS), jobs.directory()
     jobs.begun(launcher, directory)
     until(lambda: look(launcher, directory).seen is Seen.RUNNING, "running")
     let_go(directory, 0)
@@ -108,7 +109,7 @@ def test_what_squeue_has_forgotten_sacct_still_tells(jobs: Jobs) -> None:
         known = jobs.cluster.run("squeue", "-h", "-t", "all", "-o", "%A").split()
         return not set(ids) & set(known)
 
-    until(forgotten, "the forgetting", 120)
+    until(forgotten, "the forgetting")
     (failed / "end.1.0.json").unlink()  # not even its own record helps
     agent = jobs.launcher()
     assert look(agent, failed).seen is Seen.UNKNOWN  # once is not enough
@@ -123,11 +124,10 @@ def test_forgotten_by_squeue_and_no_database_is_lost_only_after_long(jobs: Jobs)
     until(
         lambda: id_ not in jobs.cluster.run("squeue", "-h", "-t", "all", "-o", "%A").split(),
         "forgetting",
-        120,
     )
     (directory / "end.1.0.json").unlink(missing_ok=True)
     jobs.cluster.stop_database()
-    agent, began = jobs.launcher(), time.monotonic()
-    gone = until_gone(agent, directory, 60)
-    assert time.monotonic() - began >= PATIENCE.lost_seconds
+    agent, began = jobs.launcher(patience=WITHOUT_ACCOUNTS), time.monotonic()
+    gone = until_gone(agent, directory)
+    assert time.monotonic() - began >= WITHOUT_ACCOUNTS.lost_seconds
     assert gone.cause is Cause.NODE_FAILED and "lost" in gone.detail
