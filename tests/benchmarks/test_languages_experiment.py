@@ -228,6 +228,15 @@ def test_intervals_are_students_and_paired_by_seed(scripts: ModuleType) -> None:
     assert "(fi)" in row  # the language that gained least
 
 
+def test_a_variant_is_compared_with_the_same_text_and_width(scripts: ModuleType) -> None:
+    import languages_page
+
+    for variant in scripts.VARIANTS:
+        for other in (languages_page.base_of(variant), languages_page.standard_of(variant)):
+            assert (other.text, other.width) == (variant.text, variant.width), variant.name
+    assert languages_page.standard_of(scripts.VARIANTS[0]).name == "FedAvg, H 30"
+
+
 def test_a_wrecked_model_stands_at_the_edge_of_the_picture_with_its_number(scripts: ModuleType) -> None:
     import languages_page
 
