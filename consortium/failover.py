@@ -1,6 +1,7 @@
-"""Which of several coordinators a party speaks with: the one that leads, found by asking in the order written.
+"""Which of several coordinators a party speaks with: the one that leads.
 
-``Failover`` is a channel to a list of addresses, used like any other. A call goes to one of them. If nobody answers
+``Failover`` is a channel to a list of addresses, used like any other. As a context it asks all of them first who leads;
+without, the first in the order written is tried. A call goes to one of them. If nobody answers
 there, or a coordinator that stands by, the next call goes to the next address; whoever calls tries again anyway. Who
 answered last is remembered for all channels of the process.
 """
@@ -14,7 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 STANDS_BY = "sprachbund-stands-by"  #: in trailing metadata: another coordinator leads, nothing has been done
 _DETAILS = "grpc-status-details-bin"  # in trailing metadata: a coordinator said it, not the connection
-_ASK_SECONDS = 3.0
+#: who leads may be busy for seconds, and a command waits as long only if nobody says that it leads
+_ASK_SECONDS = 10.0
 _ELSEWHERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -40,17 +42,25 @@ class Failover(grpc.aio.Channel):  # type: ignore[misc]  # grpc carries no types
         return self._targets[self._place]
 
     async def choose(self) -> None:
-        """Ask each in turn whether it leads; if none says so, calls go where they would have gone."""
-        first = self._place
-        for place in sorted(range(len(self._targets)), key=lambda n: (n - first) % len(self._targets)):
-            check = health_pb2_grpc.HealthStub(self._channel(place)).Check
-            try:
-                answer = await check(health_pb2.HealthCheckRequest(), timeout=_ASK_SECONDS)
-            except grpc.RpcError:
-                continue
-            if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                self._led_last[self._targets] = place
-                return
+        """Ask all whether they lead, at once; if none says so, calls go where they would have gone."""
+        asked = [asyncio.ensure_future(self._leads(place)) for place in range(len(self._targets))]
+        try:
+            for answer in asyncio.as_completed(asked):
+                if (place := await answer) is not None:
+                    self._led_last[self._targets] = place
+                    return
+        finally:
+            for one in asked:
+                one.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    async def _leads(self, place: int) -> int | None:
+        check = health_pb2_grpc.HealthStub(self._channel(place)).Check
+        try:
+            answer = await check(health_pb2.HealthCheckRequest(), timeout=_ASK_SECONDS)
+        except grpc.RpcError:
+            return None
+        return place if answer.status == health_pb2.HealthCheckResponse.SERVING else None
 
     # ---- as grpc.aio.Channel has it
 

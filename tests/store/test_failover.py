@@ -1,5 +1,6 @@
 """A party that knows several coordinators speaks with the one that leads."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -98,6 +99,26 @@ async def test_a_dead_address_is_passed_over(three: list[Coordinator]) -> None:
     await second.lead()
     assert await until_answered(call) == b"second"
     await channel.close()
+
+
+async def test_an_address_that_is_silent_keeps_nobody_who_leads_from_being_heard(
+    three: list[Coordinator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failover, "_ASK_SECONDS", 1e6)
+    over = asyncio.Event()
+
+    async def say_nothing(_: asyncio.StreamReader, line: asyncio.StreamWriter) -> None:
+        await over.wait()
+        line.close()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    host, port = silent.sockets[0].getsockname()
+    await three[2].lead()
+    targets = [f"{host}:{port}", *(one.address for one in three)]
+    async with Failover(targets, grpc.aio.insecure_channel) as channel:
+        assert channel.target == three[2].address
+    over.set()
+    silent.close()
 
 
 @pytest.mark.parametrize("refusal", [Unavailable("too many calls"), Refused("no")])
