@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import grpc
 from free_ports import free_port
@@ -30,8 +31,8 @@ from consortium.store import ref_of
 from consortium.transfer import Retries
 from consortium.views import CampaignView, ConsortiumView
 from consortium.wire_errors import from_rpc_error
+from coordinator import daemon
 from coordinator.config import CoordinatorConfig
-from coordinator.daemon import serve
 from coordinator.founding import PORTS_FILE, Keys, found, issue_person
 from policies.campaign import Campaign, Gate, ModelSource, Quorum, TokenizerSource, TrainPlan
 
@@ -93,17 +94,19 @@ class Consortium:
         ports.unlink(missing_ok=True)
         if not self.config.port:
             self.config = replace(self.config, port=free_port(self), enrolment_port=free_port(self))
-        server = self.server = asyncio.create_task(serve(self.config))
-        try:
-            while not ports.exists():
-                if server.done():
-                    server.result()
-                await asyncio.sleep(0.01)
-            yield
-        finally:
-            server.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await server
+        # not among all that pytest and torch have made: that takes a fifth of a second, at each of hundreds of starts
+        with mock.patch.object(daemon, "_look_for_garbage_seldom"):
+            server = self.server = asyncio.create_task(daemon.serve(self.config))
+            try:
+                while not ports.exists():
+                    if server.done():
+                        server.result()
+                    await asyncio.sleep(0.01)
+                yield
+            finally:
+                server.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await server
 
     def person(self, role: str, name: str) -> Credentials:
         stem = self.home / role / name
