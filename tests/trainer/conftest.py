@@ -1,7 +1,9 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import warm_trainer
 from trainer_samples import ALPHABETS, CONFIG, make_site, sentences
 
 from consortium.models import initialise
@@ -13,6 +15,12 @@ from site_agent.trainer.ranks import Ranks
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_trainer_is_left() -> Iterator[None]:
+    yield
+    warm_trainer.close()
 
 
 @pytest.fixture(scope="session")

@@ -89,11 +89,10 @@ def test_five_real_lives_are_one_job(
             (folder / "STOP").unlink()
             assert checkpoint_of(folder) == (life + 1, True)
         else:
-            with start_and_wait(folder, steps=20) as process:
-                wait_for_checkpoint(folder, process, checkpoint_of(folder)[0] + 1)
+            with start_and_wait(folder, steps=20) as trainer:
+                wait_for_checkpoint(folder, trainer, checkpoint_of(folder)[0] + 1)
                 time.sleep(draw.random() * 0.1)
-                process.kill()
-                process.communicate()
+                trainer.kill()
         assert (folder / "CONTINUE").exists() == (way == "STOP")
         assert not (folder / "result").exists()
     assert run(folder) == 0

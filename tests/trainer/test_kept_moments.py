@@ -11,7 +11,7 @@ import pytest
 from msgspec import UNSET
 from msgspec.structs import replace
 from safetensors.numpy import load_file, save_file
-from test_many_ranks import is_close, launch, sharded
+from test_many_ranks import is_close, meet, sharded
 from trainer_samples import contribution, make_job, sha256, train_work
 
 from consortium.errors import Unavailable
@@ -318,7 +318,7 @@ def test_moments_go_from_one_rank_to_shards_and_back(
     alone_again = trained(tmp_path / "again", site, work, base, alone, before)
     folder = make_job(tmp_path / "shards", sharded(site, "fsdp"), work, base)
     shutil.copy(before, folder / "moments.safetensors")
-    assert launch(folder, 2) == [0]
+    assert meet(folder, 2) == 0
     shared = contribution(folder)
     assert shared.moments_before == alone_again.moments_before == sha256(before)
     assert is_close(folder, tmp_path / "again")

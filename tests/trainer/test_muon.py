@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from test_many_ranks import is_close, launch, sharded
+from test_many_ranks import is_close, launch, meet, sharded
 from trainer_samples import contribution, make_job, sha256, train_work
 
 from consortium.canonical import digest_of_fact, encode
@@ -261,7 +261,7 @@ def test_two_ranks_gather_each_matrix_from_its_shards(
     tmp_path: Path, site: Site, base: Path, whole: Path
 ) -> None:
     folder = make_job(tmp_path / "job", sharded(site, "fsdp"), SHARED, base)
-    assert launch(folder, 2) == [0]
+    assert meet(folder, 2) == 0
     assert contribution(folder).software["device"].endswith("2 rank(s)")
     assert is_close(folder, whole)
 

@@ -12,6 +12,7 @@ from trainer_samples import (
     contribution,
     make_job,
     run,
+    run_apart,
     sha256,
     start_and_wait,
     tokenizer_work,
@@ -33,7 +34,7 @@ def _failure(folder: Path) -> Failure:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, site: Site, base: Path) -> Path:
     folder = make_job(tmp_path_factory.mktemp("long") / "job", site, train_work(**LONG), base)
-    assert run(folder) == 0
+    assert run_apart(folder) == 0
     return folder
 
 
@@ -48,11 +49,11 @@ def test_signals_stop_it_and_killing_loses_nothing(
         (signal.SIGKILL, 200),
         (signal.SIGUSR1, 300),
     ):
-        with start_and_wait(folder, step + 60 - checkpoint_of(folder)[0]) as process:
-            wait_for_checkpoint(folder, process, step)
-            process.send_signal(number)
-            process.communicate()
-        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else CONTINUE_LATER)
+        with start_and_wait(folder, step + 60 - checkpoint_of(folder)[0]) as trainer:
+            wait_for_checkpoint(folder, trainer, step)
+            trainer.send_signal(number)
+            trainer.wait()
+        assert trainer.returncode == (-signal.SIGKILL if number == signal.SIGKILL else CONTINUE_LATER)
         assert not (folder / "result").exists()
     assert run(folder) == 0
     assert sha256(folder / "result" / "delta.safetensors") == sha256(
@@ -67,7 +68,7 @@ def test_signals_stop_it_and_killing_loses_nothing(
 def test_a_stop_file_stops_it_and_a_done_job_stays_done(tmp_path: Path, site: Site, base: Path) -> None:
     folder = make_job(tmp_path / "job", site, train_work(), base)
     (folder / "STOP").touch()
-    assert run(folder) == CONTINUE_LATER
+    assert run_apart(folder) == CONTINUE_LATER
     assert [path.name for path in (folder / "checkpoint").iterdir()] == ["step-000000001"]
     (folder / "STOP").unlink()
     assert run(folder) == 0

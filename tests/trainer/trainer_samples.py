@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from processes import reaped
+from warm_trainer import Trainer, started
 
 from consortium.canonical import encode
 from consortium.ids import AttemptId, CampaignId, Digest, JobId, Language, SiteName
@@ -145,20 +145,28 @@ program._leave(program.main(sys.argv[2:]))
 """
 
 
-def start_and_wait(folder: Path, steps: int) -> "AbstractContextManager[subprocess.Popen[bytes]]":
+def start_and_wait(folder: Path, steps: int) -> AbstractContextManager[Trainer]:
     """So that whoever is to strike it meanwhile is never too late."""
-    command = [sys.executable, "-c", _WAITING, str(steps), str(folder)]
-    return reaped(subprocess.Popen(command, stderr=subprocess.PIPE))
+    return started([str(steps), str(folder)], _WAITING)
 
 
-def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[bytes]", step: int) -> None:
+def wait_for_checkpoint(folder: Path, trainer: Trainer, step: int) -> None:
     """Until one of ``step`` steps, or more, is whole."""
     while checkpoint_of(folder)[0] < step:
-        assert process.poll() is None, process.communicate()
+        assert trainer.poll() is None, trainer.said()
         time.sleep(0.005)
 
 
 def run(folder: Path) -> int:
+    """The exit code of the trainer, which had torch at its first line."""
+    with started([str(folder)]) as trainer:
+        code = trainer.wait()
+    print(trainer.said())
+    return code
+
+
+def run_apart(folder: Path) -> int:
+    """The same of a program that is started by itself."""
     return subprocess.run([sys.executable, "-m", "site_agent.trainer", str(folder)], check=False).returncode
 
 
