@@ -133,12 +133,13 @@ def struck(
 def _last(here: LocalConsortium, strike: threading.Thread | None) -> ConsortiumView:
     """The last view; while a process is meant to be dead, nobody answers and that is no news."""
     while True:
+        is_in_hand = strike is not None and strike.is_alive()
         try:
             for view in views(here):
                 last = view
             return last
         except Exception:
-            if strike is None or not strike.is_alive():
+            if not is_in_hand:
                 raise
             time.sleep(0.5)
 

@@ -22,7 +22,7 @@ from coordinator.ledger import Ledger
 from coordinator.verification import verify
 from site_agent.trainer.folder import Site
 
-pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(1200)]
 
 LANGUAGES = ["bg", "cs", "da", "el", "fi", "ga", "hu", "nl"]
 USE_MODEL = """
