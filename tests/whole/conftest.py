@@ -22,6 +22,7 @@ CONFIG = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "max_position_embeddings": 64,
+    "pad_token_id": 256,  # the tokenizer has none, and a Llama without one is left to transformers: seconds of CPU
 }
 
 
