@@ -42,7 +42,7 @@ SITES = {"ohrid": ("mk",), "plovdiv": ("bg",), "sofia": ("bg",)}  #: what each h
 ATTEMPTS_MAX = 2
 DOCUMENTS = 8  # held out, per language and site
 PATIENCE_SECONDS = 200.0  #: for what takes seconds here; less than pytest's own
-WAIT_SECONDS = 60.0  #: that a Sync may be kept waiting: no less than the coordinator keeps one
+WAIT_SECONDS = 1.5 * PATIENCE_SECONDS  #: that a Sync is kept waiting which should hear of something before
 QUICK = Retries(attempts=5, first_seconds=0.02, longest_seconds=0.2)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from real_coordinator import SITES, Consortium, campaign, duration, fetch, in_our_words
+from real_coordinator import PATIENCE_SECONDS, SITES, Consortium, campaign, duration, fetch, in_our_words
 from scripted_sites import ScriptedSite, introduce, lease
 from sprachbund.v1 import (
     admin_pb2,
@@ -249,14 +249,14 @@ async def test_one_forecast_is_made_at_a_time(
 
     def slow(*arguments: object) -> Forecast:
         begun.set()
-        assert done.wait(60.0)
+        assert done.wait(PATIENCE_SECONDS)
         return Forecast(campaign="demo", now=0.0, ends_at=0.0, gpu_hours=0.0)
 
     monkeypatch.setattr("coordinator.services.admin.forecast", slow)
     request = admin_pb2.ForecastRequest(campaign=encode(campaign(base)))
     async with consortium.running(), consortium.admin() as admin:
         impatient = admin.calls.Forecast(request)
-        assert await asyncio.to_thread(begun.wait, 60.0)
+        assert await asyncio.to_thread(begun.wait, PATIENCE_SECONDS)
         impatient.cancel()
         try:
             with pytest.raises(Unavailable, match="another forecast is under way"), in_our_words():
@@ -264,7 +264,7 @@ async def test_one_forecast_is_made_at_a_time(
             assert (await admin.view()).sites  # everything else goes on
         finally:
             done.set()
-        async with asyncio.timeout(60.0):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 with contextlib.suppress(Unavailable), in_our_words():
                     answer = await admin.calls.Forecast(request)

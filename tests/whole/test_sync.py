@@ -30,6 +30,11 @@ from coordinator.ledger import Ledger
 from site_agent.core.facts import Ended, Report
 
 
+@pytest.fixture(autouse=True)
+def _no_sync_waits_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.services.site._WAIT_SECONDS_MAX", WAIT_SECONDS)
+
+
 async def test_the_newest_agent_of_a_site_holds_it(consortium: Consortium) -> None:
     site = ScriptedSite(consortium, "sofia")
     async with consortium.running(), site.connected() as calls:
@@ -51,7 +56,7 @@ async def test_a_waiting_sync_wakes_when_a_job_is_planned(consortium: Consortium
         nothing = await calls.Sync(site.request())
         waiting = calls.Sync(site.request(seen=nothing.revision, wait=duration(WAIT_SECONDS)))
         await admin.submit(campaign(base))
-        async with asyncio.timeout(0.8 * WAIT_SECONDS):  # it would be answered after the whole in any case
+        async with asyncio.timeout(PATIENCE_SECONDS):  # it would be answered after the whole in any case
             answer = await waiting
     assert [message.attempt for message in answer.wanted] == ["demo_r1-train-sofia.a1"]
     assert answer.upload_bytes_max == consortium.config.upload_bytes_max
@@ -74,7 +79,7 @@ async def test_a_site_that_said_too_much_is_told_at_once_and_then_waits_as_other
     async with consortium.running(), site.connected() as calls:
         first, _ = await said(5, 0, 0.0)
         assert not first.used_up
-        async with asyncio.timeout(0.8 * WAIT_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             second, waited = await said(6, first.revision, WAIT_SECONDS)
         [told] = second.used_up
         assert (told.kind, waited) == (site_pb2.BUDGET_KIND_DESCRIBED, 0.0)
@@ -213,7 +218,7 @@ async def test_many_waiting_syncs_of_one_site_do_not_contradict_each_other_for_e
         await admin.set_site("sofia", "DRAIN")
         await admin.set_site("sofia", "RESUME")
         await admin.submit(campaign(base))  # news for all that wait
-        async with asyncio.timeout(0.8 * WAIT_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             answers = await asyncio.gather(*waiting)
         assert {one.wanted[0].attempt for one in answers} == {"demo_r1-train-sofia.a1"}
         assert described() == before + len(slots)
