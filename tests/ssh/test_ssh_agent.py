@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fake_coordinator import A1, NORTH, PROGRAM, FakeCoordinator, delta_of_base
+from fake_coordinator import A1, NORTH, PATIENCE_SECONDS, PROGRAM, FakeCoordinator, delta_of_base
 from fake_slurm import FakeSlurm
 from sprachbund.v1 import site_pb2
 
@@ -23,12 +24,6 @@ from site_agent.ssh.remote import remote_site
 
 SUCCEEDED = site_pb2.AttemptOutcome.Value("ATTEMPT_OUTCOME_SUCCEEDED")
 JOB = Path("demo_r1-train-north") / A1
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch):
-    """Every step is several processes here; a busy machine takes its time."""
-    monkeypatch.setattr("fake_coordinator.PATIENCE_SECONDS", 120.0)
 
 
 @pytest.fixture
@@ -56,7 +51,7 @@ def config(site, slurm, coordinator, tmp_path, monkeypatch):
         home=str(tmp_path / "outside"),
         sync_seconds=0.2,
         launcher="slurm",
-        slurm=SiteProfile(poll_seconds=0.1),
+        slurm=SiteProfile(poll_seconds=0.3),
         ssh=replace(site.settings, path=(str(slurm.root / "bin"),)),
     )
 
@@ -76,9 +71,13 @@ def program(tmp_path):
 
 @contextlib.asynccontextmanager
 async def running(config, program):
+    """An agent; with the block it ends, and so does what its threads were at."""
     there = remote_site(config)
-    patience = Patience(intent_seconds=0.0, requeue_seconds=0.0, lost_seconds=600.0)
+    # an sbatch whose line broke may still be on its way at the site
+    patience = Patience(intent_seconds=60.0, requeue_seconds=0.0, lost_seconds=600.0)
     launcher = SlurmLauncher(config.slurm, there.commands, there.files, program, patience=patience)
+    loop, threads = asyncio.get_running_loop(), ThreadPoolExecutor()
+    loop.set_default_executor(threads)
     agent = asyncio.create_task(Agent(config, SiteIdentity.load(Path(config.home)), launcher).run())
     try:
         yield agent
@@ -86,10 +85,12 @@ async def running(config, program):
         agent.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await agent
+        loop.set_default_executor(others := ThreadPoolExecutor())
+        await loop.run_in_executor(others, threads.shutdown)
 
 
 async def until(condition):
-    async with asyncio.timeout(120.0):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():
             await asyncio.sleep(0.02)
 

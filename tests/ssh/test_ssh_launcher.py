@@ -17,9 +17,9 @@ from site_agent.ssh.files import SshFiles
 
 def launcher_over(site, spool, program, path=(), **profile):
     return SlurmLauncher(
-        SiteProfile(**{"poll_seconds": 0.05, **profile}),
+        SiteProfile(**{"poll_seconds": 0.3, **profile}),
         SshCommands(site.connect(), path),
-        SshFiles(site.connect(), spool, site.settings.root),
+        SshFiles(site.connect(), spool, site.settings.root, wait_seconds=300.0),
         program,
         patience=Patience(intent_seconds=0.0, requeue_seconds=0.0, lost_seconds=600.0),
     )

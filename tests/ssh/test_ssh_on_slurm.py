@@ -6,10 +6,10 @@ from cluster import Cluster, default_root
 from cluster_settings import Settings
 from launcher_contract import *  # noqa: F403
 from loopback_sshd import site_of
+from slurm_jobs import PATIENCE
 
 from policies.site_profile import SiteProfile
 from site_agent.launchers.slurm.launcher import SlurmLauncher
-from site_agent.launchers.slurm.verdict import Patience
 from site_agent.ssh.commands import SshCommands
 from site_agent.ssh.files import SshFiles
 
@@ -39,15 +39,12 @@ def make(own_sshd, sockets, tmp_path, program, monkeypatch):
         signal_seconds=30,
         poll_seconds=0.3,
     )
-    patience = Patience(
-        answers=2, requeue_seconds=30.0, intent_seconds=3.0, lost_seconds=6.0, begin_seconds=60.0
-    )
     yield lambda: SlurmLauncher(
         profile,
         SshCommands(site.connect()),
-        SshFiles(site.connect(), spool, site.settings.root),
+        SshFiles(site.connect(), spool, site.settings.root, wait_seconds=300.0),
         program,
-        patience=patience,
+        patience=PATIENCE,
     )
     site.connect().close()
     site.wire.close()
