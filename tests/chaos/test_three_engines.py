@@ -1,20 +1,24 @@
-"""One campaign on three engines gives the same versions: real processes over gRPC, our simulation, Flower's own."""
+"""One campaign gives the same versions, whichever process is killed and on whatever engine.
+
+The engines: real processes over gRPC, our simulation, Flower's own.
+"""
 
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from kill_anything import lay_out, shorten
+from kill_anything import Blow, demo, shorten, struck, versions_in
 
 from console.corpora import LICENCES, write_corpora
-from console.demo import CAMPAIGN, consortium_at, start, views
+from console.demo import CAMPAIGN, start, views
 from console.local import LocalConsortium, LocalSite
-from consortium.ids import CampaignId, Language
+from consortium.ids import Language
 from coordinator.driver import replay
 from coordinator.ledger import Ledger
 from coordinator.verification import verify
@@ -89,12 +93,6 @@ def keeping(workdir: Path) -> Laid:
     return here, campaign
 
 
-def demo(workdir: Path) -> Laid:
-    """The demo's four sites and eight languages, a seed round and two rounds, shortened."""
-    here = consortium_at(workdir)
-    return here, lay_out(here, SEED, shorten)
-
-
 def by_real_processes(laid: Laid) -> dict[str, str]:
     here, campaign = laid
     try:
@@ -103,7 +101,7 @@ def by_real_processes(laid: Laid) -> dict[str, str]:
             assert not here.dead(), (here.workdir / "logs" / f"{here.dead()[0]}.log").read_text()[-4000:]
     finally:
         here.stop()
-    return versions_in(here)
+    return versions_gone_on_with(here)
 
 
 def by_our_simulation(laid: Laid) -> dict[str, str]:
@@ -125,19 +123,22 @@ def by_flowers_simulation(laid: Laid) -> dict[str, str]:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert verify(here.home, rebuild=False).problems == ()
+    return versions_gone_on_with(here)
+
+
+def versions_gone_on_with(here: LocalConsortium) -> dict[str, str]:
+    """Each by name; no job of theirs began anew where something was left for it."""
+    with Ledger(here.home / "ledger.sqlite", read_only=True) as ledger:
+        assert not [job.id for job in replay(ledger).jobs.values() if "began" in job.reason]
     return versions_in(here)
 
 
-def versions_in(here: LocalConsortium) -> dict[str, str]:
-    """Every version of the campaign, the rejected ones too, by name; digests."""
-    with Ledger(here.home / "ledger.sqlite", read_only=True) as ledger:
-        state = replay(ledger)
-    campaign: Any = state.campaigns[CampaignId(CAMPAIGN)]
-    assert not [job.id for job in state.jobs.values() if "began" in job.reason], (
-        "what was left is gone on with"
-    )
-    assert campaign.status == "completed", campaign.reason
-    return {version.name: version.digest for version in campaign.versions.values()}
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    """What real processes make of the small campaign, and in how many seconds."""
+    laid = small(tmp_path_factory.mktemp("undisturbed") / "real")
+    began = time.monotonic()
+    return by_real_processes(laid), time.monotonic() - began
 
 
 #: Besides the real processes. CI leaves Ray out: it may not start on a busy machine.
@@ -151,7 +152,7 @@ THREE_ENGINES = (by_our_simulation, by_flowers_simulation)
         pytest.param(small, TWO_ENGINES, 2, id="first_two"),
         pytest.param(small, THREE_ENGINES, 2, id="all_three", marks=pytest.mark.soak),
         pytest.param(keeping, THREE_ENGINES, 3, id="moments_kept", marks=pytest.mark.soak),
-        pytest.param(demo, THREE_ENGINES, 4, id="demo", marks=pytest.mark.soak),
+        pytest.param(demo(SEED, shorten), THREE_ENGINES, 4, id="demo", marks=pytest.mark.soak),
     ],
 )
 def test_every_engine_makes_the_versions_of_the_real_processes(
@@ -159,8 +160,27 @@ def test_every_engine_makes_the_versions_of_the_real_processes(
     engines: tuple[Callable[[Laid], dict[str, str]], ...],
     at_least: int,
     tmp_path: Path,
+    undisturbed: tuple[dict[str, str], float],
 ) -> None:
-    real = by_real_processes(layout(tmp_path / "real"))
+    real = undisturbed[0] if layout is small else by_real_processes(layout(tmp_path / "real"))
     assert len(real) >= at_least
     for engine in engines:
         assert engine(layout(tmp_path / engine.__name__)) == real, engine.__name__
+
+
+@pytest.mark.parametrize(
+    "blow",
+    [
+        Blow("coordinator", 0.55, 1.0),
+        Blow("agent", 0.4, 1.0),
+        Blow("trainer", 0.6, 0.0),
+    ],
+    ids=lambda blow: blow.victim,
+)
+def test_killing_a_process_changes_nothing(
+    blow: Blow, undisturbed: tuple[dict[str, str], float], tmp_path: Path, record_property: Any
+) -> None:
+    versions, seconds = undisturbed
+    disturbed = struck(tmp_path / "demo", small, blow, seconds)
+    record_property("blow", disturbed.what)
+    assert disturbed.versions == versions
