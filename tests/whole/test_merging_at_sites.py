@@ -116,7 +116,7 @@ async def test_a_real_site_and_the_coordinator_merge_to_the_same_digests(
     assert made[0] == story and story in of_the_site
     report = verify(consortium.home)
     assert report.problems == () and set(report.versions) == {"demo/v1", "demo/v2"}
-    assert not list((consortium.home / "work" / "scratch").iterdir())
+    assert not [*consortium.home.glob("work/scratch/*"), *consortium.home.glob("work/making/*")]
 
 
 DRAWING = Recipe(
@@ -452,4 +452,4 @@ async def test_a_liar_is_refused_and_the_coordinator_merges(
     assert re.search(wanted, said), said
     assert story[-2] == f"demo_r1-merge failed: no site is left to ask, the last was refused: {said}"
     assert digests(consortium)["demo/v1"] == digests(completed)["demo/v1"]
-    assert not list((consortium.home / "work" / "scratch").iterdir())
+    assert not [*consortium.home.glob("work/scratch/*"), *consortium.home.glob("work/making/*")]
