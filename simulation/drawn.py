@@ -32,6 +32,8 @@ _LARGE_EVERY = 4
 _CLEARS_AFTER_HOURS = 20.0
 _HOURS_MAX = 200.0  #: within which everything must have ended, seventeen times as long as it takes
 _OPTIMIZER = Optimizer(learning_rate=0.01)
+_CLEANED_SHARE = 0.15  #: of seeds, for the coordinator and for the homes of sites
+_KEEPING_SHARE = 0.3  #: of those with two rounds: their sites keep moments
 
 
 def drawn_plan(seed: int) -> Plan:
@@ -47,12 +49,17 @@ def drawn_plan(seed: int) -> Plan:
     )
 
 
-def drawn_weather(name: str = "rough") -> Weather:
-    """A preset with a day's faults in an hour, for a campaign that lasts hours; over after most of a day."""
+def drawn_weather(name: str = "rough", seed: int | None = None) -> Weather:
+    """A preset with a day's faults in an hour, for a campaign that lasts hours; over after most of a day.
+
+    seed  which says whether rules of keeping let go of much, and whether homes are cleaned; None: neither
+    """
     weather = weather_of(name)
     if weather.name == "calm":
         return replace(weather, clears_after_hours=_CLEARS_AFTER_HOURS)
     often = scaled(weather, 1.0)
+    dice = stream(seed, "cleaning") if seed is not None else None
+    lets_go, cleans = (dice.random() < _CLEANED_SHARE for _ in range(2)) if dice else (False, False)
     return replace(
         often,
         name=f"{weather.name}, seeds",
@@ -65,6 +72,8 @@ def drawn_weather(name: str = "rough") -> Weather:
         coordinator_clock_jumps_per_day=weather.clock_jumps_per_day * 5.0,
         second_agents_per_day=weather.site_faults * 0.25,
         meddling_per_day=weather.site_faults * 0.25,
+        cleanings_per_day=weather.site_faults * 20.0 if lets_go else 0.0,
+        homes_cleaned_per_day=weather.site_faults * 6.0 if cleans else 0.0,
         clears_after_hours=_CLEARS_AFTER_HOURS,
     )
 
@@ -85,6 +94,9 @@ def _campaign(seed: int, among: tuple[SitePlan, ...]) -> Campaign:
     merge_at: Any = dice.choice(["coordinator", "coordinator", "site", "any"])
     if merge_at == "site" and not any(site.merges for site in among):  # it would wait for one for ever
         merge_at = "any"
+    is_seeded = dice.random() < 0.5 and is_large
+    rounds = 2 if dice.random() < 0.5 and is_large else 1
+    keeps = rounds > 1 and stream(seed, "campaign", "moments").random() < _KEEPING_SHARE
     scored = stream(seed, "campaign", "loss check")
     check: Any = scored.choice(["off", "off", "off", "off", "advise", "decide"])
     return Campaign(
@@ -94,15 +106,13 @@ def _campaign(seed: int, among: tuple[SitePlan, ...]) -> Campaign:
         sites_expected=expected,
         model=ModelSource(config={"model_type": "llama", "vocab_size": 300}),
         tokenizer=TokenizerSource(vocabulary_size=300, bytes_per_language=1000),
-        seed_round=SeedRound(steps=steps // 2, optimizer=_OPTIMIZER)
-        if dice.random() < 0.5 and is_large
-        else None,
-        rounds=2 if dice.random() < 0.5 and is_large else 1,
+        seed_round=SeedRound(steps=steps // 2, optimizer=_OPTIMIZER) if is_seeded else None,
+        rounds=rounds,
         train=TrainPlan(
             steps=steps,
             batch_sequences=8,
             sequence_tokens=128,
-            optimizer=_OPTIMIZER,
+            optimizer=replace(_OPTIMIZER, moments="keep") if keeps else _OPTIMIZER,
             checkpoint_steps=50,
             delta_dtype=dice.choice(encodings),
             pace=dice.choice(["equal_steps", "finish_together"]),

@@ -35,6 +35,7 @@ class Host:
         self.skew = skew_seconds
         self.dice = stream(seed, "host", name)
         self.disk_is_full = False
+        self.dates_files = False  #: whether what is written is as old as this clock says
         self.refused_at = float("-inf")  #: when its full disk last took no more, by the loop's clock
         self.writes = 0  #: that its disk was asked for so far
         self._began_at = began_at
@@ -138,6 +139,12 @@ def _os(machine: Machine) -> _StandIn:
                 os.ftruncate(file, os.fstat(file).st_size * 2 // 3)
 
         machine.write(tear)
+        if machine.host.dates_files:
+            utime(file)
+
+    def utime(path: Any, times: tuple[float, float] | None = None) -> None:
+        now = machine.host.clock()
+        os.utime(path, (now, now) if times is None and machine.host.dates_files else times)
 
     def replace(source: Any, target: Any) -> None:
         machine.write()
@@ -147,7 +154,7 @@ def _os(machine: Machine) -> _StandIn:
         machine.write()
         return os.pwrite(file, data, offset)
 
-    return _StandIn(os, fsync=fsync, replace=replace, pwrite=pwrite)
+    return _StandIn(os, fsync=fsync, replace=replace, pwrite=pwrite, utime=utime)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ class Fate(Fact):
 def fate_of(seed: int, weather: str = "rough") -> Fate:
     """Simulate one seed; what falls over is a violation, too."""
     try:
-        found = simulate(drawn_plan(seed), seed, drawn_weather(weather))
+        found = simulate(drawn_plan(seed), seed, drawn_weather(weather, seed))
     except Exception as error:
         fell = f"the simulation fell over: {type(error).__name__}: {error}"
         return Fate(seed=seed, head="", status="", hours=0.0, events=0, faults={}, violations=(fell,))

@@ -39,6 +39,7 @@ _RATES = (
         "second_agents_per_day",
         "meddling_per_day",
         "cleanings_per_day",
+        "homes_cleaned_per_day",
     ),
     *("loss", "repeat", "reorder", "delay_seconds", "site_faults"),
     *(

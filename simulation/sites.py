@@ -34,6 +34,7 @@ from site_agent.mode import Mode, ModeName, write_mode
 
 _BYTES_PER_DOCUMENT = 4000
 _ENROL_AGAIN_SECONDS = 60.0
+_KEPT_HOURS = 0.5  # by a site that is cleaned at all: much is to go
 
 
 def manifest_of_site(plan: SitePlan) -> DataManifest:
@@ -75,8 +76,10 @@ class Told:
         pass
 
 
-def config_of(plan: SitePlan, home: Path, sync_seconds: float) -> SiteConfig:
-    """What the site's operator would have written."""
+def config_of(
+    plan: SitePlan, home: Path, sync_seconds: float, cleaned_hours: float | None = None
+) -> SiteConfig:
+    """What the site's operator would have written. ``cleaned_hours``: between cleanings; None: never."""
     return SiteConfig(
         site=plan.name,
         coordinator=MAIN,
@@ -90,7 +93,7 @@ def config_of(plan: SitePlan, home: Path, sync_seconds: float) -> SiteConfig:
         timezone=plan.timezone,
         windows=plan.windows,
         consent=Consent(purposes=tuple(Purpose)) if plan.merges else Consent(),
-        cleaning=Cleaning(every_hours=None),  # it asks how old files are, and these are of another time
+        cleaning=Cleaning(every_hours=cleaned_hours, keep_hours=_KEPT_HOURS),
     )
 
 

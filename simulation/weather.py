@@ -51,6 +51,9 @@ class Weather(Fact):
     meddling_per_day: NotNegative = 0.0
     #: a rule of keeping, another each time, lets go of what it may, and `gc` deletes it at once
     cleanings_per_day: NotNegative = 0.0
+    homes_cleaned_per_day: NotNegative = (
+        0.0  #: by each site's agent, which then keeps nothing that no job needs
+    )
     lies_per_day: NotNegative = 0.0  #: of each site's agent, see simulation/liars.py
     lent: Share = 0.0  #: of a site's uploads: they come under another's name
     lies_told: tuple[str, ...] = ()  #: which; (): the usual ones
@@ -152,7 +155,7 @@ _RATES = (
     *("partitions_per_day", "crashes_per_day", "disk_full_per_day", "torn_writes_per_day"),
     *("clock_jumps_per_day", "site_faults", "coordinator_disk_full_per_day"),
     *("coordinator_clock_jumps_per_day", "second_agents_per_day", "meddling_per_day"),
-    *("lies_per_day", "drains_per_day", "cleanings_per_day"),
+    *("lies_per_day", "drains_per_day", "cleanings_per_day", "homes_cleaned_per_day"),
 )
 
 

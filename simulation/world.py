@@ -180,7 +180,10 @@ class World:
         self.network.wires[plan.name] = Wire(
             plan.name, self.seed, self.weather, plan.latency_ms, plan.up_mbps, plan.down_mbps
         )
-        config = config_of(plan, self._home / plan.name, sync_seconds)
+        often = self.weather.homes_cleaned_per_day
+        cleaned = 24.0 / often if often else None
+        host.dates_files = bool(often)  # else all of its files are of another time
+        config = config_of(plan, self._home / plan.name, sync_seconds, cleaned)
         pupil: Trainer = Pupil(plan, self.seed, self.plan.campaign.languages, self.weather.harms)
         pupil = Weighed(Lazy(pupil, self.weather.replays, self.seed, plan.name), self._weights)
         if plan.name in self._real:
