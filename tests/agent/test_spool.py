@@ -143,6 +143,20 @@ def test_a_directory_with_another_attempts_job_is_set_aside(spool):
     assert f"belongs to attempt {A1}" in complaint
 
 
+def test_a_launcher_is_asked_of_lives_that_can_be_read(spool):
+    spool.create(A2, assignment(A2), b"signature")
+    places = spool.places()
+    assert spool.begun(places) == ()  # staged, and no more
+    for attempt in (A1, A2):
+        (spool.directory(attempt) / "life.json").write_bytes(encode(Life(number=1, name="x", host="login1")))
+    assert spool.begun(places) == (A1, A2)
+    (spool.directory(A2) / "life.json").write_bytes(b"{")
+    assert spool.begun(places) == (A1,)
+    attempts, [complaint] = spool.look(places)  # which says what was passed over
+    assert [files.attempt for files in attempts] == [A1]
+    assert "life.json" in complaint
+
+
 def test_dropping_keeps_the_log_and_nothing_else(spool, tmp_path):
     (spool.directory(A1) / "log.txt").write_text("step 1\n")
     (spool.directory(A1) / "base").mkdir()
