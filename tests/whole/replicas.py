@@ -15,10 +15,11 @@ import grpc
 import yaml
 from free_ports import free_port
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from real_coordinator import Consortium
+from real_coordinator import Admin, Consortium
 
 from consortium.canonical import replace
 from consortium.channels import open_channel
+from consortium.errors import Unavailable
 from consortium.identity import Credentials
 from coordinator.moving import move_blobs, move_ledger
 from coordinator.stores import open_store, places_in
@@ -96,6 +97,21 @@ class Replicas(Consortium):
     def channel(self, own: Credentials | None) -> grpc.aio.Channel:
         addresses = self.config.addresses if own else self.config.enrolment_addresses
         return open_channel(",".join(addresses), self.keys.authority.pem, own)
+
+    @contextlib.asynccontextmanager
+    async def admin(self) -> AsyncIterator[Admin]:
+        """Once one answers who leads: it is looked for among all, and each is given few seconds to say so."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            async with super().admin() as admin:
+                try:
+                    await admin.view()
+                except Unavailable:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.1)
+                    continue
+                yield admin
+                return
 
     async def health(self, place: int) -> str:
         """SERVING, NOT_SERVING, or "" if nobody answers."""
