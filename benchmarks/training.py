@@ -28,6 +28,7 @@ from site_agent.config import Engine
 
 HERE = Path(__file__).parent
 PLAIN = Variant(name="plain loop, transformers", way="plain")
+KEPT = Variant(name="plain loop, freed memory kept", way="plain", keeps_memory=True)
 COMPILED = Variant(name="plain loop, compiled whole", way="compiled")
 LIGER = Variant(name="plain loop, Liger", way="liger")
 TITAN = Variant(name="torchtitan's model, compiled", way="torchtitan")
@@ -118,7 +119,7 @@ def phases(kind: str) -> list[Phase]:
     return [
         Phase(
             model=small,
-            variants=(PLAIN, NATIVE, IN_PARTS, OURS_HF, COMPILED, BLOCKS, TITAN),
+            variants=(PLAIN, KEPT, NATIVE, IN_PARTS, OURS_HF, COMPILED, BLOCKS, TITAN),
             steps=24,
             warmup=4,
         ),
@@ -175,6 +176,7 @@ def run_phase(
                 "batch_sequences": model.batch_sequences,
                 "sequence_tokens": model.sequence_tokens,
                 "mean_document": model.mean_document,
+                "keeps_memory": variant.keeps_memory,
                 "steps": phase.warmup + phase.steps,
                 "warmup": phase.warmup,
                 "threads": threads,

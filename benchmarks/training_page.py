@@ -55,6 +55,7 @@ class Variant(Fact):
     name: str
     way: Literal["ours", "plain", "compiled", "liger", "torchtitan"] = "ours"
     engine: Engine = Engine()
+    keeps_memory: bool = False
     is_deterministic: bool = False
 
 

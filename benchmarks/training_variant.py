@@ -6,6 +6,7 @@ Prints one JSON line. Every way gets the same random tokens and the same weights
 can be compared. What a way needs and this machine has not is said under ``missing``; what failed under ``failed``.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from consortium.allocator import MOST, keep_freed_memory
 from consortium.canonical import Fact, decode
 from consortium.errors import BadInput
 from consortium.ids import Digest
@@ -57,6 +59,7 @@ class Spec(Fact):
               it; compiled: the same with torch.compile; liger: the same with Liger's kernels; torchtitan: the same over
               torchtitan's model, its blocks and its loss compiled as torchtitan does it
     mean_document  tokens of packed documents, the mean; 0: a sequence is one stretch of text
+    keeps_memory   on a CPU: malloc keeps what is freed, as in our trainer's jobs
     """
 
     way: Literal["ours", "plain", "compiled", "liger", "torchtitan"]
@@ -65,6 +68,7 @@ class Spec(Fact):
     batch_sequences: int
     sequence_tokens: int
     mean_document: int = 0
+    keeps_memory: bool = False
     steps: int
     warmup: int
     threads: int = 1
@@ -227,14 +231,21 @@ def of_torchtitan(spec: Spec, ranks: Ranks) -> tuple[nn.Module, Callable[..., Te
     )
 
 
+@contextlib.contextmanager
+def bare(spec: Spec) -> Iterator[Ranks]:
+    """A process with nothing of what our trainer sets in its own."""
+    torch.set_num_threads(spec.threads)
+    if spec.keeps_memory:
+        keep_freed_memory(MOST)
+    yield Ranks(rank=0, world=1, device=torch.device("cuda:0" if torch.cuda.is_available() else "cpu"))
+
+
 def measure(spec: Spec) -> dict[str, object]:
     """Raises Missing, and whatever the way fails with."""
-    with joined("auto", spec.threads) as ranks:
+    with joined("auto", spec.threads) if spec.way == "ours" else bare(spec) as ranks:
         if spec.is_deterministic:
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        elif ranks.device.type == "cpu":
-            torch.set_deterministic_debug_mode("default")  # plain loops have nothing against either
         config = read_config(Path(spec.folder))
         with Checkpoint(Path(spec.folder)) as checkpoint:
             sizes = sizes_of(config, checkpoint.shapes)

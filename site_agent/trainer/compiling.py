@@ -17,13 +17,13 @@ _WIDTH_MIN = 2048
 
 
 def compile_blocks(network: Llama, backend: str = "inductor") -> None:
-    """Have every block, and the inner part of a loss in parts, compiled when it is first used.
+    """Have every block, and the loss, compiled when it is first used: of one in parts what is between the products.
 
     Anything in them that is not one graph raises at that moment, rather than be slow in silence.
     """
     for layer in network.model.layers:
         layer.forward = _compiled(layer.forward, backend)
-    network.turn = _compiled(network.turn, backend)
+    network.cost, network.turn = _compiled(network.cost, backend), _compiled(network.turn, backend)
 
 
 def use_float8(network: Llama) -> None:

@@ -15,10 +15,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 IGNORED = -100  #: a target that is none; the number of ``torch.nn.functional.cross_entropy``
 
 Head = Literal["whole", "in_parts"]
+Cost = Callable[[Tensor, Tensor], Tensor]  #: logits (N, V) and targets (N,), see ``cross_entropy``
 Turn = Callable[[Tensor, Tensor], Tensor]  #: logits (P, V) and targets (P,), see ``turn_into_gradient``
 
 _WHOLE_MAX = (
@@ -26,6 +28,8 @@ _WHOLE_MAX = (
 )  # bytes of float32 logits: smaller ones are no trouble, and their bits those of transformers
 # rows of a piece are a multiple: a GPU's kernels compute so many at a time, or waste what is beyond
 _TILE = 128
+_NEAR_BYTES = 512 << 10  # of logits; with as many of a gradient they fit into 1 MiB of cache a core
+_SUM = 2  # ATen's number of the reduction
 
 
 class HeadPlan(NamedTuple):
@@ -66,6 +70,46 @@ def plan_head(
 def bytes_per_logit(is_bf16: bool) -> int:
     """Of a piece, at its peak: in float32 worked on in place; in bf16 that copy and the one the product made."""
     return 6 if is_bf16 else 4
+
+
+def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Nats of the targets, summed, of all logits at once; IGNORED ones cost nothing. Nobody may need the logits after.
+
+    On a CPU in float32 they, the logarithms of their probabilities and their gradient are one after the other in the
+    same memory: bit for bit those of torch's own function, whose parts are called for some rows at a time.
+    """
+    if logits_NV.device.type == "cpu" and not torch.compiler.is_compiling():
+        nats: Tensor = _Cost.apply(logits_NV.float(), targets_N)  # type: ignore[no-untyped-call]
+        return nats
+    return functional.cross_entropy(logits_NV.float(), targets_N, reduction="sum", ignore_index=IGNORED)
+
+
+class _Cost(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        logs_NV = logits_NV.detach()
+        for logs_PV in torch.split(logs_NV, _rows_near(logs_NV)):
+            torch.log_softmax(logs_PV, 1, out=logs_PV)
+        nats: Tensor
+        nats, weight = torch.ops.aten.nll_loss_forward(logs_NV, targets_N, None, _SUM, IGNORED)
+        ctx.save_for_backward(logs_NV, targets_N, weight)
+        return nats
+
+    @staticmethod
+    def backward(ctx: Any, *scales: Tensor) -> tuple[Tensor, None]:
+        logs_NV, targets_N, weight = ctx.saved_tensors
+        rows = _rows_near(logs_NV)
+        for logs_PV, targets_P in zip(logs_NV.split(rows), targets_N.split(rows), strict=True):
+            gradient_PV = torch.ops.aten.nll_loss_backward(
+                scales[0], logs_PV, targets_P, None, _SUM, IGNORED, weight
+            )
+            torch._log_softmax_backward_data(gradient_PV, logs_PV, 1, logs_PV.dtype, out=logs_PV)
+        return logs_NV, None
+
+
+def _rows_near(logits_NV: Tensor) -> int:
+    """How many rows are worked on before they leave the processor's caches."""
+    return max(1, _NEAR_BYTES // (logits_NV.shape[1] * logits_NV.element_size()))
 
 
 def linear_cross_entropy(

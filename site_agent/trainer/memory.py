@@ -46,6 +46,7 @@ class Setup(Fact):
     ranks: int = 1
     shards: int = 1  #: that the model lies in; 1: every rank has all of it
     is_cpu: bool = True
+    works_in_place: bool = False  #: the loss: logits, their logarithms and their gradient are one memory
 
 
 class MemoryPlan(Fact):
@@ -104,10 +105,10 @@ def plan_memory(sizes: Sizes, setup: Setup) -> MemoryPlan:
 
     Per token a block of a Llama keeps for its backward pass: its input and that of the feed-forward, each before, in
     and after the norm; queries, keys and values for every head; attention's output, twice; and four values of the
-    feed-forward's inner width. The loss keeps the logarithms of probabilities and makes two gradients as large; all
-    that is float32. In bf16 inner values have half the size and the logits are there a fourth time. Where one part
-    is the whole batch, gradients come as activations go: then only the larger of them counts, but for the head's.
-    AdamW keeps two moments, Muon one of its matrices, of which it works on one at a time, whole.
+    feed-forward's inner width. The loss keeps the logarithms of probabilities and makes two gradients as large, or has
+    all three in one place; all that is float32. In bf16 inner values have half the size and the logits are there once
+    more. Where one part is the whole batch, gradients come as activations go: then only the larger of them counts, but
+    for the head's. AdamW keeps two moments, Muon one of its matrices, of which it works on one at a time, whole.
     """
     tokens = setup.sequences_at_once * setup.sequence_tokens
     in_parts = setup.sequences_at_once < setup.sequences
@@ -116,7 +117,8 @@ def plan_memory(sizes: Sizes, setup: Setup) -> MemoryPlan:
     # enough for kernels that share keys among heads, too
     block = 4 * sizes.width * stream + value * (2 * sizes.width + 5 * sizes.queries + 4 * sizes.inner)
     activations = tokens * (sizes.layers * block + 2 * sizes.width * stream)
-    head = tokens * sizes.vocabulary * (3 * _FLOAT + (2 if setup.is_bf16 else 0))
+    float32 = _FLOAT if setup.works_in_place else 3 * _FLOAT
+    head = tokens * sizes.vocabulary * (float32 + (2 if setup.is_bf16 else 0))
     if setup.rows_of_logits:
         rows = min(setup.rows_of_logits, tokens)
         # a piece's logits; the head's gradient before and after it is scaled; that of what comes before the head

@@ -9,12 +9,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from consortium.errors import BadInput
 from consortium.tensors import Checkpoint, F32Array
 from site_agent.trainer.attention import Documents
-from site_agent.trainer.head import IGNORED
 from site_agent.trainer.llama import Llama
 from site_agent.trainer.shape import Shape, shape_of
 
@@ -205,9 +203,7 @@ class _PlainLoss(nn.Module):
             nats: Tensor = self.network(ids_BS, targets_BS, documents, self.rows_at_once).nats
             return nats
         logits_BSV = self.network(ids_BS, None, documents)
-        return functional.cross_entropy(
-            logits_BSV.float().flatten(0, 1), targets_BS.flatten(), reduction="sum", ignore_index=IGNORED
-        )
+        return self.network.cost(logits_BSV.flatten(0, 1), targets_BS.flatten())
 
 
 class _OwnLoss(nn.Module):

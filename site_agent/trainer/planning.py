@@ -22,10 +22,11 @@ from site_agent.trainer.memory import (
     sizes_of,
     what_fits,
 )
-from site_agent.trainer.model import read_config
+from site_agent.trainer.model import program_of, read_config
 from site_agent.trainer.moments import are_kept
 from site_agent.trainer.ranks import Ranks, computes_in_bf16
 from site_agent.trainer.room import room
+from site_agent.trainer.shape import Shape
 from site_agent.trainer.sharing import Sharding
 
 
@@ -38,7 +39,8 @@ def planned(
     """
     with Checkpoint(folder.base) as base:
         frozen = [name for name, factor in factors_of(base, work.groups).items() if not factor]
-        sizes = sizes_of(read_config(folder.base), base.shapes, frozen)
+        config = read_config(folder.base)
+        program, sizes = program_of(config, ranks.device, ways.backend), sizes_of(config, base.shapes, frozen)
         if sizes is not None and work.lora is not None:
             shapes = [base.shapes[name] for name in adapted(base.shapes, work.lora)]
             learning = work.lora.rank * sum(map(sum, shapes))
@@ -60,6 +62,7 @@ def planned(
         is_bf16=computes_in_bf16(work, ranks),
         rows_of_logits=ways.rows_at_once,
         has_masters=ways.masters,
+        works_in_place=is_cpu and isinstance(program, Shape) and not ways.compiles,
         has_base=work.proximal > 0,
         ranks=ranks.world,
         shards={"none": 1, "fsdp": ranks.world, "hsdp": ranks.world // ranks.nodes}[sharding],

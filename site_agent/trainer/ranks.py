@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from consortium.allocator import MOST, keep_freed_memory
 from consortium.errors import BadInput
 from consortium.jobs import Train
 
@@ -78,6 +79,8 @@ def joined(device: Literal["auto", "cpu", "cuda"], threads: int) -> Iterator[Ran
         # nothing on CPU, and on GPUs up to a tenth of the speed.
         torch.set_deterministic_debug_mode("error")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        # every step needs the memory that the one before it had: else the kernel zeroes it anew each time
+        keep_freed_memory(MOST)
     if world > 1:
         torch.distributed.init_process_group("nccl" if has_gpu else "gloo", timeout=_PATIENCE)
     try:

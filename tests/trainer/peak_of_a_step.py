@@ -77,6 +77,7 @@ def main(
         has_base=proximal > 0,
         rows_of_logits=int(rows),
         has_masters=bool(masters),
+        works_in_place=True,
     )
     plan = plan_memory(sizes, setup)
     print(json.dumps({"planned": plan.peak, "measured": status("VmHWM:") - before, "lines": plan.lines()}))

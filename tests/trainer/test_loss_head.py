@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from site_agent.trainer import head
 from site_agent.trainer.head import IGNORED, bytes_per_logit, linear_cross_entropy, plan_head
 
 #: rows, width, vocabulary, rows at once: odd ones, single ones, more at once than there are
@@ -51,6 +52,25 @@ def test_it_is_the_plain_loss_in_float64(shape: tuple[int, int, int, int]) -> No
     given = drawn(*shape[:3])
     for one, other in zip(ours(*given, shape[3]), plain(*given), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("rows_near", [1, 5, 100])
+@pytest.mark.parametrize(("rows", "vocabulary"), [(1, 7), (33, 5), (40, 257)])
+def test_with_all_logits_it_is_torchs_to_the_bit_in_the_logits_own_memory(
+    rows: int, vocabulary: int, rows_near: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "_NEAR_BYTES", rows_near * vocabulary * 4)
+    x_ND, weight_VD, targets_N = drawn(rows, 8, vocabulary, torch.float32)
+    expected = (x_ND @ weight_VD.T).requires_grad_()
+    torchs = functional.cross_entropy(expected, targets_N, reduction="sum", ignore_index=IGNORED)
+    (torchs / 3).backward()
+    found = (x_ND @ weight_VD.T).requires_grad_()
+    own = head.cross_entropy(found, targets_N)
+    (own / 3).backward()
+    assert expected.grad is not None and found.grad is not None
+    assert torch.equal(own, torchs)
+    assert torch.equal(found.grad.view(torch.int32), expected.grad.view(torch.int32))
+    assert found.grad.data_ptr() == found.data_ptr()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

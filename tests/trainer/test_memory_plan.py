@@ -9,9 +9,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from trainer_samples import make_job, train_work
 
-from site_agent.trainer import planning
+from consortium.allocator import MOST
+from site_agent.trainer import planning, ranks
 from site_agent.trainer.folder import JobFailed, JobFolder, Site
 from site_agent.trainer.memory import Setup, Sizes, plan_memory, sizes_of, what_fits
 from site_agent.trainer.ranks import Ranks
@@ -80,7 +82,7 @@ def test_a_job_says_its_plan_and_one_that_does_not_fit_says_what_would(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    work = train_work(steps=1)
+    work = train_work(steps=1, sequence_tokens=48)  # enough for activations to be more than gradients
 
     def planned(room: int | None) -> None:
         monkeypatch.setattr(planning, "room", lambda: room)
@@ -93,13 +95,22 @@ def test_a_job_says_its_plan_and_one_that_does_not_fit_says_what_would(
     peak = line["planned_bytes"]
     planned(peak)
     with pytest.raises(
-        JobFailed, match=r"4 sequences of 16 tokens at once take 40 MiB here, .* fits$"
+        JobFailed, match=r"4 sequences of 48 tokens at once take 41 MiB here, .* fits$"
     ) as failed:
         planned(peak - 1)
     assert failed.value.reason == "out_of_memory"
     assert "set `device_sequences: 3` at this site" in str(failed.value)
     with pytest.raises(JobFailed, match="not even one sequence at a time fits: share the model"):
         planned(1 << 20)
+
+
+def test_a_rank_on_a_cpu_keeps_what_its_steps_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(ranks, "keep_freed_memory", kept.append)
+    monkeypatch.setattr(torch, "set_deterministic_debug_mode", lambda mode: None)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    with ranks.joined("cpu", 1):
+        assert kept == [MOST]
 
 
 # --- what there is ---------------------------------------------------------------------------------
