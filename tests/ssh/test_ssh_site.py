@@ -98,6 +98,7 @@ def test_a_partial_result_is_made_there_and_comes_here(config, site, tmp_path):
     assert trainer_samples.run(earlier) == 0  # now the text is prepared
     trainer_samples.make_job(directory, texts_there, work, tmp_path / "base")
     remote = remote_site(config)
+    remote.files._wait_seconds = 300.0  # for what it carries, however slow the machine is
     (directory / "base").unlink()
     shutil.copytree(tmp_path / "base", directory / "base")
     remote.files.push(directory)
