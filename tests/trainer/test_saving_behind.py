@@ -31,7 +31,7 @@ def test_what_is_written_is_what_was_there_when_it_was_asked_for(
     may_write, real = threading.Event(), Saver._write
 
     def slowly(*given: object) -> None:
-        assert may_write.wait(60)
+        assert may_write.wait(300)
         real(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Saver, "_write", slowly)
