@@ -124,6 +124,9 @@ def close() -> None:
 
 
 def _serve() -> None:
+    import torch.distributed.fsdp  # another second, for ranks that share a model
+    import torch.distributed.tensor  # noqa: F401
+
     import site_agent.trainer.evaluation
     import site_agent.trainer.training  # noqa: F401
 
