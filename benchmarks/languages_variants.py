@@ -234,7 +234,7 @@ def _details() -> list[Variant]:
         replace(more, name="FedProx, mu 0.01", proximal=0.01),
         replace(more, name="FedProx, mu 0.1", proximal=0.1),
         replace(more, name="FedProx, mu 0.1, moments kept", proximal=0.1, moments="keep"),
-        replace(more, name="LoRA, rank 16", lora_rank=16),
+        replace(more, name="LoRA, rank 4", lora_rank=4),
     ]
 
 
