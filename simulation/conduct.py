@@ -220,7 +220,9 @@ class Conduct:
         known = self._of(name)
         if outcome == _CANCELLED and not known.is_disowned:
             self._wrong(name, "is cancelled, and nobody has said that it is not wanted")
-        if outcome == _REFUSED and not (known.is_refused or self._may_be_spent()):
+        # what is not wanted it may have killed: whoever comes after it finds it cancelled, and knows no more
+        may_refuse = known.is_refused or known.is_disowned or self._may_be_spent()
+        if outcome == _REFUSED and not may_refuse:
             self._wrong(name, "is refused, and neither the machine nor the allocation forbids it")
 
     def _owed(
