@@ -65,7 +65,10 @@ def test_signals_stop_it_and_killing_loses_nothing(
     assert any(step not in (0, 400) for step in steps)
 
 
-def test_a_stop_file_stops_it_and_a_done_job_stays_done(tmp_path: Path, site: Site, base: Path) -> None:
+def test_a_stop_file_stops_it_and_a_done_job_stays_done(
+    tmp_path: Path, site: Site, base: Path, undisturbed: Path
+) -> None:
+    """After one step: the site's text is prepared since the undisturbed job, or it would stop amid that."""
     folder = make_job(tmp_path / "job", site, train_work(), base)
     (folder / "STOP").touch()
     assert run_apart(folder) == CONTINUE_LATER
