@@ -72,7 +72,8 @@ class Orders:
         wanted = set(work.languages)
         for site in (state.sites[name] for name in event.sites):
             stands = site.status == "enrolled" and not site.draining
-            assert stands or event.purpose is Purpose.RIVAL, f"{site.name} takes no work"
+            may_wait = event.purpose is Purpose.RIVAL or _is_missed(campaign, state, event, site)
+            assert stands or may_wait, f"{site.name} takes no work"
             assert site.name in (campaign.spec.sites or event.sites), f"{site.name} is not invited"
             access = "public" if event.purpose in (Purpose.SEED, Purpose.TOKENIZER) else "private"
             text = set(site.languages(access, event.purpose in _JUDGING))
@@ -142,6 +143,23 @@ def _others_judge(campaign: CampaignState, state: State, trained: Job) -> bool:
         and set(trained.work.languages) & set(site.languages("private", heldout=True))
         for site in state.sites.values()
     )
+
+
+def _is_missed(campaign: CampaignState, state: State, event: ev.JobPlanned, absent: Site) -> bool:
+    """Whether a candidate must fail without this site, which takes no work now: nobody else knows a language."""
+    gate = campaign.spec.gate
+    if event.purpose is not Purpose.GATE or gate.unscored != "reject":
+        return False
+    known = {
+        language
+        for site in state.sites.values()
+        if site.status == "enrolled"
+        and not site.draining
+        and site.name in (campaign.spec.sites or (site.name,))
+        for language in site.languages("private", heldout=True)
+    }
+    wanted = set(gate.protected or campaign.spec.languages) - known
+    return bool(wanted & set(absent.languages("private", heldout=True)))
 
 
 def has_means(site: Site, at: float) -> bool:

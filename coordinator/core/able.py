@@ -60,11 +60,34 @@ def names_of(sites: Iterable[Site]) -> str:
 
 def judges(state: State, campaign: CampaignState) -> list[tuple[Site, tuple[Language, ...]]]:
     """Sites that hold held-out text of the campaign's languages and take work, each with those languages."""
+    return [(site, heldout) for site, heldout in _who_could_judge(state, campaign) if _takes_work(site)]
+
+
+def judges_of_candidate(state: State, campaign: CampaignState) -> list[tuple[Site, tuple[Language, ...]]]:
+    """Who scores a candidate: the judges, and sites that take no work now if it must fail without them.
+
+    A site that is suspended or drains for an hour may be the only one that knows a language. Its evaluation waits for
+    it, as long as for anybody else's; without it the work of all sites in that round would be lost at once.
+    """
+    able, gate = judges(state, campaign), campaign.spec.gate
+    needed = set(gate.protected or campaign.spec.languages) if gate.unscored == "reject" else set()
+    needed -= {language for _, heldout in able for language in heldout}
+    return [
+        (site, heldout)
+        for site, heldout in _who_could_judge(state, campaign)
+        if _takes_work(site) or needed & {*heldout}
+    ]
+
+
+def _takes_work(site: Site) -> bool:
+    return site.status == "enrolled" and not site.draining
+
+
+def _who_could_judge(state: State, campaign: CampaignState) -> list[tuple[Site, tuple[Language, ...]]]:
     found = []
     for name, site in sorted(state.sites.items()):
         heldout = tuple(x for x in site.languages("private", heldout=True) if x in campaign.spec.languages)
-        invited = not campaign.spec.sites or name in campaign.spec.sites
-        if site.status == "enrolled" and not site.draining and heldout and invited:
+        if heldout and (not campaign.spec.sites or name in campaign.spec.sites):
             found.append((site, heldout))
     return found
 

@@ -2,7 +2,7 @@
 
 from consortium.canonical import Fact
 from consortium.ids import CampaignId, Digest, JobId
-from coordinator.core.able import coordinator_merges, judges
+from coordinator.core.able import coordinator_merges, judges_of_candidate
 from coordinator.core.state import CampaignState, Round, RoundState, State
 from coordinator.core.transitions import JobState
 
@@ -52,5 +52,5 @@ def owed(state: State) -> tuple[Owed, ...]:
 
 def _is_evaluated(state: State, campaign: CampaignState, round_: Round) -> bool:
     if not round_.gate_jobs:
-        return not judges(state, campaign)  # nobody can judge: the gate says what that means
+        return not judges_of_candidate(state, campaign)  # nobody can judge: the gate says what that means
     return all(state.jobs[j].is_final for j in round_.gate_jobs)

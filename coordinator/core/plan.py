@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from consortium.ids import Language, job_named
 from consortium.jobs import Outcome, Purpose, Subject, Tokenizer
 from coordinator.core import events as ev
-from coordinator.core.able import holders_of_public_text, judges, participants
+from coordinator.core.able import holders_of_public_text, judges_of_candidate, participants
 from coordinator.core.accounting import warnings
 from coordinator.core.checks import checks_due, finding, is_checked, left_out
 from coordinator.core.comparison import is_compared, models_to_compare, rivals_to_train
@@ -267,7 +267,7 @@ def _gate_jobs(state: State, campaign: CampaignState, round_: Round, moment: Mom
     """One evaluation per site with held-out text; the gate decides without who is late or cannot pay for it."""
     if not round_.gate_jobs:
         assert round_.candidate is not None
-        for site, languages in judges(state, campaign):
+        for site, languages in judges_of_candidate(state, campaign):
             subjects = [round_.candidate]
             if not _scored(campaign, round_.base, site, languages) and round_.number > 0:
                 subjects.append(round_.base)

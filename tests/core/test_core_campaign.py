@@ -1,5 +1,6 @@
 """The story of a campaign, phase by phase: exactly which events follow from which."""
 
+import pytest
 from consortium_in_facts import (
     DEMO,
     GIVEN,
@@ -27,7 +28,7 @@ from coordinator.core import commands as cm
 from coordinator.core import events as ev
 from coordinator.core.owed import Judge, MakeBase, Merge, owed
 from coordinator.core.waits import waits
-from policies.campaign import TokenizerSource
+from policies.campaign import Gate, TokenizerSource
 
 
 def test_from_a_tokenizer_to_a_promoted_model() -> None:
@@ -290,11 +291,49 @@ def test_nobody_can_judge() -> None:
     assert coordinator.work()[-1] == "CampaignEnded demo completed"
 
 
-def test_a_draining_site_is_no_judge() -> None:
-    coordinator = given()
+def gate_without_north(status: str, **gate: object) -> tuple[Coordinator, list[str]]:
+    """A merged round of which north, which alone knows fi, takes no work when the candidate is made."""
+    coordinator = given(rounds=2, gate=Gate(**gate))  # type: ignore[arg-type]
     coordinator.train_all()
-    coordinator.sync("north", draining=True)
-    assert coordinator.work()[1:] == ["JobPlanned demo_r1-gate-south", "JobPlanned demo_r1-gate-west"]
+    if status == "draining":
+        coordinator.sync("north", draining=True)
+    else:
+        coordinator.do(cm.SetSite(site=SiteName("north"), status="suspended", reason="a lost key"))
+    return coordinator, coordinator.work()[1:]
+
+
+@pytest.mark.parametrize("status", ["draining", "suspended"])
+def test_who_alone_knows_a_language_is_waited_for(status: str) -> None:
+    """Without it the work of all sites would be lost, for an hour of absence."""
+    coordinator, planned = gate_without_north(status)
+    assert planned == [f"JobPlanned demo_r1-gate-{site}" for site in ("north", "south", "west")]
+    for site in ("south", "west"):
+        coordinator.sync(site)
+        coordinator.deliver(f"demo_r1-gate-{site}")
+    assert [w.reason for w in waits(coordinator.state) if "north" in w.reason]
+    assert coordinator.work() == []
+    if status == "suspended":
+        coordinator.do(cm.SetSite(site=SiteName("north"), status="enrolled", reason="a new one"))
+    assert "JobLeased demo_r1-gate-north.a1 north" in coordinator.sync("north")
+    coordinator.deliver("demo_r1-gate-north")
+    assert coordinator.work()[:2] == ["GateJudged demo/v1", "VersionPromoted demo/v1"]
+
+
+def test_who_alone_knows_a_language_is_not_waited_for_for_ever() -> None:
+    coordinator, _ = gate_without_north("suspended")
+    for site in ("south", "west"):
+        coordinator.sync(site)
+        coordinator.deliver(f"demo_r1-gate-{site}")
+    assert coordinator.wait(2 * HOUR) == []
+    assert coordinator.wait(1) == ["JobCancelled demo_r1-gate-north"]
+    assert "its languages count as unscored" in coordinator.job("demo_r1-gate-north").reason
+    assert owed(coordinator.state) == (Judge(campaign=DEMO, round=1),)
+
+
+@pytest.mark.parametrize("gate", [{"unscored": "allow"}, {"protected": (Language("ga"),)}])
+def test_who_takes_no_work_is_no_judge_where_the_gate_can_do_without(gate: dict[str, object]) -> None:
+    _, planned = gate_without_north("draining", **gate)
+    assert planned == ["JobPlanned demo_r1-gate-south", "JobPlanned demo_r1-gate-west"]
 
 
 def test_late_judges_are_not_waited_for() -> None:
