@@ -326,6 +326,8 @@ class World:
         for site in self.sites:
             site.stop()
         self.coordinator.stop()
+        if (trouble := self.loop.trouble) is not None:
+            self.referee.blame(f"{type(trouble).__name__} in a callback that no task answers for: {trouble}")
 
     def _outcome(self) -> Outcome:
         state, plan = self.referee.state, self.plan

@@ -17,6 +17,7 @@ from simulation.loop import Killed, Process, VirtualLoop
 from simulation.machine import Host, Machine, inhabited
 from simulation.run import simulate
 from simulation.seeds import fate_of
+from simulation.world import World
 
 
 def in_a_world(story):
@@ -143,3 +144,20 @@ def test_time_over_is_told_as_open() -> None:
     found = simulate(plan, 1, replace(drawn_weather("calm"), clears_after_hours=None))
     assert found.hours == 1.0 and found.violations == ()
     assert found.ended[0].status == "open"
+
+
+def test_an_error_that_no_task_answers_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop outside of a simulation would only log it."""
+    began = World._begin
+
+    def begin(self: World) -> None:
+        began(self)
+
+        def fall() -> None:
+            raise LookupError("nobody waits for this")
+
+        self.loop.call_later(60.0, fall, context=self.loop.outside)
+
+    monkeypatch.setattr(World, "_begin", begin)
+    (found,) = simulate(drawn_plan(4), 4, drawn_weather("calm")).violations
+    assert found.endswith("LookupError in a callback that no task answers for: nobody waits for this")
